@@ -1,0 +1,38 @@
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint slow bench docs clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+help: ## show this help
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-7s %s\n", $$1, $$2}'
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedsim needs Python 3.11 or newer; set PYTHON=…")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## run the quickstart experiment and write its report
+	$(BIN)/fedsim run experiments/quickstart.yaml
+
+test: lint ## check style, types, and run the tests and the examples in the documentation
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+lint: $(INSTALLED) ## check style and types
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --quiet --check .
+	$(BIN)/mypy
+
+slow: $(INSTALLED) ## run the tests that take longer
+	$(BIN)/python -m pytest -n 2 -m slow
+
+bench: $(INSTALLED) ## measure speed, as ratios within one run
+	for file in experiments/benchmarks/*.py; do $(BIN)/python $$file || exit; done
+
+docs: $(INSTALLED) ## write the reference of the experiment file and the parts
+	$(BIN)/python -m fedsim.reference > docs/reference.md
+
+clean: ## remove everything that can be made again
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,300 @@
+"""What a notebook user calls: run, check, load, report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedsim import parts as _parts
+from fedsim.config import Experiment
+from fedsim.config import load as _load
+from fedsim.errors import BadValue, ConfigError, Problem, RunError
+from fedsim.progress import Progress
+
+if TYPE_CHECKING:
+    from fedsim.observer import Observer
+    from fedsim.setup import Setup
+
+__all__ = ["Progress", "Result", "check", "load", "parts", "report", "run"]
+
+Source = str | Path | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left behind.
+
+    Args:
+        path: the run's folder.
+        summary: final numbers by name, as in ``summary.json``.
+    """
+
+    path: Path
+    summary: dict[str, Any]
+
+    def metrics(self) -> dict[str, np.ndarray]:
+        """Return one row per evaluation as columns of equal length, ready for ``pandas.DataFrame``."""
+        from fedsim.record.store import metrics
+
+        return metrics(self.path)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Return the final model's parameters by name; in a run of peers, of their average model."""
+        from safetensors.numpy import load_file
+
+        return {
+            k: v
+            for k, v in load_file(self.path / "weights.safetensors").items()
+            if not k.startswith("peers/")
+        }
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><td>{key}</td><td>{value}</td></tr>" for key, value in self.summary.items())
+        return f"<table>{rows}</table>"
+
+
+def load(source: Source, **overrides: Any) -> Experiment:
+    """Load an experiment; see :func:`run` for the arguments."""
+    return _load(source, _dotted(overrides))
+
+
+def check(source: Source, overrides: Mapping[str, Any] | None = None, **more: Any) -> Experiment:
+    """Check everything about an experiment that can be checked before it runs.
+
+    Raises:
+        ConfigError: with the line, the value and the rule of what is wrong.
+
+    >>> check({"data": {"clients": 5}, "strategy": "fedavg", "topology": "ring", "stop": {"rounds": 2}}).name
+    'experiment'
+    """
+    from fedsim.setup import prepare
+
+    experiment = _load(source, {**(overrides or {}), **_dotted(more)})
+    prepare(experiment)
+    return experiment
+
+
+def run(
+    source: Source,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    out: str | Path = "runs",
+    timing_only: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    **more: Any,
+) -> Result:
+    """Run an experiment and leave a folder with its record and a report.
+
+    Args:
+        source: a YAML file, or the same content as a dictionary.
+        overrides: values by dotted key, such as ``{"strategy.p": 0.5}``.
+        out: the folder in which the run gets a folder of its own.
+        timing_only: run the event plane alone: times, bytes and availability, but no training.
+        progress: called after every round.
+        more: overrides as keywords; two underscores stand for a dot: ``strategy__p=0.5``.
+
+    Returns:
+        The result.
+
+    Raises:
+        ConfigError: for a mistake in the experiment, before anything has run.
+        RunError: if the run breaks; its ``run_path`` is the folder with what was recorded until then.
+
+    >>> import tempfile
+    >>> experiment = {
+    ...     "data": {"clients": 4}, "model": "softmax", "stop": {"rounds": 2},
+    ...     "strategy": {"name": "fedavg", "fraction_evaluate": 0.0}, "record": {"report": False},
+    ... }
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = run(experiment, out=folder, seed=3)
+    ...     (result.summary["seed"], result.summary["rounds"], sorted(result.metrics())[:2])
+    (3, 2, ['accuracy', 'bytes_down'])
+    """
+    experiment = _load(source, {**(overrides or {}), **_dotted(more)})
+    from fedsim.setup import prepare
+    from fedsim.threads import limited
+
+    with limited(experiment.compute.threads):
+        setup = prepare(experiment, dry=timing_only)
+        path = _make_folder(Path(out), experiment, timing_only)
+        try:
+            return _run(setup, path, progress)
+        except (RunError, KeyboardInterrupt) as error:
+            error.run_path = path  # type: ignore[union-attr]
+            raise
+
+
+def report(run: str | Path) -> Path:
+    """Write the report of a run from what was recorded, finished or not, and return its path.
+
+    Raises:
+        ConfigError: if the folder is not a run.
+    """
+    from fedsim.record.report import write_report
+
+    try:
+        return write_report(Path(run))
+    except BadValue as error:
+        raise ConfigError([Problem(error.key, error.value, error.rule, error.hint)]) from error
+
+
+def parts(kind: str) -> list[tuple[str, str]]:
+    """Return name and one-line description of every installed part of a kind.
+
+    >>> [name for name, _ in parts("churn")]
+    ['always', 'exponential']
+    """
+    return [(name, _parts.summary(kind, name)) for name in _parts.names(kind)]
+
+
+def _dotted(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.replace("__", "."): value for key, value in keywords.items()}
+
+
+def _make_folder(out: Path, experiment: Experiment, timing_only: bool) -> Path:
+    """Make the run's folder; a run never writes over another one."""
+    stem = f"{experiment.name}-{experiment.digest()[:8]}" + ("-timing" if timing_only else "")
+    number = 1
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = out / (stem if number == 1 else f"{stem}-{number}")
+            try:
+                path.mkdir()
+            except FileExistsError:
+                number += 1
+                continue
+            (path / "experiment.yaml").write_text(experiment.dump(), encoding="utf-8")
+            return path
+    except OSError as error:
+        raise ConfigError([Problem("out", str(out), f"cannot be written ({error.strerror})")]) from error
+
+
+def _run(setup: Setup, path: Path, progress: Callable[[Progress], None] | None) -> Result:
+    from fedsim.observer import Observer
+    from fedsim.record.store import Record
+
+    world, experiment = setup.world, setup.experiment
+    with Record(path) as record:
+        _record_start(setup, record)
+        observer = Observer(experiment, setup.learner, world, record, progress)
+        try:
+            _drive(setup, observer)
+            observer.close()
+        finally:
+            _record_end(setup, record)
+        summary = summarise(setup, observer)
+        if not setup.learner.dry:
+            summary["weights_hash"] = _save_weights(setup, observer, path)
+        marks = f"{summary['event_hash']}{summary['weights_hash']}"
+        summary["run_hash"] = hashlib.sha256(marks.encode()).hexdigest()
+    (path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    if experiment.record.report:
+        report(path)
+    return Result(path, summary)
+
+
+def _drive(setup: Setup, observer: Observer) -> None:
+    if setup.has_server:
+        from fedsim.flower.server import run_server
+
+        run_server(setup.experiment, setup.strategy, setup.world, setup.learner, observer)
+    else:
+        from fedsim.peer import PeerRun
+
+        PeerRun(setup.world, setup.learner, setup.strategy, observer).run()
+
+
+def _record_start(setup: Setup, record: Any) -> None:
+    from fedsim.setup import describe
+
+    for table, rows in describe(setup).items():
+        record.write(table, rows)
+    if setup.experiment.stop.target is not None:
+        record.fact("target_accuracy", setup.experiment.stop.target.accuracy)
+
+    def listen(time_us: int, kind: str, node: int, peer: int, size: int, round: int) -> None:
+        if kind in ("online", "offline"):
+            record.presence(time_us, node, kind == "online")
+        if setup.experiment.record.events or kind == "crash":
+            record.event(time_us, kind, node, peer, size, round)
+
+    setup.world.log.listener = listen
+
+
+def _record_end(setup: Setup, record: Any) -> None:
+    world = setup.world
+    traffic = world.network.traffic
+    record.write(
+        "nodes",
+        [
+            (
+                n.id,
+                n.role,
+                traffic[n.id].up,
+                traffic[n.id].down,
+                traffic[n.id].lost,
+                n.work,
+                n.wasted,
+                n.busy_us,
+            )
+            for n in world.nodes
+        ],
+    )
+    record.write("links", [(a, b, count) for (a, b), count in sorted(world.network.links.items())])
+    record.fact("sim_time_us", world.clock.now)
+
+
+def summarise(setup: Setup, observer: Observer) -> dict[str, Any]:
+    """Return a run's final numbers by name."""
+    experiment, world = setup.experiment, setup.world
+    totals = world.totals()
+    per_node = [world.network.traffic[n.id].up + world.network.traffic[n.id].down for n in world.members]
+    return {
+        "name": experiment.name,
+        "strategy": experiment.strategy.name,
+        "seed": experiment.seed,
+        "rounds": observer.round,
+        "sim_time_s": world.clock.now_s,
+        "wall_time_s": round(observer.wall_time_s, 3),
+        "accuracy": observer.scores.get("accuracy"),
+        "best_accuracy": observer.best_accuracy,
+        "loss": observer.scores.get("loss"),
+        "time_to_target_s": observer.time_to_target_s,
+        "bytes_up": totals["bytes_up"],
+        "bytes_down": totals["bytes_down"],
+        "bytes_lost": totals["bytes_lost"],
+        "bytes_max_node": max(per_node),
+        "bytes_min_node": min(per_node),
+        "work_samples": totals["work"],
+        "wasted_samples": totals["wasted"],
+        "engine": type(setup.learner.engine).__name__.lower(),
+        "event_hash": world.log.hexdigest(),
+        "weights_hash": None,
+        "run_hash": None,
+    }
+
+
+def _save_weights(setup: Setup, observer: Observer, path: Path) -> str:
+    """Write the final weights and return their SHA-256."""
+    from safetensors.numpy import save_file
+
+    vectors = {node: model.value().detach().cpu().numpy() for node, model in sorted(observer.models.items())}
+    stack = np.stack(list(vectors.values()))
+    average = stack[0] if len(stack) == 1 else stack.mean(0, dtype=np.float64).astype(stack.dtype)
+    tensors, start = {}, 0
+    for name, shape in setup.learner.engine.task.layout:
+        size = int(np.prod(shape, dtype=np.int64))
+        tensors[name] = np.ascontiguousarray(average[start : start + size].reshape(shape))
+        start += size
+    if not setup.has_server:
+        tensors["peers/weights"] = stack
+        tensors["peers/ids"] = np.array(list(vectors), dtype=np.int64)
+    save_file(tensors, path / "weights.safetensors")
+    return hashlib.sha256(stack.tobytes()).hexdigest()

@@ -1,0 +1,324 @@
+"""The experiment file as frozen, typed, strict models.
+
+:func:`load` reads a file, :meth:`Experiment.dump` writes it out with every default. A mistake is one line,
+``FILE:LINE: key: value: rule; hint``, and all mistakes of a file are reported together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import (
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from fedsim.blocks import (
+    Block,
+    Constant,
+    Count,
+    Draw,
+    NonNegative,
+    OpenBlock,
+    Part,
+    Positive,
+    PositiveDraw,
+    matching,
+)
+from fedsim.errors import BadValue, ConfigError
+from fedsim.explain import explain, place
+from fedsim.yamlfile import Document, Steps, read, write
+
+__all__ = ["Constant", "Draw", "Experiment", "Local", "Part", "load"]
+
+Name = Annotated[
+    str,
+    matching(
+        r"\.*[A-Za-z0-9_-][A-Za-z0-9_.-]*", "may only contain letters, digits, dots, dashes and underscores"
+    ),
+]
+Device = Annotated[str, matching(r"auto|cpu|cuda(:\d+)?", "must be auto, cpu, cuda or cuda:N")]
+Rate = Annotated[
+    Annotated[Positive, Tag("<one>")] | Annotated[list[Positive], Tag("<each>")],
+    Discriminator(lambda given: "<each>" if isinstance(given, list) else "<one>"),
+]
+
+
+class Data(OpenBlock):
+    """The data and how they are divided; other keys are the dataset's own parameters."""
+
+    name: str = Field(default="digits", description="the dataset")
+    clients: Count = Field(description="number of clients that hold data")
+    partition: Part = Field(
+        default=Part(name="iid"), description="how the samples are divided among the clients"
+    )
+    root: str | None = Field(
+        default=None, description="folder of the downloaded files; None is the dataset's own choice"
+    )
+
+
+class Local(Block):
+    """Local training: what one client does between receiving and sending weights."""
+
+    epochs: Count | None = Field(
+        default=None, description="passes over the local data (1 if no steps are given)"
+    )
+    steps: Count | None = Field(default=None, description="number of minibatch steps, instead of epochs")
+    batch_size: Count | None = Field(
+        default=32, description="samples per step; null takes the whole local data"
+    )
+    lr: Rate = Field(default=0.05, description="learning rate (no unit), or a list with one for each client")
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="momentum of SGD (no unit)")
+    weight_decay: NonNegative = Field(
+        default=0.0, description="factor of the weights added to the gradient (no unit)"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_epoch(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("epochs") is None and given.get("steps") is None:
+            return {**given, "epochs": 1}
+        return given
+
+    @field_validator("steps")
+    @classmethod
+    def _one_of_two(cls, steps: int | None, info: ValidationInfo) -> int | None:
+        epochs = info.data.get("epochs")
+        if steps is not None and epochs is not None:
+            raise ValueError(f"give either epochs or steps, not both (epochs is {epochs})")
+        return steps
+
+
+class Strategy(OpenBlock):
+    """The algorithm; other keys are the strategy's own parameters."""
+
+    name: str = Field(description="the strategy")
+    local: Local = Field(default_factory=Local, description="local training")
+    timeout_s: Positive | None = Field(
+        default=3600.0,
+        description="how long to wait for other nodes in a round, in simulated seconds; null waits for ever",
+    )
+
+
+class Network(Block):
+    """Links and nodes of the network."""
+
+    latency_ms: Draw = Field(default=Constant(value=0), description="latency of each link in milliseconds")
+    node_latency_ms: Draw = Field(
+        default=Constant(value=0), description="latency added at each node in milliseconds"
+    )
+    up_mbps: PositiveDraw | None = Field(
+        default=None, description="upload of each node in Mbit/s; null is unlimited"
+    )
+    down_mbps: PositiveDraw | None = Field(
+        default=None, description="download of each node in Mbit/s; null is unlimited"
+    )
+    edge_mbps: PositiveDraw | None = Field(
+        default=None, description="capacity of each link in Mbit/s; null is unlimited"
+    )
+    header_bytes: int = Field(default=64, ge=0, description="bytes that each message has besides its content")
+    detect_s: NonNegative = Field(
+        default=10.0, description="seconds until the server notices that a node went offline"
+    )
+
+
+class Devices(Block):
+    """How fast the nodes compute."""
+
+    seconds_per_sample: PositiveDraw = Field(
+        default=Constant(value=0.001), description="seconds per gradient of one sample, for each node"
+    )
+
+
+class Evaluate(Block):
+    """When and how models are evaluated."""
+
+    every: Count = Field(default=1, description="rounds between two evaluations")
+    batch_size: Count = Field(default=1000, description="test samples per batch")
+
+
+class Target(Block):
+    """A result that is good enough to stop."""
+
+    accuracy: float = Field(gt=0, le=1, description="share of the test samples that are classified correctly")
+
+
+class Stop(Block):
+    """When the run ends: at whatever comes first."""
+
+    rounds: Count | None = Field(default=None, description="number of rounds")
+    sim_time_s: Positive | None = Field(default=None, description="simulated seconds")
+    target: Target | None = Field(default=None, description="the result to reach")
+
+    @model_validator(mode="after")
+    def _some(self) -> Stop:
+        if self.rounds is None and self.sim_time_s is None and self.target is None:
+            raise ValueError("give at least one of rounds, sim_time_s and target")
+        return self
+
+
+class Compute(Block):
+    """How the numbers are computed."""
+
+    engine: Literal["auto", "sequential", "stacked"] = Field(
+        default="auto", description="how clients are trained"
+    )
+    device: Device = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["float32", "float64"] = Field(default="float32", description="type of weights and data")
+    slots: Count | None = Field(
+        default=None, description="clients trained in one stacked batch; null is automatic"
+    )
+    threads: Count = Field(default=1, description="threads of one operation on the CPU")
+
+
+class Record(Block):
+    """What a run leaves behind."""
+
+    events: bool = Field(default=True, description="keep every message and computation")
+    report: bool = Field(default=True, description="write a report at the end")
+
+
+class Experiment(Block):
+    """A whole experiment; :func:`load` makes one.
+
+    >>> experiment = load({"data": {"clients": 8}, "strategy": "fedavg", "stop": {"rounds": 2}})
+    >>> experiment.strategy.local.batch_size, experiment.topology.name
+    (32, 'star')
+    >>> experiment.digest()[:8]
+    'b15e3550'
+    """
+
+    name: Name = Field(
+        description="the name of the run's folder; by default the file's name without its ending"
+    )
+    seed: int = Field(default=0, ge=0, description="the seed of everything random")
+    data: Data = Field(description="the data and how they are divided")
+    model: Part = Field(default=Part(name="mlp"), description="the model")
+    strategy: Strategy = Field(description="the algorithm")
+    topology: Part = Field(default=Part(name="star"), description="who is linked with whom")
+    network: Network = Field(default_factory=Network, description="links and nodes of the network")
+    devices: Devices = Field(default_factory=Devices, description="how fast the nodes compute")
+    churn: Part = Field(default=Part(name="always"), description="when nodes are online")
+    faults: list[Part] = Field(default_factory=list, description="what goes wrong")
+    evaluate: Evaluate = Field(default_factory=Evaluate, description="when and how models are evaluated")
+    stop: Stop = Field(description="when the run ends")
+    compute: Compute = Field(default_factory=Compute, description="how the numbers are computed")
+    record: Record = Field(default_factory=Record, description="what the run leaves behind")
+
+    _document: Document = PrivateAttr(default_factory=Document)
+
+    @field_validator("strategy")
+    @classmethod
+    def _rate_for_each(cls, strategy: Strategy, info: ValidationInfo) -> Strategy:
+        lr, data = strategy.local.lr, info.data.get("data")
+        if isinstance(lr, list) and data is not None and len(lr) != data.clients:
+            rule = f"{len(lr)} rates for {data.clients} clients; give one number or one for each client"
+            raise BadValue("local.lr", lr, rule)
+        return strategy
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether two experiments say the same, wherever they were written."""
+        return isinstance(other, Experiment) and self.model_dump() == other.model_dump()
+
+    def dump(self) -> str:
+        """Return the experiment as YAML with every default; :func:`load` reads it back as an equal one."""
+        return write(self.model_dump())
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the resolved experiment as 64 hexadecimal digits."""
+        text = json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def problem(self, block: Steps, error: BadValue) -> ConfigError:
+        """Say where in the file the value is that a part refused.
+
+        Args:
+            block: the steps to the part's block, such as ``("faults", 0)``.
+            error: what the part raised; its key is relative to the block.
+
+        Returns:
+            The error to raise instead: one line with file, line and full key.
+
+        >>> experiment = load({"data": {"clients": 5}, "strategy": "dpsgd", "stop": {"rounds": 2}})
+        >>> print(experiment.problem(("topology",), BadValue("degree", 3, "5 x 3 is odd")))
+        topology.degree: 3: 5 x 3 is odd
+        """
+        return ConfigError([place(Experiment, self._document, block, error)])
+
+    @contextmanager
+    def blame(self, *block: str | int) -> Iterator[None]:
+        """Turn a part's :class:`BadValue` into an error that names the line of the part's block.
+
+        >>> experiment = load({"data": {"clients": 5}, "strategy": "dpsgd", "stop": {"rounds": 2}})
+        >>> with experiment.blame("topology"):
+        ...     raise BadValue("degree", 3, "5 x 3 is odd")
+        Traceback (most recent call last):
+        fedsim.errors.ConfigError: topology.degree: 3: 5 x 3 is odd
+        """
+        try:
+            yield
+        except BadValue as error:
+            raise self.problem(block, error) from error
+
+
+def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Experiment:
+    """Load an experiment.
+
+    Args:
+        source: a YAML file, or the same content as a mapping.
+        overrides: values by dotted key, which replace what the source says; text is read as YAML.
+
+    Returns:
+        The experiment, checked as far as that is possible without its parts.
+
+    Raises:
+        ConfigError: with every mistake found, one line each.
+
+    >>> base = {"data": {"clients": 8}, "strategy": "fedavg", "stop": {"rounds": 2}}
+    >>> load(base, {"strategy.local.lr": "1e-3"}).strategy.local.lr
+    0.001
+    >>> load({**base, "sede": 3})
+    Traceback (most recent call last):
+    fedsim.errors.ConfigError: sede: unknown key; did you mean seed?
+    """
+    if isinstance(source, Mapping):
+        document, stem = Document(data=_plain(source)), "experiment"
+    else:
+        document, stem = read(source), Path(source).stem
+    for key, value in (overrides or {}).items():
+        block, _, inner = key.partition(".")
+        part = Experiment.model_fields[block].default if block in Experiment.model_fields else None
+        if inner and isinstance(part, Part):  # a parameter of the default part
+            document.data.setdefault(block, part.name)
+        document.set(key, value if isinstance(value, str) else _plain(value))
+    try:
+        experiment = Experiment.model_validate(
+            {"name": re.sub(r"[^A-Za-z0-9_.-]+", "-", stem), **document.data}
+        )
+    except ValidationError as error:
+        raise ConfigError(explain(Experiment, document, error)) from None
+    experiment._document = document
+    return experiment
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,151 @@
+"""Every public exception.
+
+A mistake in an experiment file is a :class:`ConfigError` (exit code 2): one line for each mistake, no traceback.
+A run that breaks is a :class:`RunError` (exit code 3): it says where in the simulated world it broke.
+
+All exceptions keep every constructor argument in ``args``, because SimPy rebuilds the exception of a failed
+process as ``type(error)(*error.args)``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+class FedsimError(Exception):
+    """The root of all exceptions that fedsim raises on purpose."""
+
+
+class BadValue(FedsimError, ValueError):
+    """A part (a topology, a partition, a strategy …) refuses one of its parameters.
+
+    Args:
+        key: the parameter's name, dotted when it is nested.
+        value: what was given.
+        rule: what must hold instead, as a short sentence without a full stop.
+        hint: what to do about it, or an empty string.
+
+    >>> print(BadValue("degree", 3, "nodes x degree must be even (5 x 3)"))
+    degree: 3: nodes x degree must be even (5 x 3)
+    """
+
+    def __init__(self, key: str, value: Any, rule: str, hint: str = "") -> None:
+        super().__init__(key, value, rule, hint)
+        self.key, self.value, self.rule, self.hint = key, value, rule, hint
+
+    def __str__(self) -> str:
+        return str(Problem(self.key, self.value, self.rule, self.hint))
+
+
+MISSING: Any = type("Missing", (), {"__repr__": lambda _: "(missing)"})()
+"""Stands for 'no value' in a :class:`Problem`; ``None`` is a value."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in an experiment, printed as ``FILE:LINE: key: value: rule; hint``."""
+
+    key: str
+    value: Any
+    rule: str
+    hint: str = ""
+    source: str = ""
+
+    def __str__(self) -> str:
+        shown = "" if self.value is MISSING else f"{_short(self.value)}: "
+        where = f"{self.source}: " if self.source else ""
+        key = f"{self.key}: " if self.key else ""
+        return f"{where}{key}{shown}{self.rule}" + (f"; {self.hint}" if self.hint else "")
+
+
+class ConfigError(FedsimError):
+    """The experiment file is wrong; every mistake found is listed, one on each line.
+
+    >>> print(ConfigError([Problem("stratgey", MISSING, "unknown key", "did you mean strategy?", "a.yaml:4")]))
+    a.yaml:4: stratgey: unknown key; did you mean strategy?
+    """
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__(problems)
+        self.problems = tuple(problems)
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+class RunError(FedsimError):
+    """A run broke; the message says at which node, in which round, when and in which phase.
+
+    Args:
+        reason: what happened.
+        node: the node's id, or None when it happened at no node in particular.
+        round: the round, or None.
+        sim_time_s: simulated seconds since the start, or None.
+        phase: what was being done (``"train"``, ``"aggregate"`` …).
+    """
+
+    exit_code = 3
+
+    def __init__(
+        self,
+        reason: str,
+        node: int | None = None,
+        round: int | None = None,
+        sim_time_s: float | None = None,
+        phase: str = "",
+    ) -> None:
+        super().__init__(reason, node, round, sim_time_s, phase)
+        self.reason, self.node, self.round, self.sim_time_s, self.phase = (
+            reason,
+            node,
+            round,
+            sim_time_s,
+            phase,
+        )
+
+    def __str__(self) -> str:
+        place = [
+            f"node {self.node}" if self.node is not None else "",
+            f"round {self.round}" if self.round is not None else "",
+            f"t = {self.sim_time_s:.6f} s" if self.sim_time_s is not None else "",
+            self.phase,
+        ]
+        return f"{', '.join(filter(None, place)) or 'run'}: {self.reason}"
+
+
+class StalledError(RunError):
+    """Nobody in the simulated world can make progress any more."""
+
+
+class NotFiniteError(RunError):
+    """Weights or a loss became NaN or infinite."""
+
+
+class ValueNeeded(FedsimError):
+    """A timing-only run was asked for a number that only training can give."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Suggest the known word that looks most like ``word``.
+
+    >>> did_you_mean("stratgey", ["strategy", "stop"])
+    'did you mean strategy?'
+    >>> did_you_mean("xyz", ["strategy", "stop"])
+    'known: stop, strategy'
+    """
+    options = sorted(known)
+    close = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"known: {', '.join(options)}" if options else ""
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    text = repr(text)[1:-1] if "\n" in text else text
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,272 @@
+"""A Flower Grid on the event plane: any Flower strategy runs in simulated time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import simpy
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedsim.errors import FedsimError, RunError, StalledError
+from fedsim.flower import compat
+from fedsim.flower.arrays import isolate, wire_bytes
+from fedsim.world import network
+from fedsim.world.clock import micros
+from fedsim.world.node import Node
+from fedsim.world.world import World
+
+PATIENCE_S = 10_000_000.0
+
+
+class Clients(Protocol):
+    """What answers the server's messages."""
+
+    def work(self, client: int, message: Message) -> int:
+        """Return how many per-sample gradients the answer costs; known without any value."""
+
+    def answer(self, client: int, message: Message, sim_time_s: float) -> RecordDict:
+        """Return the answer's content; its values may be deferred."""
+
+
+class TimeUp(FedsimError):
+    """The experiment's simulated time is over; ends the strategy's loop."""
+
+
+@dataclass(eq=False)
+class Instruction:
+    """A message to a client, until its reply has been pulled or nobody waits for it any more."""
+
+    message: Message
+    node: Node
+    round: int
+    work: int = 0
+    wanted: bool = True
+    reply: Message | None = None
+
+
+class SimGrid(Grid):
+    """Sends a server's messages through the simulated world and brings back the replies.
+
+    Waiting advances the simulated clock. A client that is offline, or goes offline before its reply is in, gives an
+    error reply (code 5, as a SuperLink does) once the server has noticed; a slow one gives no reply in time.
+
+    Args:
+        world: clients 0 to n-1 and the server, which is the last node.
+        clients: answers the messages.
+        detect_s: how long the server takes to notice that a client is offline.
+        time_limit_s: when to end the run, or None.
+    """
+
+    def __init__(
+        self, world: World, clients: Clients, detect_s: float = 0.0, time_limit_s: float | None = None
+    ) -> None:
+        if world.server is None:
+            raise RunError("a Flower strategy needs a server; build the world with one")
+        self.world, self.clients, self.server = world, clients, world.server
+        self.updates = 0
+        self._detect_us = micros(detect_s)
+        self._ids = {node.id for node in world.members}
+        self._open: dict[str, Instruction] = {}  # those that are done stand in the order of their arrival
+        self._count = 0
+        self._slept_s = 0.0
+        self._awaited: set[str] = set()
+        self._ready = world.clock.event()
+        self._time_up = False
+        self._run = compat.make_run()
+        if time_limit_s is not None:
+            world.clock.after(micros(time_limit_s), self._end)
+        self.server.on_message = self._reply_in
+        for node in world.members:
+            node.on_message = self._instruct
+
+    def set_run(self, run: Any) -> None:
+        """Set the description of the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Any:
+        """The description of the run."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Make a message; Flower's own constructor does the same."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """Return the clients that are online, sorted."""
+        return [node.id for node in self.world.members if node.online]
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Send messages.
+
+        Returns:
+            Their ids, with which the replies can be pulled.
+        """
+        lifted: dict[int, ArrayRecord] = {}
+        return [self._push(message, lifted) for message in list(messages)]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies that have arrived; if there are none yet, wait for the next one."""
+        ids = [id for id in message_ids if id in self._open]
+        if ids and not self._arrived(ids):
+            self._wait({"next"})
+        return self._pull(ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Send messages and wait for the replies.
+
+        Args:
+            messages: what to send.
+            timeout: how many simulated seconds to wait at most; None waits for all.
+
+        Returns:
+            The replies in the order of their arrival; those that are not in by then are dropped.
+        """
+        ids = self.push_messages(messages)
+        if ids:
+            self._wait(set(ids), timeout)
+        replies = self._pull(ids)
+        for id in ids:
+            if id in self._open:
+                self._open.pop(id).wanted = False
+        return replies
+
+    def sleep(self, seconds: float) -> None:
+        """Let simulated time pass; Flower's strategies call this while too few clients are online.
+
+        Raises:
+            StalledError: if nobody will come back, or after so long a wait that it must be a mistake.
+        """
+        clock = self.world.clock
+        self._slept_s += seconds
+        if clock.peek() == float("inf") or self._slept_s > PATIENCE_S:
+            online = len(self.get_node_ids())
+            reason = f"the strategy has waited {self._slept_s:.0f} s for more clients; {online} are online"
+            raise StalledError(reason, sim_time_s=clock.now_s)
+        self._wait({"nothing"}, seconds)
+
+    def _wait(self, awaited: set[str], timeout_s: float | None = None) -> None:
+        """Let time pass until all that is awaited has happened, or the timeout."""
+        clock = self.world.clock
+        self._awaited, self._ready = awaited, clock.event()
+        if timeout_s is not None and timeout_s < math.inf:
+            clock.after(micros(timeout_s), _happen, self._ready)
+        if not self._time_up:
+            clock.wait(self._ready, self._waiting_for)
+        self._awaited = set()
+        if self._time_up:
+            raise TimeUp("the simulated time is over")
+
+    def _waiting_for(self) -> str:
+        return f"replies from clients {sorted({self._open[id].node.id for id in self._awaited & self._open.keys()})}"
+
+    def _end(self) -> None:
+        self._time_up = True
+        _happen(self._ready)
+
+    def _arrived(self, ids: list[str]) -> list[str]:
+        wanted = set(ids)
+        return [
+            id for id, instruction in self._open.items() if instruction.reply is not None and id in wanted
+        ]
+
+    def _pull(self, ids: list[str]) -> list[Message]:
+        replies = [self._open.pop(id).reply for id in self._arrived(ids)]
+        return [reply for reply in replies if reply is not None]
+
+    def _push(self, message: Message, lifted: dict[int, ArrayRecord]) -> str:
+        target = message.metadata.dst_node_id
+        if target not in self._ids:
+            raise RunError(f"the strategy sends to node {target}; clients are 0 to {len(self._ids) - 1}")
+        self._count += 1
+        self._slept_s = 0.0
+        id = str(self._count)
+        content = isolate(message.content, lifted)
+        copy = Message(
+            content,
+            target,
+            message.metadata.message_type,
+            ttl=message.metadata.ttl,
+            group_id=message.metadata.group_id,
+        )
+        for one in (message, copy):
+            compat.name_message(one, id, self.server.id)
+        instruction = Instruction(copy, self.world.nodes[target], round_of(content))
+        self._open[id] = instruction
+        packet = network.Message("instruction", instruction, wire_bytes(content), instruction.round)
+        self.server.send(instruction.node, packet, lambda ok: None if ok else self._lost(instruction))
+        return id
+
+    def _instruct(self, packet: network.Message) -> None:
+        """A client has received an instruction: let it work."""
+        instruction: Instruction = packet.payload
+        instruction.work = self.clients.work(instruction.node.id, instruction.message)
+        job = instruction.node.compute(instruction.work, instruction.round)
+        assert job.callbacks is not None  # a job that has just been made has not been processed
+        job.callbacks.append(
+            lambda event: self._answer(instruction) if event.value else self._lost(instruction)
+        )
+
+    def _answer(self, instruction: Instruction) -> None:
+        """A client has done its work: send what came out, whether or not it has been computed yet."""
+        node = instruction.node
+        content = isolate(self.clients.answer(node.id, instruction.message, self.world.clock.now_s))
+        reply = Message(content, reply_to=instruction.message)
+        packet = network.Message("reply", (instruction, reply), wire_bytes(content), instruction.round)
+        node.send(self.server, packet, lambda ok: None if ok else self._waste(instruction))
+
+    def _reply_in(self, packet: network.Message) -> None:
+        instruction, reply = packet.payload
+        if instruction.wanted:
+            self.updates += 1
+            self._settle(instruction, reply)
+        else:
+            node = instruction.node
+            node.wasted += instruction.work
+            self.world.log.add("late", self.server.id, node.id, packet.size_bytes, instruction.round)
+
+    def _waste(self, instruction: Instruction) -> None:
+        instruction.node.wasted += instruction.work
+        self._lost(instruction)
+
+    def _lost(self, instruction: Instruction) -> None:
+        """The client is gone: the server will notice after a while."""
+        self.world.clock.after(self._detect_us, self._notice, instruction)
+
+    def _notice(self, instruction: Instruction) -> None:
+        if instruction.wanted:
+            error = Error(compat.NODE_UNAVAILABLE, f"client {instruction.node.id} went offline")
+            self._settle(instruction, Message(error, reply_to=instruction.message))
+
+    def _settle(self, instruction: Instruction, reply: Message) -> None:
+        id = instruction.message.metadata.message_id
+        compat.name_message(reply, f"{id}-reply", instruction.node.id)
+        instruction.reply = reply
+        self._open[id] = self._open.pop(id)
+        self._awaited -= {id, "next"}
+        if not self._awaited:
+            _happen(self._ready)
+
+
+def round_of(content: RecordDict) -> int:
+    """Return the server round that a message's configuration names, or -1."""
+    for record in content.values():
+        if isinstance(record, ConfigRecord) and "server-round" in record:
+            return int(str(record["server-round"]))
+    return -1
+
+
+def _happen(event: simpy.Event) -> None:
+    if not event.triggered:
+        event.succeed()

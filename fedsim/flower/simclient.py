@@ -1,0 +1,65 @@
+"""The built-in clients of a simulation: local updates and evaluations, deferred and batched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flwr.app import ArrayRecord, Message, MessageType, RecordDict
+
+from fedsim.errors import RunError
+from fedsim.flower.arrays import LazyMetrics, layout_of, pack, unpack
+from fedsim.flower.grid import round_of
+from fedsim.learn.deferred import Deferred
+from fedsim.learn.learner import Learner, Place
+from fedsim.learn.local import LocalUpdate
+
+
+class BuiltinClients:
+    """Answers a server's messages with local updates.
+
+    ``train`` and its actions (``train.anchor`` …) run the update of that name; ``evaluate`` reports loss and accuracy
+    on the client's own data. The reply has what Flower's strategies expect: one record of arrays for each vector,
+    and the metrics with ``num-examples``.
+
+    Args:
+        learner: model, data and engine.
+        updates: local updates by message type.
+    """
+
+    def __init__(self, learner: Learner, updates: Mapping[str, LocalUpdate]) -> None:
+        self.learner, self.updates = learner, dict(updates)
+
+    def work(self, client: int, message: Message) -> int:
+        """Return how many per-sample gradients an answer costs; a forward pass counts as a third of one."""
+        samples = self.learner.sizes[client]
+        if message.metadata.message_type == MessageType.EVALUATE:
+            return -(-samples // 3)
+        return self._update(message).work(samples)
+
+    def answer(self, client: int, message: Message, sim_time_s: float) -> RecordDict:
+        """Return the reply's content, with values that are computed when they are read."""
+        records = {name: r for name, r in message.content.items() if isinstance(r, ArrayRecord)}
+        device = self.learner.engine.task.device
+        vectors = {name: unpack(record, device) for name, record in records.items()}
+        examples = {"num-examples": self.learner.sizes[client]}
+        if self.learner.dry:
+            vectors = {name: Deferred.phantom() for name in vectors}
+        if message.metadata.message_type == MessageType.EVALUATE:
+            scores = self.learner.evaluate(next(iter(vectors.values())), client)
+            names = ("loss", "accuracy") if self.learner.engine.task.classifies else ("loss",)
+            return RecordDict({"metrics": LazyMetrics(dict(examples), scores, names)})
+        update = self._update(message)
+        layout, dtype = layout_of(next(iter(records.values())))
+        place = Place(client, round_of(message.content), sim_time_s)
+        result = self.learner.train(update, client, vectors, place)
+        reply = RecordDict({name: pack(result.pick(name), layout, dtype) for name in update.sends})
+        reply["metrics"] = LazyMetrics(dict(examples), result, update.metrics)
+        return reply
+
+    def _update(self, message: Message) -> LocalUpdate:
+        action = message.metadata.message_type
+        if action not in self.updates:
+            raise RunError(
+                f"a client does not know the message type {action}; it knows {sorted(self.updates)}"
+            )
+        return self.updates[action]

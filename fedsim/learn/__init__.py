@@ -1,0 +1,1 @@
+"""The compute plane: models, data, local updates. It knows nothing of time."""

@@ -1,0 +1,9 @@
+"""Engines: how the compute plane does its jobs. All of them give what the sequential one gives."""
+
+from __future__ import annotations
+
+from fedsim.learn.engines.base import Engine, Shard, TrainJob
+from fedsim.learn.engines.sequential import Sequential
+from fedsim.learn.engines.stacked import Stacked
+
+__all__ = ["Engine", "Sequential", "Shard", "Stacked", "TrainJob"]

@@ -1,0 +1,86 @@
+"""What an engine is, and what it works on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.learn.local import LocalUpdate, State
+from fedsim.learn.task import Task
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Data on the device, and which samples belong to whom.
+
+    Args:
+        x: inputs [N, …].
+        y: labels or targets [N].
+        owned: for each client its samples' positions [n_i].
+    """
+
+    x: Tensor
+    y: Tensor
+    owned: list[Tensor]
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of samples of each client."""
+        return [int(own.numel()) for own in self.owned]
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One local update of one client, complete in itself.
+
+    Args:
+        update: what the client does.
+        client: whose data it uses.
+        rows: the samples of each step, as positions into the client's samples [steps, batch], -1 as padding.
+        given: the vectors that the update takes, by name.
+    """
+
+    update: LocalUpdate
+    client: int
+    rows: np.ndarray
+    given: State
+
+
+class Engine(ABC):
+    """Does local updates and evaluations.
+
+    A job's result depends on the job alone, never on what it was computed with.
+
+    Args:
+        task: model and loss.
+        data: the clients' training data.
+    """
+
+    def __init__(self, task: Task, data: Shard) -> None:
+        self.task, self.data = task, data
+
+    @abstractmethod
+    def train(self, jobs: Sequence[TrainJob]) -> list[State]:
+        """Do jobs that have one update in common, and return what each client sends back."""
+
+    @abstractmethod
+    def evaluate(self, weights: Sequence[Tensor], x: Tensor, y: Tensor, chunk: int) -> list[dict[str, float]]:
+        """Return loss (and accuracy, for a classifier) of several weight vectors on data [N, …], [N]."""
+
+    def scalars(self, job: TrainJob) -> State:
+        """Return the client's own numbers as tensors []."""
+        numbers = job.update.scalars(job.client)
+        return {
+            name: torch.tensor(v, dtype=self.task.dtype, device=self.task.device)
+            for name, v in numbers.items()
+        }
+
+    def score(self, losses: float, hits: float, samples: int) -> dict[str, float]:
+        """Return metrics from sums over samples."""
+        accuracy = {"accuracy": hits / samples} if self.task.classifies else {}
+        return {"loss": losses / samples, **accuracy}

@@ -1,0 +1,315 @@
+"""Models, and the way to build any model reproducibly.
+
+A model is a function of one sample's shape and the number of classes. None here has batch statistics or
+dropout, so its whole state is one flat vector of weights, and many clients' models can run stacked as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+
+from fedsim.errors import BadValue
+from fedsim.parts import call
+
+
+def linear(*, shape: tuple[int, ...]) -> nn.Module:
+    """Return a linear function without a bias, for regression.
+
+    Args:
+        shape: a sample's shape; its values are read as one vector of d numbers.
+
+    Returns:
+        A module from [B, *shape] to [B] whose only parameter holds the d weights.
+
+    >>> linear(shape=(5,))(torch.ones(3, 5)).shape
+    torch.Size([3])
+    """
+    return nn.Sequential(nn.Flatten(), nn.Linear(_size(shape), 1, bias=False), nn.Flatten(0))
+
+
+def softmax(*, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Return multinomial logistic regression; like all classifiers here it gives logits.
+
+    Args:
+        shape: a sample's shape; its values are read as one vector.
+        classes: how many classes there are.
+
+    Returns:
+        A module from [B, *shape] to logits [B, classes].
+
+    >>> softmax(shape=(1, 28, 28), classes=10)(torch.ones(3, 1, 28, 28)).shape
+    torch.Size([3, 10])
+    """
+    _check_classes("softmax", classes)
+    return nn.Sequential(nn.Flatten(), nn.Linear(_size(shape), classes))
+
+
+def mlp(*, shape: tuple[int, ...], classes: int, hidden: list[int] | int = 64) -> nn.Module:
+    """Return a multi-layer perceptron with ReLU between its layers.
+
+    Args:
+        shape: a sample's shape; its values are read as one vector.
+        classes: how many classes there are.
+        hidden: the width of the hidden layer, or the widths of several in order.
+
+    Returns:
+        A module from [B, *shape] to logits [B, classes].
+
+    Raises:
+        BadValue: if there is no hidden layer or one is empty.
+
+    >>> model = mlp(shape=(1, 28, 28), classes=10, hidden=100)
+    >>> sum(p.numel() for p in model.parameters())
+    79510
+    """
+    _check_classes("mlp", classes)
+    widths = [hidden] if isinstance(hidden, int) else hidden
+    if not widths or min(widths) < 1:
+        raise BadValue(
+            "hidden", hidden, "every hidden layer needs a width of at least 1", "use softmax for none"
+        )
+    sizes = [_size(shape), *widths]
+    layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(sizes[-1], classes))
+
+
+def lenet5(*, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Return LeNet-5 with ReLU and max-pooling.
+
+    On images with a side below 20 both convolutions are padded by 2, since little would be left of them
+    otherwise.
+
+    Args:
+        shape: (channels, height, width), both sides at least 4.
+        classes: how many classes there are.
+
+    Returns:
+        A module from [B, *shape] to logits [B, classes]; 44,426 parameters for 1 x 28 x 28 and 10 classes.
+
+    Raises:
+        BadValue: if the samples are no such images.
+
+    References:
+        LeCun et al., Gradient-based learning applied to document recognition, Proc. IEEE 1998.
+
+    >>> lenet5(shape=(1, 8, 8), classes=10)(torch.ones(3, 1, 8, 8)).shape
+    torch.Size([3, 10])
+    """
+    _check_classes("lenet5", classes)
+    channels, height, width = _image("lenet5", shape, 4)
+    padding = 2 if min(height, width) < 20 else 0
+    features = nn.Sequential(
+        nn.Conv2d(channels, 6, 5, padding=padding),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5, padding=padding),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+    )
+    wide = nn.Linear(_outputs(features, shape), 120)
+    return nn.Sequential(*features, wide, nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, classes))
+
+
+def gn_lenet(*, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Return GN-LeNet: three convolutions with group normalisation and one linear layer.
+
+    The first block pools before it normalises, the others after, as in the code of published experiments. On
+    images with a side below 15 the pools are padded by 1, since nothing would be left for the last one.
+
+    Args:
+        shape: (channels, height, width), both sides at least 2.
+        classes: how many classes there are.
+
+    Returns:
+        A module from [B, *shape] to logits [B, classes]; 85,354 parameters for 3 x 32 x 32 and 10 classes.
+
+    Raises:
+        BadValue: if the samples are no such images.
+
+    References:
+        Hsieh et al., The non-IID data quagmire of decentralized machine learning, ICML 2020.
+
+    >>> gn_lenet(shape=(3, 32, 32), classes=10)(torch.ones(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+    """
+    _check_classes("gn-lenet", classes)
+    channels, height, width = _image("gn-lenet", shape, 2)
+    padding = 1 if min(height, width) < 15 else 0
+    features = nn.Sequential(
+        nn.Conv2d(channels, 32, 5, padding=2),
+        nn.MaxPool2d(3, 2, padding=padding),
+        nn.GroupNorm(2, 32),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 5, padding=2),
+        nn.GroupNorm(2, 32),
+        nn.MaxPool2d(3, 2, padding=padding),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 5, padding=2),
+        nn.GroupNorm(2, 64),
+        nn.MaxPool2d(3, 2, padding=padding),
+        nn.ReLU(),
+        nn.Flatten(),
+    )
+    return nn.Sequential(*features, nn.Linear(_outputs(features, shape), classes))
+
+
+def resnet8_gn(*, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Return an 8-layer residual network with group normalisation in the place of batch normalisation.
+
+    Three stages of one basic block with 16, 32 and 64 channels, built like the first paper's networks for
+    CIFAR-10, with the second paper's normalisation in 8 groups.
+
+    Args:
+        shape: (channels, height, width), both sides at least 4.
+        classes: how many classes there are.
+
+    Returns:
+        A module from [B, *shape] to logits [B, classes]; 78,042 parameters for 3 x 32 x 32 and 10 classes.
+
+    Raises:
+        BadValue: if the samples are no such images.
+
+    References:
+        He et al., Deep residual learning for image recognition, CVPR 2016.
+        Wu and He, Group normalization, ECCV 2018.
+
+    >>> resnet8_gn(shape=(3, 32, 32), classes=10)(torch.ones(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+    """
+    _check_classes("resnet8-gn", classes)
+    channels, _, _ = _image("resnet8-gn", shape, 4)
+    return nn.Sequential(
+        _conv_norm(channels, 16),
+        nn.ReLU(),
+        _Residual(16, 16),
+        _Residual(16, 32, stride=2),
+        _Residual(32, 64, stride=2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, classes),
+    )
+
+
+def build(
+    make: Callable[..., nn.Module],
+    params: Mapping[str, Any],
+    shape: tuple[int, ...],
+    classes: int,
+    rng: np.random.Generator,
+) -> nn.Module:
+    """Build any model reproducibly, and refuse one that cannot be trained by many clients at once.
+
+    Args:
+        make: a function of this module, or anybody's module class or function; ``shape`` and ``classes`` are
+            supplied if it names them.
+        params: the user's parameters for it.
+        shape: one sample's shape.
+        classes: how many classes there are, 0 for regression.
+        rng: the only thing the initial weights depend on; torch's own generator is left as it was.
+
+    Returns:
+        The model, in float32 unless ``make`` chooses otherwise.
+
+    Raises:
+        BadValue: if a parameter is refused, or (key ``name``) if the model keeps batch statistics, uses
+            dropout, or has nothing to train.
+
+    >>> first, second = (build(nn.Linear, {"in_features": 2, "out_features": 1}, (2,), 0,
+    ...                        np.random.default_rng(5)) for _ in range(2))
+    >>> torch.equal(first.weight, second.weight)
+    True
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int(rng.integers(2**63)))
+        model = call(make, params, {"shape": shape, "classes": classes})
+    name = getattr(make, "__name__", str(make))
+    if not isinstance(model, nn.Module):
+        raise BadValue("name", name, f"must return a torch.nn.Module, not a {type(model).__name__}")
+    _check_weights(name, model)
+    for path, part in model.named_modules():
+        _check_part(name, f"{type(part).__name__} {path}".rstrip(), part)
+    _check_buffers(name, model)
+    return model
+
+
+class _Residual(nn.Module):
+    """Two 3x3 convolutions and a shortcut; a 1x1 convolution where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.first = _conv_norm(inputs, outputs, 3, stride)
+        self.second = _conv_norm(outputs, outputs)
+        same = inputs == outputs and stride == 1
+        self.shortcut = nn.Identity() if same else _conv_norm(inputs, outputs, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.second(self.first(x).relu())
+        return torch.relu(y + self.shortcut(x))
+
+
+def _conv_norm(inputs: int, outputs: int, side: int = 3, stride: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, side, stride, padding=side // 2, bias=False)
+    return nn.Sequential(conv, nn.GroupNorm(8, outputs))
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64))
+
+
+def _outputs(features: nn.Module, shape: tuple[int, ...]) -> int:
+    """Return how many numbers ``features`` makes of one sample."""
+    with torch.no_grad():
+        return int(features(torch.zeros(1, *shape)).shape[1])
+
+
+def _image(name: str, shape: tuple[int, ...], side: int) -> tuple[int, int, int]:
+    if len(shape) != 3 or min(shape[1:]) < side:
+        rule = (
+            f"needs images (channels, height, width) of {side} x {side} or more, not samples of shape {shape}"
+        )
+        raise BadValue("name", name, rule, "use softmax or mlp")
+    return shape[0], shape[1], shape[2]
+
+
+def _check_classes(name: str, classes: int) -> None:
+    if classes < 2:
+        raise BadValue("name", name, f"classifies and needs at least 2 classes, not {classes}", "use linear")
+
+
+def _check_weights(name: str, model: nn.Module) -> None:
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise BadValue(
+            "name", name, "has lazy layers, whose weights do not exist yet", "write out their sizes"
+        )
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise BadValue("name", name, "has no trainable parameters")
+
+
+def _check_part(name: str, place: str, part: nn.Module) -> None:
+    if isinstance(part, _BatchNorm) and part.track_running_stats:
+        raise BadValue("name", name, f"keeps batch statistics ({place})", "use GroupNorm")
+    # Dropout layers call their share p; recurrent and attention layers have one called dropout.
+    share = (
+        getattr(part, "p", 0)
+        if isinstance(part, nn.modules.dropout._DropoutNd)
+        else getattr(part, "dropout", 0)
+    )
+    if isinstance(share, float | int) and share > 0:
+        raise BadValue("name", name, f"dropout is not supported yet ({place}: {share})", "set it to 0")
+
+
+def _check_buffers(name: str, model: nn.Module) -> None:
+    saved = model.state_dict()
+    for path, buffer in model.named_buffers():
+        if path in saved and buffer.is_floating_point():
+            hint = "use GroupNorm for normalisation, and register a constant with persistent=False"
+            raise BadValue("name", name, f"keeps state that is not trained (buffer {path})", hint)

@@ -1,0 +1,94 @@
+"""A model and a loss, as functions of one flat vector of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value
+
+
+class Batch(NamedTuple):
+    """Samples of one step.
+
+    Args:
+        x: inputs [B, …].
+        y: labels or targets [B].
+        weight: 1 for a sample, 0 for padding [B].
+    """
+
+    x: Tensor
+    y: Tensor
+    weight: Tensor
+
+
+Gradient = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
+"""From weights [P] and a batch to the mean gradient [P] and the mean loss []."""
+
+
+class Task:
+    """What is learned: a model whose weights are one vector, and a loss.
+
+    Args:
+        module: the model; its parameters in the order of ``named_parameters`` make up the vector.
+        loss: ``"cross_entropy"``, or ``"half_square"`` for 0.5 (prediction - target)^2.
+        device: where weights and data live.
+        dtype: their type.
+
+    >>> task = Task(nn.Linear(2, 3), "cross_entropy")
+    >>> task.size, [shape for _, shape in task.layout]
+    (9, [(3, 2), (3,)])
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: str = "cross_entropy",
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.module = module.to(device=device, dtype=dtype)
+        self.device, self.dtype = torch.device(device), dtype
+        self.classifies = loss == "cross_entropy"
+        named = {name: p.detach() for name, p in self.module.named_parameters()}
+        self.layout = [(name, tuple(p.shape)) for name, p in named.items()]
+        self.initial = torch.cat([p.reshape(-1) for p in named.values()])
+        self._sizes = [p.numel() for p in named.values()]
+
+    @property
+    def size(self) -> int:
+        """The number of weights P."""
+        return self.initial.numel()
+
+    def predict(self, weights: Tensor, x: Tensor) -> Tensor:
+        """Return the model's outputs for inputs [B, …] with weights [P]."""
+        pieces = torch.split(weights, self._sizes)
+        parameters = {
+            name: piece.view(shape) for (name, shape), piece in zip(self.layout, pieces, strict=True)
+        }
+        outputs: Tensor = functional_call(self.module, parameters, (x,))
+        return outputs
+
+    def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of each sample [B]."""
+        if self.classifies:
+            return nn.functional.cross_entropy(outputs, y, reduction="none")
+        return 0.5 * (outputs - y) ** 2
+
+    def loss(self, weights: Tensor, batch: Batch) -> Tensor:
+        """Return the mean loss over the samples of a batch, padding left out."""
+        losses = self.losses(self.predict(weights, batch.x), batch.y)
+        return (losses * batch.weight).sum() / batch.weight.sum().clamp(min=1.0)
+
+    def gradient(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return gradient [P] and loss [] of one client's batch."""
+        weights = weights.detach().requires_grad_()
+        loss = self.loss(weights, batch)
+        return torch.autograd.grad(loss, weights)[0], loss.detach()
+
+    def pure_gradient(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the same as :meth:`gradient`, as a function that can be mapped over clients."""
+        gradient, loss = grad_and_value(self.loss)(weights, batch)
+        return gradient, loss

@@ -1,0 +1,149 @@
+"""Watches a run: measures models, writes the record, reports progress, and says when to stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+from fedsim.config import Experiment
+from fedsim.errors import NotFiniteError
+from fedsim.learn.deferred import Deferred, compute
+from fedsim.learn.learner import Learner
+from fedsim.progress import Progress
+from fedsim.record.store import Record
+from fedsim.world.world import World
+
+Models = Mapping[int, Deferred]
+"""Models by node; the server's one model has the key -1."""
+
+SYSTEM = -1
+
+
+class Observer:
+    """Called by a runner at the end of every round.
+
+    Args:
+        experiment: says what to measure and when to stop.
+        learner: evaluates.
+        world: counts bytes and work.
+        record: where everything is written.
+        progress: called after every round, or None.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        learner: Learner,
+        world: World,
+        record: Record,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self.experiment, self.learner, self.world = experiment, learner, world
+        self.record, self.progress = record, progress
+        self.round = 0
+        self.scores: dict[str, float] = {}
+        self.best_accuracy: float | None = None
+        self.time_to_target_s: float | None = None
+        self.models: Models = {}
+        self._measured = -1
+        self._began = time.perf_counter()
+
+    @property
+    def wall_time_s(self) -> float:
+        """Real seconds since the run began."""
+        return time.perf_counter() - self._began
+
+    def due(self, round: int) -> bool:
+        """Whether the models of a round will be measured."""
+        return not self.learner.dry and round % self.experiment.evaluate.every == 0
+
+    def on_round(self, round: int, models: Models, updates: int) -> bool:
+        """Take note of a round that has ended.
+
+        Args:
+            round: its number; 0 is the start.
+            models: the models at its end.
+            updates: client updates that have arrived since the start.
+
+        Returns:
+            Whether the run has reached its target.
+        """
+        self.round, self.models = round, models
+        world, totals = self.world, self.world.totals()
+        if round:
+            world.log.add("round", SYSTEM, round=round)
+        self.record.round(round, world.clock.now, clients=updates, **totals)
+        if self.due(round):
+            self._measure()
+        if self.progress is not None:
+            self.progress(self._progress(updates, totals))
+        return self.time_to_target_s is not None
+
+    def close(self) -> None:
+        """Measure the last models if that has not been done."""
+        if not self.learner.dry and self._measured != self.round:
+            self._measure()
+
+    def _measure(self) -> None:
+        self._measured = self.round
+        each = {node: self.learner.evaluate(model) for node, model in self.models.items()}
+        compute(each.values())
+        scores = {node: dict(result.value()) for node, result in each.items()}
+        for node, values in scores.items():
+            self._check(node, values)
+        self.scores = scores[SYSTEM] if SYSTEM in scores else self._summarise(scores)
+        now = self.world.clock.now
+        for name, value in self.scores.items():
+            self.record.metric(self.round, now, name, value)
+        if SYSTEM not in scores:
+            for node, values in scores.items():
+                for name, value in values.items():
+                    self.record.metric(self.round, now, name, value, node)
+        self._judge(self.scores.get("accuracy"))
+
+    def _summarise(self, scores: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+        """Return mean and extremes over nodes, the average model's scores, and how far apart the models are."""
+        summary = {}
+        for name in next(iter(scores.values())):
+            values = [one[name] for one in scores.values()]
+            summary[name] = sum(values) / len(values)
+            summary[f"{name}_min"], summary[f"{name}_max"] = min(values), max(values)
+        stack = torch.stack([model.value() for model in self.models.values()])
+        average = stack.mean(0)
+        found = self.learner.evaluate(Deferred.known(average)).value()
+        summary |= {f"{name}_of_average": value for name, value in found.items()}
+        summary["consensus_distance"] = float((stack - average).norm(dim=1).pow(2).mean().sqrt())
+        return summary
+
+    def _check(self, node: int, scores: Mapping[str, float]) -> None:
+        bad = [name for name, value in scores.items() if not math.isfinite(value)]
+        if bad:
+            place = None if node == SYSTEM else node
+            reason = f"the test {bad[0]} is {scores[bad[0]]}; a smaller learning rate may help"
+            raise NotFiniteError(reason, place, self.round, self.world.clock.now_s, "evaluate")
+
+    def _judge(self, accuracy: float | None) -> None:
+        if accuracy is None:
+            return
+        self.best_accuracy = max(accuracy, self.best_accuracy or 0.0)
+        target = self.experiment.stop.target
+        if target is not None and accuracy >= target.accuracy:
+            self.time_to_target_s = self.world.clock.now_s
+
+    def _progress(self, updates: int, totals: Mapping[str, int]) -> Progress:
+        stop = self.experiment.stop
+        return Progress(
+            self.round,
+            stop.rounds,
+            self.world.clock.now_s,
+            stop.sim_time_s,
+            self.scores.get("accuracy"),
+            self.scores.get("loss"),
+            totals["bytes_up"],
+            totals["bytes_down"],
+            updates,
+            self.wall_time_s,
+        )

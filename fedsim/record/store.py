@@ -1,0 +1,335 @@
+"""The record of a run: append-only facts in one SQLite file.
+
+Anyone may read the file while the run goes on, and what has been flushed survives a kill of the process.
+Simulated times are integer microseconds, sizes are bytes, work is counted in per-sample gradients.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fedsim.errors import MISSING, BadValue, did_you_mean
+
+Table = dict[str, npt.NDArray[Any]]
+"""Columns by name, all of one length; ``pandas.DataFrame(table)`` takes it as it is."""
+
+FILE = "record.sqlite"
+
+TABLES: dict[str, dict[str, str]] = {
+    "metrics": {"round": "INTEGER", "time_us": "INTEGER", "name": "TEXT", "value": "REAL", "node": "INTEGER"},
+    "rounds": {
+        "round": "INTEGER",
+        "time_us": "INTEGER",
+        "bytes_up": "INTEGER",
+        "bytes_down": "INTEGER",
+        "bytes_lost": "INTEGER",
+        "work": "REAL",
+        "wasted": "REAL",
+        "clients": "INTEGER",
+    },
+    "events": {
+        "time_us": "INTEGER",
+        "kind": "TEXT",
+        "node": "INTEGER",
+        "peer": "INTEGER",
+        "size": "INTEGER",
+        "round": "INTEGER",
+    },
+    "presence": {"time_us": "INTEGER", "node": "INTEGER", "online": "INTEGER"},
+    "nodes": {
+        "node": "INTEGER",
+        "role": "TEXT",
+        "bytes_up": "INTEGER",
+        "bytes_down": "INTEGER",
+        "bytes_lost": "INTEGER",
+        "work": "REAL",
+        "wasted": "REAL",
+        "busy_us": "INTEGER",
+    },
+    "links": {"a": "INTEGER", "b": "INTEGER", "bytes": "INTEGER"},
+    "edges": {"a": "INTEGER", "b": "INTEGER", "latency_ms": "REAL", "mbps": "REAL"},
+    "labels": {"client": "INTEGER", "label": "INTEGER", "count": "INTEGER"},
+    "facts": {"key": "TEXT PRIMARY KEY", "value": "TEXT"},
+}
+"""The columns of every table; a REAL that is NaN or infinite is stored as NULL and read as NaN."""
+
+DTYPES = {"INTEGER": np.int64, "REAL": np.float64}
+
+WIDE = ("round", "time_s", "bytes_up", "bytes_down")
+"""The first columns of :func:`wide`; no metric can have one of these names."""
+
+BATCH_ROWS = 5000
+
+
+class Record:
+    """Append-only facts about a run; an existing record is continued.
+
+    Args:
+        path: the SQLite file, or the run's folder, where it is called ``record.sqlite``.
+
+    Rows are buffered: :meth:`flush` writes them in one transaction, and happens by itself at every
+    :meth:`round` and every few thousand rows.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as run:
+    ...     with Record(run) as record:
+    ...         record.metric(1, 2_000_000, "accuracy", 0.5)
+    ...         record.round(1, 2_000_000, 80, 70, 10, 640, 0, 2)
+    ...     table = metrics(run)
+    >>> {name: column.tolist() for name, column in table.items()}
+    {'round': [1], 'time_s': [2.0], 'bytes_up': [80], 'bytes_down': [70], 'accuracy': [0.5]}
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._rows: dict[str, list[tuple[Any, ...]]] = {}
+        self._events: list[tuple[Any, ...]] = self._rows.setdefault("events", [])
+        self._waiting = 0
+        self._open = True
+        self._db = sqlite3.connect(_file(path))
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        with self._db:
+            for table, columns in TABLES.items():
+                spec = ", ".join(f"{name} {kind}" for name, kind in columns.items())
+                self._db.execute(f"CREATE TABLE IF NOT EXISTS {table} ({spec})")
+
+    def metric(self, round: int, time_us: int, name: str, value: float, node: int = -1) -> None:
+        """Add a measured value.
+
+        Args:
+            round: the round, 0 for the initial model.
+            time_us: simulated time in microseconds.
+            name: what was measured, such as ``"accuracy"`` or ``"loss"``.
+            value: the number; NaN and infinity are stored as "not a number".
+            node: the node whose model was measured, -1 for the whole system.
+
+        Raises:
+            BadValue: if the name is the name of one of the columns that every metrics table has.
+        """
+        if name in WIDE:
+            raise BadValue("name", name, f"is a column of every table of metrics ({', '.join(WIDE)})")
+        self._add("metrics", (int(round), int(time_us), name, _plain(float(value)), int(node)))
+
+    def round(
+        self,
+        round: int,
+        time_us: int,
+        bytes_up: int,
+        bytes_down: int,
+        bytes_lost: int,
+        work: float,
+        wasted: float,
+        clients: int,
+    ) -> None:
+        """Add the end of a round, and write everything that is buffered.
+
+        Args:
+            round: the round that has ended.
+            time_us: simulated time in microseconds.
+            bytes_up: bytes sent by all nodes since the start.
+            bytes_down: bytes received by all nodes since the start.
+            bytes_lost: bytes that were sent and never received since the start.
+            work: per-sample gradients computed since the start, wasted ones included.
+            wasted: those whose result nobody used.
+            clients: client updates since the start.
+        """
+        counts = (int(bytes_up), int(bytes_down), int(bytes_lost), float(work), float(wasted), int(clients))
+        self._add("rounds", (int(round), int(time_us), *counts))
+        self.flush()
+
+    def event(
+        self, time_us: int, kind: str, node: int, peer: int = -1, size: int = 0, round: int = -1
+    ) -> None:
+        """Add a message, a computation or a fault.
+
+        Args:
+            time_us: simulated time in microseconds.
+            kind: ``"send"``, ``"deliver"``, ``"lost"``, ``"compute"``, ``"done"``, ``"crash"`` …
+            node: where it happened.
+            peer: the other end of a message, or -1.
+            size: bytes of a message, per-sample gradients of a computation, or 0.
+            round: the round, or -1.
+        """
+        self._events.append((int(time_us), kind, int(node), int(peer), int(size), int(round)))
+        if len(self._events) >= BATCH_ROWS:
+            self.flush()
+
+    def presence(self, time_us: int, node: int, online: bool) -> None:
+        """Add that a node came (or is, at time 0) online or offline."""
+        self._add("presence", (int(time_us), int(node), int(online)))
+
+    def write(self, table: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Add many rows to one table at once.
+
+        Args:
+            table: one of :data:`TABLES`.
+            rows: values in the order of the table's columns.
+
+        Raises:
+            BadValue: if there is no such table, or a row is too short or too long.
+        """
+        columns = _columns(table)
+        self.flush()
+        with self._db:
+            self._db.executemany(_insert(table), _checked(table, rows, len(columns)))
+
+    def fact(self, key: str, value: Any) -> None:
+        """Set a fact: anything that JSON can hold; the last value stays."""
+        with self._db:
+            self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, json.dumps(value)))
+
+    def flush(self) -> None:
+        """Write the buffered rows in one transaction, so that readers see them."""
+        with self._db:
+            for table, rows in self._rows.items():
+                if rows:
+                    self._db.executemany(_insert(table), rows)
+        for rows in self._rows.values():
+            rows.clear()
+        self._waiting = 0
+
+    def close(self) -> None:
+        """Write what is buffered and close the file; a second call does nothing."""
+        if not self._open:
+            return
+        self._open = False
+        with contextlib.closing(self._db):
+            self.flush()
+            # Without a log beside it, the file can be copied and read anywhere; a reader may be in the way.
+            self._db.execute("PRAGMA busy_timeout = 0")
+            with contextlib.suppress(sqlite3.OperationalError):
+                self._db.execute("PRAGMA journal_mode = DELETE")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _add(self, table: str, row: tuple[Any, ...]) -> None:
+        self._rows.setdefault(table, []).append(row)
+        self._waiting += 1
+        if self._waiting >= BATCH_ROWS:
+            self.flush()
+
+
+def read(path: str | Path, table: str, **equal: Any) -> Table:
+    """Return a table, in the order in which its rows were written.
+
+    Args:
+        path: the run's folder or its SQLite file; the run may still be going on.
+        table: one of :data:`TABLES`.
+        **equal: keep only the rows with these values, for example ``kind="crash"``.
+
+    Returns:
+        An array for each column: int64, float64 (NaN for "none") or text; empty arrays if there are no rows.
+
+    Raises:
+        BadValue: if there is no such table or column, or the path holds no record.
+    """
+    columns = _columns(table)
+    for key in equal:
+        if key not in columns:
+            raise BadValue(key, MISSING, f"{table} has no such column", did_you_mean(key, columns))
+    where = " AND ".join(f"{key} = ?" for key in equal) or "1"
+    rows = _rows(path, f"SELECT * FROM {table} WHERE {where} ORDER BY rowid", tuple(equal.values()))
+    values: list[Any] = list(zip(*rows)) or [()] * len(columns)
+    kinds = [DTYPES.get(kind, np.str_) for kind in columns.values()]
+    return {name: np.array(value, dtype=kind) for name, value, kind in zip(columns, values, kinds)}
+
+
+def facts(path: str | Path) -> dict[str, Any]:
+    """Return all facts of a run by key.
+
+    Raises:
+        BadValue: if the path holds no record.
+    """
+    return {key: json.loads(value) for key, value in _rows(path, "SELECT key, value FROM facts ORDER BY key")}
+
+
+def metrics(path: str | Path) -> Table:
+    """Return the measurements of the whole system, one row for each evaluated round: see :func:`wide`.
+
+    Raises:
+        BadValue: if the path holds no record.
+    """
+    return wide(read(path, "metrics"), read(path, "rounds"))
+
+
+def wide(metrics: Table, rounds: Table) -> Table:
+    """Turn the tables ``metrics`` and ``rounds`` into one row for each round that was evaluated.
+
+    Returns:
+        Columns ``round``, ``time_s`` (of the round's last measurement, simulated seconds), ``bytes_up`` and
+        ``bytes_down`` (sent and received by all nodes until the round's end) and one for each metric of the
+        whole system, by name; NaN where it was not measured. Of two measurements the last one counts.
+    """
+    whole = metrics["node"] < 0
+    chosen = {name: column[whole] for name, column in metrics.items()}
+    evaluated, row = np.unique(chosen["round"], return_inverse=True)
+    time_us = np.zeros(len(evaluated), dtype=np.int64)
+    np.maximum.at(time_us, row, chosen["time_us"])
+    order = np.argsort(rounds["round"], kind="stable")
+    ended = np.searchsorted(rounds["round"][order], evaluated, side="right")
+    table: Table = {"round": evaluated, "time_s": time_us / 1e6}
+    for name in ("bytes_up", "bytes_down"):
+        table[name] = np.concatenate(([0], rounds[name][order]))[ended].astype(np.int64)
+    for name in sorted(set(chosen["name"].tolist())):
+        mine = chosen["name"] == name
+        table[name] = np.full(len(evaluated), math.nan)
+        table[name][row[mine]] = chosen["value"][mine]
+    return table
+
+
+def _file(path: str | Path) -> Path:
+    path = Path(path)
+    return path / FILE if path.is_dir() else path
+
+
+def _columns(table: str) -> dict[str, str]:
+    if table not in TABLES:
+        raise BadValue("table", table, "there is no such table", did_you_mean(table, TABLES))
+    return TABLES[table]
+
+
+def _insert(table: str) -> str:
+    return f"INSERT INTO {table} VALUES ({', '.join('?' * len(TABLES[table]))})"
+
+
+def _checked(table: str, rows: Iterable[Sequence[Any]], width: int) -> Iterator[tuple[Any, ...]]:
+    for row in rows:
+        if len(row) != width:
+            raise BadValue(table, row, f"a row of {table} has {width} values, this one {len(row)}")
+        yield tuple(map(_plain, row))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _rows(path: str | Path, query: str, values: tuple[Any, ...] = ()) -> list[Any]:
+    file = _file(path)
+    if not file.is_file():
+        raise BadValue("run", str(path), f"holds no {FILE}", "name a folder that a run has written")
+    try:
+        with contextlib.closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as db:
+            return db.execute(query, values).fetchall()
+    except sqlite3.DatabaseError as error:
+        # A run that was killed at its very start has left an empty file.
+        if "no such table" in str(error):
+            return []
+        raise BadValue("run", str(path), f"holds no readable record ({error})") from error

@@ -1,0 +1,295 @@
+"""A node: it computes, sends and receives, while it is online."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import simpy
+
+from fedsim.world.clock import Clock
+from fedsim.world.log import EventLog
+from fedsim.world.network import Message, Network, Transfer
+
+PICOS_PER_MICRO = 1_000_000
+
+Match = Callable[[Message], bool]
+
+
+class Node:
+    """One participant of the simulated world.
+
+    Going offline interrupts its computations, kills its transfers and drops what arrives.
+
+    Args:
+        id: a small integer, stable over runs.
+        role: ``"client"``, ``"server"`` or ``"peer"``.
+        clock: simulated time.
+        log: the event log.
+        network: carries its messages.
+        ps_per_sample: how long one per-sample gradient takes it, in picoseconds.
+    """
+
+    def __init__(
+        self, id: int, role: str, clock: Clock, log: EventLog, network: Network, ps_per_sample: int = 0
+    ) -> None:
+        self.id, self.role = id, role
+        self.clock, self.log, self.network = clock, log, network
+        self.ps_per_sample = ps_per_sample
+        self.online, self.crashed = True, False
+        self.transfers: dict[Transfer, None] = {}
+        self.on_message: Callable[[Message], None] | None = None
+        self.on_change: list[Callable[[Node], None]] = []
+        self.work = self.wasted = self.busy_us = 0
+        self.heard = 0
+        self._jobs: list[Job] = []
+        self._inbox = Inbox(self)
+        self._back: simpy.Event | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.role} {self.id}>"
+
+    def compute(self, work: int, round: int = -1) -> Job:
+        """Work for a while; jobs queue up, one runs at a time.
+
+        Args:
+            work: the number of per-sample gradients.
+            round: the round it is for.
+
+        Returns:
+            An event whose value is True when the work is done, or False when the node went offline before that.
+        """
+        job = Job(self, work, round)
+        if self.online:
+            self._jobs.append(job)
+            if len(self._jobs) == 1:
+                job.begin()
+        else:
+            job.succeed(False)
+        return job
+
+    def send(self, to: Node, message: Message, on_end: Callable[[bool], None] | None = None) -> None:
+        """Send a message; see :meth:`Network.send`. A node that is offline sends nothing."""
+        if self.online:
+            self.network.send(self, to, replace(message, src=self.id), on_end)
+        elif on_end is not None:
+            on_end(False)
+
+    def receive(self, match: Match | None = None) -> simpy.Event:
+        """Wait for the next message that matches; the event's value is the message."""
+        return self._inbox.receive(match or (lambda _: True))
+
+    def gather(
+        self, kind: str, round: int, senders: Iterable[int], timeout_us: int | None = None
+    ) -> simpy.Event:
+        """Wait for one message of a kind and a round from each of several nodes.
+
+        Args:
+            kind: the messages' kind.
+            round: the messages' round; when the event has happened, messages of this or an earlier round that
+                nobody gathers are dropped as late.
+            senders: the nodes to wait for.
+            timeout_us: how long to wait at most; None waits for ever.
+
+        Returns:
+            An event whose value maps the senders that were heard to their messages, in the order of ids.
+        """
+        return self._inbox.gather(kind, round, frozenset(senders), timeout_us)
+
+    def deliver(self, message: Message) -> None:
+        """Take a message from the network."""
+        self.heard = max(self.heard, message.round)
+        (self.on_message or self._inbox.put)(message)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it does nothing and waits for nothing but messages without a timeout, or has crashed."""
+        return self.crashed or not (self._jobs or self.transfers or self._back or not self._inbox.stuck)
+
+    def waiting_for(self) -> str:
+        """Say what this node waits for, for a diagnosis."""
+        return "to come back online" if not self.online else self._inbox.waiting_for()
+
+    def set_online(self, online: bool) -> None:
+        """Go offline or come back; a crashed node never comes back."""
+        if online != self.online and not self.crashed:
+            self._switch(online)
+
+    def crash(self) -> None:
+        """Go offline for good."""
+        if self.crashed:
+            return
+        self.crashed = True
+        self.log.add("crash", self.id)
+        if self.online:
+            self._switch(False)
+
+    def _switch(self, online: bool) -> None:
+        self.online = online
+        self.log.add("online" if online else "offline", self.id)
+        if online:
+            self._come_back()
+        else:
+            self._leave()
+        for call in list(self.on_change):
+            call(self)
+
+    def back(self) -> simpy.Event:
+        """Return an event that happens when the node is online (at once if it is)."""
+        if self.online:
+            return self.clock.event().succeed()
+        self._back = self._back or self.clock.event()
+        return self._back
+
+    def _come_back(self) -> None:
+        if self._back is not None:
+            self._back.succeed()
+            self._back = None
+
+    def _leave(self) -> None:
+        self.network.cut(self)
+        jobs, self._jobs = self._jobs, []
+        for job in jobs:
+            job.abort()
+
+    def _next(self) -> None:
+        self._jobs.pop(0)
+        if self._jobs:
+            self._jobs[0].begin()
+
+
+class Job(simpy.Event):
+    """A computation of a node; its value says whether it was finished."""
+
+    def __init__(self, node: Node, work: int, round: int) -> None:
+        super().__init__(node.clock)
+        self.node, self.amount, self.round = node, work, round
+        self.length_us = -(-work * node.ps_per_sample // PICOS_PER_MICRO)
+        self.start_us: int | None = None
+
+    def begin(self) -> None:
+        """Start working."""
+        node = self.node
+        self.start_us = node.clock.now
+        node.log.add("compute", node.id, size=self.amount, round=self.round)
+        node.clock.after(self.length_us, self._finish)
+
+    def abort(self) -> None:
+        """Stop because the node went offline; what had been done is wasted."""
+        node = self.node
+        if self.start_us is not None:
+            elapsed_us = node.clock.now - self.start_us
+            pace = node.ps_per_sample
+            part = min(self.amount, elapsed_us * PICOS_PER_MICRO // pace) if pace else 0
+            node.busy_us += elapsed_us
+            node.work += part
+            node.wasted += part
+            node.log.add("aborted", node.id, size=part, round=self.round)
+        self.succeed(False)
+
+    def _finish(self) -> None:
+        if self.triggered:
+            return
+        node = self.node
+        node.busy_us += self.length_us
+        node.work += self.amount
+        node.log.add("done", node.id, size=self.amount, round=self.round)
+        node._next()
+        self.succeed(True)
+
+
+class Inbox:
+    """Messages that have arrived and wait to be read, and readers who wait for messages."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._items: list[Message] = []
+        self._readers: list[tuple[Match, simpy.Event]] = []
+        self._gathers: list[Gather] = []
+        self._read: dict[str, int] = {}
+
+    def put(self, message: Message) -> None:
+        """Hand a message to a reader, or keep it for one."""
+        for gather in self._gathers:
+            if gather.take(message):
+                gather.check()
+                return
+        if 0 <= message.round <= self._read.get(message.kind, -1):
+            self._node.log.add("late", self._node.id, message.src, message.size_bytes, message.round)
+            return
+        for index, (match, event) in enumerate(self._readers):
+            if match(message):
+                del self._readers[index]
+                event.succeed(message)
+                return
+        self._items.append(message)
+
+    def receive(self, match: Match) -> simpy.Event:
+        """See :meth:`Node.receive`."""
+        event = self._node.clock.event()
+        for index, message in enumerate(self._items):
+            if match(message):
+                del self._items[index]
+                return event.succeed(message)
+        self._readers.append((match, event))
+        return event
+
+    def gather(self, kind: str, round: int, senders: frozenset[int], timeout_us: int | None) -> simpy.Event:
+        """See :meth:`Node.gather`."""
+        gather = Gather(self, kind, round, senders)
+        self._gathers.append(gather)
+        self._items = [message for message in self._items if not gather.take(message)]
+        gather.check()
+        if timeout_us is not None and not gather.triggered:
+            gather.timed = True
+            self._node.clock.after(timeout_us, gather.close)
+        return gather
+
+    def close(self, gather: Gather) -> None:
+        """Forget a finished gather and treat what nobody took for it as late."""
+        self._gathers.remove(gather)
+        self._read[gather.kind] = max(self._read.get(gather.kind, -1), gather.round)
+        kept, self._items = self._items, []
+        for message in kept:
+            self.put(message)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether somebody reads and only a message could help."""
+        waiting = bool(self._gathers or self._readers)
+        return waiting and not any(gather.timed for gather in self._gathers)
+
+    def waiting_for(self) -> str:
+        """Say whom the readers wait for."""
+        waits = [f"{g.kind} of round {g.round} from {sorted(g.missing)}" for g in self._gathers]
+        return ", ".join(waits) or ("a message" if self._readers else "nothing")
+
+
+class Gather(simpy.Event):
+    """Waits for one message from each of several nodes."""
+
+    def __init__(self, inbox: Inbox, kind: str, round: int, senders: frozenset[int]) -> None:
+        super().__init__(inbox._node.clock)
+        self._inbox, self.kind, self.round = inbox, kind, round
+        self.missing = set(senders)
+        self.timed = False
+        self._heard: dict[int, Message] = {}
+
+    def take(self, message: Message) -> bool:
+        """Take a message if it is one that is waited for."""
+        if (message.kind, message.round) != (self.kind, self.round) or message.src not in self.missing:
+            return False
+        self.missing.discard(message.src)
+        self._heard[message.src] = message
+        return True
+
+    def check(self) -> None:
+        """Finish when nobody is missing."""
+        if not self.missing:
+            self.close()
+
+    def close(self) -> None:
+        """Finish with what has been heard."""
+        if not self.triggered:
+            self._inbox.close(self)
+            self.succeed(dict(sorted(self._heard.items())))

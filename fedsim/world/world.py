@@ -1,0 +1,134 @@
+"""The simulated world: a clock, nodes and the network between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedsim import parts, rng
+from fedsim.config import Draw, Experiment
+from fedsim.world.clock import Clock, micros
+from fedsim.world.devices import speeds
+from fedsim.world.graph import Graph
+from fedsim.world.log import EventLog
+from fedsim.world.network import Access, Network
+from fedsim.world.node import Node
+
+MEGA = 1_000_000
+
+
+@dataclass
+class World:
+    """Everything that the event plane consists of.
+
+    Args:
+        clock: simulated time.
+        log: the event log.
+        network: the network.
+        nodes: all nodes by id; clients or peers first, the server (if there is one) last.
+    """
+
+    clock: Clock
+    log: EventLog
+    network: Network
+    nodes: list[Node]
+
+    @property
+    def server(self) -> Node | None:
+        """The server, or None in a world of peers."""
+        return self.nodes[-1] if self.nodes[-1].role == "server" else None
+
+    @property
+    def members(self) -> list[Node]:
+        """The clients or peers: the nodes that hold data."""
+        return [node for node in self.nodes if node.role != "server"]
+
+    def totals(self) -> dict[str, int]:
+        """Return bytes and work summed over all nodes."""
+        traffic = self.network.traffic.values()
+        return {
+            "bytes_up": sum(t.up for t in traffic),
+            "bytes_down": sum(t.down for t in traffic),
+            "bytes_lost": sum(t.lost for t in traffic),
+            "work": sum(node.work for node in self.nodes),
+            "wasted": sum(node.wasted for node in self.nodes),
+        }
+
+
+def build(experiment: Experiment, graph: Graph, server: bool) -> World:
+    """Make the world that an experiment describes, at t=0 and before anything has happened.
+
+    Args:
+        experiment: the experiment.
+        graph: nodes 0 to n-1; edges may have ``latency_ms`` and ``mbps``, which win over the experiment's.
+        server: whether the last node is a server.
+
+    Returns:
+        The world; :func:`start` sets churn and faults going.
+    """
+    clock = Clock()
+    log = EventLog(clock)
+    seed, size = experiment.seed, graph.number_of_nodes()
+    wired = _wire(experiment, graph)
+    network = Network(clock, log, wired, _access(experiment, size), experiment.network.header_bytes)
+    pace = speeds(experiment.devices.seconds_per_sample, size, rng.stream(seed, "devices"))
+    roles = ["client" if server else "peer"] * (size - server) + ["server"] * server
+    nodes = [Node(id, roles[id], clock, log, network, pace[id]) for id in range(size)]
+    return World(clock, log, network, nodes)
+
+
+def start(world: World, experiment: Experiment) -> None:
+    """Set churn and faults going.
+
+    Raises:
+        ConfigError: if one of them refuses its parameters.
+    """
+    seed = experiment.seed
+    with experiment.blame("churn"):
+        part = parts.find("churn", experiment.churn.name)
+        for node in world.members:
+            supplied = {"node": node, "rng": rng.stream(seed, "churn", node.id)}
+            world.clock.process(parts.call(part, experiment.churn.params, supplied))
+    for index, fault in enumerate(experiment.faults):
+        with experiment.blame("faults", index):
+            part = parts.find("faults", fault.name)
+            supplied = {"world": world, "rng": rng.stream(seed, "faults", round=index)}
+            world.clock.process(parts.call(part, fault.params, supplied))
+    while world.clock.peek() == 0:  # who is offline at the start must be so before anybody looks
+        world.clock.step()
+
+
+def _wire(experiment: Experiment, graph: Graph) -> Graph:
+    """Copy the graph in a canonical order, with integer latencies and bandwidths on its edges."""
+    settings, seed = experiment.network, experiment.seed
+    edges = sorted((min(edge), max(edge)) for edge in graph.edges)
+    latency_ms = settings.latency_ms.sample(rng.stream(seed, "latency"), len(edges))
+    mbps = _mbps(settings.edge_mbps, rng.stream(seed, "edge bandwidth"), len(edges))
+    wired = Graph()
+    wired.add_nodes_from(sorted(graph))
+    for (a, b), delay, rate in zip(edges, latency_ms, mbps, strict=True):
+        own = graph.edges[a, b]
+        wired.add_edge(
+            a,
+            b,
+            latency_us=micros(own.get("latency_ms", delay) / 1000),
+            bits_per_s=round(own.get("mbps", rate) * MEGA),
+        )
+    return wired
+
+
+def _access(experiment: Experiment, size: int) -> dict[int, Access]:
+    settings, seed = experiment.network, experiment.seed
+    delay = settings.node_latency_ms.sample(rng.stream(seed, "node latency"), size)
+    up = _mbps(settings.up_mbps, rng.stream(seed, "up bandwidth"), size)
+    down = _mbps(settings.down_mbps, rng.stream(seed, "down bandwidth"), size)
+    return {
+        id: Access(micros(delay[id] / 1000), round(up[id] * MEGA), round(down[id] * MEGA))
+        for id in range(size)
+    }
+
+
+def _mbps(draw: Draw | None, generator: np.random.Generator, size: int) -> np.ndarray:
+    """Draw bandwidths; 0 stands for unlimited."""
+    return np.zeros(size) if draw is None else np.maximum(draw.sample(generator, size), 1e-6)

@@ -1,0 +1,1 @@
+"""Algorithms, one file each; the paper stands at the top of the file."""

@@ -1,0 +1,50 @@
+"""D-PSGD: decentralized parallel stochastic gradient descent.
+
+X. Lian, C. Zhang, H. Zhang, C.-J. Hsieh, W. Zhang, J. Liu: Can Decentralized Algorithms Outperform Centralized
+Algorithms? A Case Study for Decentralized Parallel Stochastic Gradient Descent. NeurIPS 2017, algorithm 1.
+
+As is usual since, the local steps come first and the average after them (adapt, then combine).
+"""
+
+from __future__ import annotations
+
+from fedsim.config import Local
+from fedsim.learn.deferred import Deferred, combine
+from fedsim.learn.local import LocalSGD
+from fedsim.parts import Positive
+from fedsim.peer import Peer, PeerStrategy
+from fedsim.world.clock import Process
+from fedsim.world.graph import Graph
+from topologies.mixing import neighbour_weights
+
+
+class DPSGD(PeerStrategy):
+    """Train, exchange models with all neighbours, average with Metropolis-Hastings weights (Lian et al., 2017).
+
+    Args:
+        local: the local training of a round.
+        timeout_s: how long to wait for the neighbours' models, in seconds; the weight of a model that is not there in
+            time goes to the node's own. None waits for all, and stalls when a neighbour is gone for good.
+    """
+
+    def __init__(self, *, local: Local, timeout_s: Positive | None = 3600.0) -> None:
+        self.update, self.timeout_s = LocalSGD(local), timeout_s
+
+    def setup(self, graph: Graph) -> None:
+        """Compute the mixing weights."""
+        self.mixing = neighbour_weights(graph)
+
+    def run(self, node: Peer) -> Process:
+        """One node's life."""
+        model = node.initial_model
+        for round in node.rounds():
+            model = yield from node.train(self.update, model, round)
+            node.send_model(node.neighbours, model, round)
+            received = yield from node.receive_models(node.neighbours, round, self.timeout_s)
+            model = self.mix(node.id, model, received)
+            node.finish(round, model)
+
+    def mix(self, node: int, own: Deferred, received: dict[int, Deferred]) -> Deferred:
+        """Average a node's own model with those that it received; a missing one's weight goes to its own."""
+        weights = [self.mixing[node][sender] for sender in received]
+        return combine([own, *received.values()], [1.0 - sum(weights), *weights])

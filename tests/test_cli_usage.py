@@ -1,0 +1,408 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from fedsim import cli, parts
+from fedsim.api import Result
+from fedsim.errors import MISSING, BadValue, ConfigError, Problem, RunError
+from fedsim.observer import Progress
+from fedsim.version import __version__
+
+START = Progress(0, None, 0.0, None, None, None, 0, 0, 0, 0.0)
+
+
+def at(**changes: Any) -> Progress:
+    return replace(START, **changes)
+
+
+def call(*words: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(cli.app, list(words))
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result.exit_code, result.stdout, result.stderr
+
+
+# usage
+
+
+def test_the_version():
+    assert call("--version") == (0, f"fedsim {__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", ["run", "check", "list", "report"])
+def test_every_command_has_help(command):
+    assert f" {command} " in call("--help")[1]
+    code, text, _ = call(command, "--help")
+    assert code == 0
+    assert f"fedsim {command}" in text.replace("root", "fedsim")
+
+
+def test_the_kinds_are_those_of_the_parts():
+    assert cli.KINDS == parts.KINDS
+
+
+def test_no_command_shows_the_help():
+    code, text, errors = call()
+    assert code == 2
+    assert "Commands" in text + errors
+
+
+@pytest.mark.parametrize(
+    "words", [["run"], ["check"], ["report"], ["run", "x.yaml", "--fast"], ["rum", "x.yaml"]]
+)
+def test_a_wrong_command_line_is_exit_code_2(words):
+    code, _, errors = call(*words)
+    assert code == 2
+    assert "Usage" in errors
+    assert "Traceback" not in errors
+
+
+def test_an_unknown_kind_gets_a_suggestion():
+    assert call("list", "topology") == (
+        2,
+        "",
+        "list: topology: no such kind of part; did you mean topologies?\n",
+    )
+
+
+@pytest.mark.parametrize("text", ["seed", "=3", "", "=="])
+def test_a_setting_needs_a_key_and_a_value(text):
+    assert call("run", "x.yaml", "--set", text) == (2, "", f"--set: {text}: must be key.path=value\n")
+
+
+def test_every_wrong_setting_is_reported():
+    _, _, errors = call("check", "x.yaml", "--set", "a", "--set", "b=1", "--set", "c")
+    assert errors == "--set: a: must be key.path=value\n--set: c: must be key.path=value\n"
+
+
+def test_settings_split_at_the_first_equals_sign():
+    assert cli._overrides(["a.b=1", "name=x=y", "seed=", " c =2", "a.b=3"]) == {
+        "a.b": "3",
+        "name": "x=y",
+        "seed": "",
+        "c": "2",
+    }
+    assert cli._overrides(None) == {}
+
+
+def test_an_output_folder_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "runs"
+    code, _, errors = call("run", "x.yaml", "--out", str(out))
+    assert (code, errors) == (2, f"--out: {cli_short(str(out))}: {tmp_path / 'file'} is not a folder\n")
+
+
+def cli_short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_output_folder_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    code, _, errors = call("run", "x.yaml", "--out", str(tmp_path / "deep" / "runs"))
+    assert (code, errors.endswith(f"{tmp_path} is not writable\n")) == (2, True)
+
+
+def test_an_output_folder_need_not_exist_and_is_not_made_by_looking(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cli._writable(Path("a/b/c"))
+    cli._writable(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_needs_no_heavy_library():
+    code = (
+        "import sys; sys.argv = ['fedsim', '--help']\n"
+        "from fedsim.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "sys.exit(3 if {'torch', 'flwr', 'simpy', 'networkx'} & set(sys.modules) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "simulated time" in done.stdout
+
+
+def test_modules_of_the_current_folder_can_be_imported(tmp_path):
+    (tmp_path / "my_own_part.py").write_text("answer = 42\n")
+    code = (
+        "import sys; sys.path = [p for p in sys.path if p]; sys.argv = ['fedsim', '--version']\n"
+        "from fedsim.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "import my_own_part; print(my_own_part.answer)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == f"fedsim {__version__}\n42\n"
+
+
+# failures
+
+
+def exit_of(error: BaseException) -> int:
+    with pytest.raises(typer.Exit) as caught, cli._explained():
+        raise error
+    return caught.value.exit_code
+
+
+def test_each_mistake_is_a_line_on_stderr(capsys):
+    problems = [Problem("a", 1, "is too small", "", "x.yaml:3"), Problem("b", MISSING, "is required")]
+    assert exit_of(ConfigError(problems)) == 2
+    assert capsys.readouterr() == ("", "x.yaml:3: a: 1: is too small\nb: is required\n")
+
+
+def test_a_broken_run_shows_its_scene_its_cause_and_what_is_kept(capsys):
+    try:
+        try:
+            {}["weights"]
+        except KeyError as cause:
+            raise RunError("the client failed", 3, 2, 1.5, "train") from cause
+    except RunError as caught:
+        error = caught
+    error.run_path = Path("runs/a")  # type: ignore[attr-defined]
+    assert exit_of(error) == 3
+    out, errors = capsys.readouterr()
+    assert out == ""
+    lines = errors.splitlines()
+    assert lines[0] == "node 3, round 2, t = 1.500000 s, train: the client failed"
+    assert lines[1] == "Traceback (most recent call last):"
+    assert "KeyError: 'weights'" in lines
+    assert lines[-3:] == [
+        "what was recorded is kept in runs/a",
+        "  to look at it:   fedsim report runs/a",
+        "  to start again:  fedsim run runs/a/experiment.yaml",
+    ]
+
+
+def test_a_broken_run_without_a_cause_has_no_traceback(capsys):
+    assert exit_of(RunError("nobody can go on")) == 3
+    assert capsys.readouterr().err == "run: nobody can go on\n"
+
+
+def test_control_c_says_what_is_kept_and_how_to_go_on(capsys):
+    stop = KeyboardInterrupt()
+    stop.run_path = Path("runs/b")  # type: ignore[attr-defined]
+    assert exit_of(stop) == 130
+    errors = capsys.readouterr().err
+    assert "kept in runs/b" in errors
+    assert "fedsim report runs/b\n" in errors
+    assert "fedsim run runs/b/experiment.yaml\n" in errors
+    assert exit_of(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "stopped\n"
+
+
+def test_a_bug_is_not_explained_away():
+    with pytest.raises(ZeroDivisionError), cli._explained():
+        raise ZeroDivisionError
+    with pytest.raises(BadValue), cli._explained():
+        raise BadValue("a", 1, "must be 2")
+
+
+# progress
+
+
+def test_a_full_line_of_progress():
+    progress = Progress(12, 48, 34.56, None, 0.87316, 0.5, 4_200_000, 1_500, 1_200, 60.0)
+    assert cli.describe(progress) == (
+        "round 12/48, t = 34.560 s, accuracy 0.8732, 4.2 MB up, 1.5 kB down, 20.0 clients/s, 0:03:00 left"
+    )
+
+
+def test_a_line_without_what_is_unknown():
+    assert cli.describe(at()) == "round 0, t = 0.000 s, 0 bytes up, 0 bytes down"
+
+
+@pytest.mark.parametrize(
+    ("progress", "share", "left_s"),
+    [
+        (at(round=3), None, None),
+        (at(round=0, rounds=4, wall_time_s=9), 0.0, None),
+        (at(round=1, rounds=4, wall_time_s=9), 0.25, 27.0),
+        (at(sim_time_s=30, sim_limit_s=40, wall_time_s=9), 0.75, 3.0),
+        (at(round=1, rounds=4, sim_time_s=20, sim_limit_s=40, wall_time_s=9), 0.5, 9.0),
+        (at(round=4, rounds=4, wall_time_s=9), 1.0, 0.0),
+        (at(sim_time_s=41, sim_limit_s=40, wall_time_s=9), 1.0, 0.0),
+    ],
+)
+def test_how_much_is_done_and_left(progress, share, left_s):
+    assert cli.share_done(progress) == share
+    assert cli.time_left_s(progress) == left_s
+
+
+def test_plain_lines_come_once_a_second_and_at_the_end(capsys):
+    with cli._shown(quiet=False) as show:
+        assert isinstance(show, cli.Lines)
+        for tenth in range(25):
+            show(at(round=tenth, wall_time_s=tenth / 10))
+    out, errors = capsys.readouterr()
+    assert out == ""
+    assert [line.partition(",")[0] for line in errors.splitlines()] == [
+        "round 0",
+        "round 10",
+        "round 20",
+        "round 24",
+    ]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 3), min_size=1, max_size=20))
+def test_the_last_state_is_always_shown_and_never_twice(waits):
+    shown: list[int] = []
+    lines, now = cli.Lines(), 0.0
+    for number, wait in enumerate(waits):
+        now += wait
+        lines(at(round=number, wall_time_s=now))
+        if lines.pending is None:
+            shown.append(number)
+    last_shown = shown[-1]
+    assert shown[0] == 0
+    assert (lines.pending is None) == (last_shown == len(waits) - 1)
+    assert lines.pending is None or lines.pending.round == len(waits) - 1
+
+
+def test_lines_are_kept_when_a_run_breaks(capsys):
+    def broken_run() -> None:
+        with cli._shown(quiet=False) as show:
+            assert show is not None
+            show(at(round=1))
+            show(at(round=2, wall_time_s=0.5))
+            raise RunError("broke")
+
+    with pytest.raises(RunError):
+        broken_run()
+    assert [line[:7] for line in capsys.readouterr().err.splitlines()] == ["round 1", "round 2"]
+
+
+def test_quiet_shows_nothing(capsys):
+    with cli._shown(quiet=True) as show:
+        assert show is None
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_gets_a_bar(monkeypatch):
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setenv("COLUMNS", "120")
+        monkeypatch.setenv("TERM", "xterm")
+        with cli._shown(quiet=False) as show:
+            assert show is not None
+            show(at(round=1, rounds=2, accuracy=0.5))
+        terminal.flush()
+        text = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert "━" in text
+    assert "round 1/2, t = 0.000 s, accuracy 0.5000, 0 bytes up, 0 bytes down" in text
+
+
+# the end of a run
+
+
+def test_the_summary_and_the_report(tmp_path, capsys):
+    (tmp_path / "report.html").write_text("")
+    digest = "0123456789abcdef" * 4
+    summary = {"run_hash": digest, "rounds": 3, "loss": None, "accuracy": 0.91234567, "engine": "loop"}
+    cli._print_result(Result(tmp_path, summary))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows == [
+        ["accuracy", "0.912346"],
+        ["rounds", "3"],
+        ["run_hash", digest],
+        ["report:", str(tmp_path / "report.html")],
+    ]
+
+
+def test_a_run_without_a_report_shows_its_folder(tmp_path, capsys):
+    cli._print_result(Result(tmp_path, {}))
+    assert capsys.readouterr().out.splitlines()[-1] == f"run: {tmp_path}"
+
+
+# with the engine
+
+
+TINY = """\
+data: {clients: 4}
+model: softmax
+strategy: {name: dpsgd, local: {steps: 1}}
+topology: ring
+stop: {rounds: 2}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(TINY)
+    Path("bad.yaml").write_text("data: {clients: 2}\nstop: {rounds: 1}\n\nstratgey: fedavg\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_a_bad_file_dies_with_its_line(folder, command):
+    assert call(command, "bad.yaml") == (2, "", "bad.yaml:4: stratgey: unknown key; did you mean strategy?\n")
+    assert call(command, "no.yaml") == (2, "", "no.yaml: no such file\n")
+    code, out, errors = call(command, "tiny.yaml", "--set", "seed=-1", "--set", "topology.degre=3")
+    assert (code, out) == (2, "")
+    assert errors == "--set seed=-1: seed: -1: must be at least 0\n"
+    assert sorted(os.listdir()) == ["bad.yaml", "tiny.yaml"]
+
+
+def test_a_mistake_in_the_second_file_comes_before_the_first_run(folder):
+    assert call("run", "tiny.yaml", "bad.yaml")[0] == 2
+    assert not Path("runs").exists()
+
+
+def test_checking_a_good_file(folder):
+    assert call("check", "tiny.yaml", "--set", "name=other") == (0, "tiny.yaml: other is fine\n", "")
+
+
+def test_a_run_shows_lines_and_ends_with_a_table_and_its_folder(folder):
+    code, out, errors = call("run", "tiny.yaml", "--out", "results", "--set", "record.report=false")
+    assert code == 0
+    assert errors.startswith("round 0/2, t = ")
+    assert errors.splitlines()[-1].startswith("round 2/2, t = ")
+    rows = dict(line.rstrip().split(maxsplit=1) for line in out.splitlines())
+    run = Path(rows["run:"])
+    assert rows["rounds"] == "2"
+    assert len(rows["run_hash"]) == 64
+    assert run.parent == Path("results")
+    assert (run / "experiment.yaml").exists()
+
+
+def test_a_quiet_run_without_training_can_be_reported(folder):
+    code, out, errors = call("run", "tiny.yaml", "--quiet", "--timing-only")
+    assert (code, errors) == (0, "")
+    page = Path(out.splitlines()[-1].removeprefix("report: "))
+    assert page.is_file()
+    page.unlink()
+    assert call("report", str(page.parent)) == (0, f"{page}\n", "")
+    assert page.is_file()
+
+
+def test_a_report_needs_a_run(folder):
+    code, out, errors = call("report", "nothing")
+    assert (code, out) == (2, "")
+    assert errors.count("\n") == 1
+
+
+def test_a_list_of_one_kind():
+    code, out, errors = call("list", "churn")
+    assert (code, errors) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == parts.names("churn")
