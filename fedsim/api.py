@@ -45,14 +45,11 @@ class Result:
         return metrics(self.path)
 
     def weights(self) -> dict[str, np.ndarray]:
-        """Return the final model's parameters by name; in a run of peers, of their average model."""
-        from safetensors.numpy import load_file
+        """Return the final model's parameters by name, in the model's order; of peers, their average model's."""
+        from safetensors import safe_open
 
-        return {
-            k: v
-            for k, v in load_file(self.path / "weights.safetensors").items()
-            if not k.startswith("peers/")
-        }
+        with safe_open(self.path / "weights.safetensors", framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in json.loads(file.metadata()["parameters"])}
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><td>{key}</td><td>{value}</td></tr>" for key, value in self.summary.items())
@@ -296,5 +293,6 @@ def _save_weights(setup: Setup, observer: Observer, path: Path) -> str:
     if not setup.has_server:
         tensors["peers/weights"] = stack
         tensors["peers/ids"] = np.array(list(vectors), dtype=np.int64)
-    save_file(tensors, path / "weights.safetensors")
+    order = json.dumps([name for name, _ in setup.learner.engine.task.layout])
+    save_file(tensors, path / "weights.safetensors", metadata={"parameters": order})
     return hashlib.sha256(stack.tobytes()).hexdigest()

@@ -201,7 +201,7 @@ def describe(progress: Progress) -> str:
     items = [f"round {progress.round}{of}", f"t = {progress.sim_time_s:.3f} s"]
     if progress.accuracy is not None:
         items.append(f"accuracy {progress.accuracy:.4f}")
-    items.append(f"{decimal(progress.bytes_up)} up, {decimal(progress.bytes_down)} down")
+    items.append(f"{decimal(progress.bytes_up)} sent")
     if progress.wall_time_s > 0:
         items.append(f"{progress.clients / progress.wall_time_s:.1f} clients/s")
     left = time_left_s(progress)

@@ -109,11 +109,11 @@ class Observer:
         summary = {}
         for name in next(iter(scores.values())):
             values = [one[name] for one in scores.values()]
-            summary[name] = sum(values) / len(values)
+            summary[name] = math.fsum(values) / len(values)
             summary[f"{name}_min"], summary[f"{name}_max"] = min(values), max(values)
-        stack = torch.stack([model.value() for model in self.models.values()])
+        stack = torch.stack([model.value() for model in self.models.values()]).double()
         average = stack.mean(0)
-        found = self.learner.evaluate(Deferred.known(average)).value()
+        found = self.learner.evaluate(Deferred.known(average.to(self.learner.engine.task.dtype))).value()
         summary |= {f"{name}_of_average": value for name, value in found.items()}
         summary["consensus_distance"] = float((stack - average).norm(dim=1).pow(2).mean().sqrt())
         return summary

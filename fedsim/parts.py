@@ -73,7 +73,7 @@ def _dotted(path: str) -> Part:
     module, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
     try:
         part = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise BadValue(
             "name", path, f"cannot be imported ({error})", "write package.module:attribute"
         ) from error

@@ -91,7 +91,6 @@ class Peer:
 
     def finish(self, round: int, model: Deferred) -> None:
         """Declare a round finished, with the model that the node has now."""
-        self.finished = round
         self._run.finish(self, round, model)
 
 
@@ -115,6 +114,7 @@ class PeerRun:
         self._round = 0
         self._kept: dict[int, dict[int, Deferred]] = {}
         self._behind = 0
+        self._ended: set[int] = set()
         self._over = world.clock.event()
         self._progress = (-1, -1)
 
@@ -138,26 +138,29 @@ class PeerRun:
 
     def finish(self, peer: Peer, round: int, model: Deferred) -> None:
         """Take note that a node has finished a round."""
+        if peer.node.online and peer.finished <= self._round < round:
+            self._behind -= 1
+        peer.finished = round
         self.updates += 1
         self.latest[peer.id] = model
-        if self.observer.due(round):
+        if round > self._round and self.observer.due(round):
             self._kept.setdefault(round, {})[peer.id] = model
-        if round == self._round + 1 and peer.node.online:
-            self._behind -= 1
         self._advance()
 
     def diagnosis(self) -> str:
         """Say who waits for whom."""
-        waits = {id: p.node.waiting_for() for id, p in self.peers.items() if not p.node.crashed}
+        alive = {id: p for id, p in self.peers.items() if not p.node.crashed and id not in self._ended}
         lines = [
-            f"node {id} (round {self.peers[id].finished} done) waits for {what}" for id, what in waits.items()
+            f"node {id} (round {peer.finished} done) waits for {peer.node.waiting_for()}"
+            for id, peer in alive.items()
         ]
         more = f"; and {len(lines) - 5} more" if len(lines) > 5 else ""
-        return "; ".join(lines[:5]) + more
+        return "; ".join(lines[:5]) + more or "every node has crashed or come to its end"
 
     def _life(self, peer: Peer) -> Process:
         try:
             yield from self.strategy.run(peer)
+            self._ended.add(peer.id)
         except FedsimError:
             raise
         except Exception as error:
@@ -197,7 +200,8 @@ class PeerRun:
             yield self.world.clock.timeout(micros(WATCH_S))
             totals = self.world.totals()
             progress = (totals["work"], totals["bytes_up"])
-            if progress == self._progress and all(p.node.stuck for p in self.peers.values()):
+            idle = (id in self._ended or peer.node.stuck for id, peer in self.peers.items())
+            if progress == self._progress and all(idle):
                 now_s = self.world.clock.now_s
                 raise StalledError(
                     f"nobody can make progress: {self.diagnosis()}", None, self._round + 1, now_s

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +14,7 @@ import numpy as np
 
 from fedsim import parts
 from fedsim.config import Experiment
-from fedsim.errors import MISSING, BadValue
+from fedsim.errors import MISSING, BadValue, ConfigError, Problem
 from fedsim.learn import build as learning
 from fedsim.learn.data import Dataset
 from fedsim.learn.learner import Learner
@@ -58,15 +62,29 @@ def prepare(experiment: Experiment, dry: bool = False) -> Setup:
     Raises:
         ConfigError: if any part is unknown, refuses its parameters, or does not fit the others.
     """
-    strategy = make_strategy(experiment)
-    server = not isinstance(strategy, PeerStrategy)
-    if dry:
-        check_timing_only(experiment, strategy)
-    graph = make_graph(experiment, server)
-    learner, dataset, owned = learning.build(experiment, dry)
+    mistakes: list[Problem] = []
+    with _collect(mistakes):
+        strategy = make_strategy(experiment)
+        if dry:
+            check_timing_only(experiment, strategy)
+        server = not isinstance(strategy, PeerStrategy)
+        graph = make_graph(experiment, server)
+    with _collect(mistakes):
+        learner, dataset, owned = learning.build(experiment, dry)
+    if mistakes:
+        raise ConfigError(mistakes)
     world = worlds.build(experiment, graph, server)
     worlds.start(world, experiment)
     return Setup(experiment, strategy, world, learner, graph, dataset, owned)
+
+
+@contextmanager
+def _collect(mistakes: list[Problem]) -> Iterator[None]:
+    """Keep the mistakes of one step, so that the next step can report its own as well."""
+    try:
+        yield
+    except ConfigError as error:
+        mistakes.extend(error.problems)
 
 
 def make_strategy(experiment: Experiment) -> Any:
@@ -75,12 +93,25 @@ def make_strategy(experiment: Experiment) -> Any:
     with experiment.blame("strategy"):
         part = parts.find("strategies", block.name)
         supplied = {"local": block.local, "seed": experiment.seed, "timeout_s": block.timeout_s}
-        strategy = parts.call(part, block.params, supplied)
+        with _quiet("flwr"):
+            strategy = parts.call(part, block.params, supplied)
         if not isinstance(strategy, PeerStrategy):
             from fedsim.flower.server import check_strategy
 
             check_strategy(strategy, experiment.data.clients)
     return strategy
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keep a logger from advising on choices that the experiment file has made."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    try:
+        logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def make_graph(experiment: Experiment, server: bool) -> Graph:
@@ -102,6 +133,13 @@ def _check_graph(name: str, graph: Any, size: int) -> None:
         raise BadValue("name", name, "must return an undirected networkx.Graph")
     if sorted(graph) != list(range(size)):
         raise BadValue("name", name, f"must return a graph with the nodes 0 to {size - 1}")
+    for a, b, edge in graph.edges(data=True):
+        for key, least in (("latency_ms", 0.0), ("mbps", 1e-6)):
+            value = edge.get(key, 1.0)
+            if not (isinstance(value, int | float) and least <= value < math.inf):
+                raise BadValue(
+                    "name", name, f"gives edge {a}-{b} {key} = {value!r}; it must be at least {least:g}"
+                )
     if not nx.is_connected(graph):
         count = nx.number_connected_components(graph)
         raise BadValue("name", name, f"must return a connected graph; this one has {count} components")

@@ -24,7 +24,8 @@ class DPSGD(PeerStrategy):
     Args:
         local: the local training of a round.
         timeout_s: how long to wait for the neighbours' models, in seconds; the weight of a model that is not there in
-            time goes to the node's own. None waits for all, and stalls when a neighbour is gone for good.
+            time goes to the node's own. None waits for all, and stalls when one is lost because either end of its
+            way was offline.
     """
 
     def __init__(self, *, local: Local, timeout_s: Positive | None = 3600.0) -> None:

@@ -123,7 +123,7 @@ class FedAMD(Strategy):
         if progress:
             self._model = self._model - self.server_lr * mean(progress)
         self._refresh(anchors)
-        if server_round % REFRESH == 0:
+        if server_round % REFRESH == 0 and self.caches:
             self._sum = _sum(self.caches)
         counts = MetricRecord({"anchors": len(anchors), "miners": len(progress), "cached": len(self.caches)})
         return pack(self._model, *self._shape), counts
@@ -242,8 +242,9 @@ class Miner(LocalUpdate):
             raise BadValue(
                 "local.steps", MISSING, "FedAMD counts local steps, not epochs", "give local.steps"
             )
-        if local.momentum or local.weight_decay:
-            raise BadValue("local.momentum", local.momentum, "FedAMD has neither momentum nor weight decay")
+        for key, value in {"momentum": local.momentum, "weight_decay": local.weight_decay}.items():
+            if value:
+                raise BadValue(f"local.{key}", value, "FedAMD has neither momentum nor weight decay")
         self.local = local
         self.steps = local.steps
         self.metrics = ("train_loss",) if self.steps > 1 else ()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import ItemsView, ValuesView
+from collections.abc import ItemsView, Iterable, Sequence, ValuesView
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
-from fedsim.learn.deferred import Deferred
+from fedsim.learn.deferred import Deferred, Inputs, compute
 
 NUMPY = "numpy.ndarray"
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16}
+FIELDS = ("dtype", "shape", "stype", "data")
 
 Layout = list[tuple[str, tuple[int, ...]]]
 
@@ -23,17 +25,34 @@ class TensorArray(Array):
     """A piece of a deferred vector, as a Flower array.
 
     Nothing is turned into bytes unless foreign code asks for ``data``; nothing is computed unless somebody asks for
-    ``data`` or ``numpy()``. In a timing-only run the numbers do not exist: zeros stand for them.
+    ``data`` or ``numpy()``. In a timing-only run the numbers do not exist: zeros stand for them. It never changes;
+    pickled or copied, it becomes an ordinary array.
 
     Args:
         vector: the whole vector [P].
         start: where the piece begins.
         shape: its shape.
         dtype: its type, such as ``"float32"``.
+        last: whether the vector ends with this piece.
     """
 
-    def __init__(self, vector: Deferred, start: int, shape: tuple[int, ...], dtype: str) -> None:
-        self.__dict__.update(vector=vector, start=start, dtype=dtype, shape=shape, stype=NUMPY)
+    def __init__(
+        self, vector: Deferred, start: int, shape: tuple[int, ...], dtype: str, last: bool = False
+    ) -> None:
+        self.__dict__.update(vector=vector, start=start, dtype=dtype, shape=shape, stype=NUMPY, last=last)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse to change what receivers of one message share."""
+        if name in FIELDS:
+            raise TypeError("an array of a simulation cannot be changed in place; make a new flwr.app.Array")
+        super().__setattr__(name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Array, (self.dtype, self.shape, self.stype, self.data)
+
+    def deflate(self) -> bytes:
+        """Return what Flower sends for an ordinary array; the class's name is part of it."""
+        return Array(self.dtype, self.shape, self.stype, self.data).deflate()
 
     def numpy(self) -> np.ndarray:
         """Return the numbers, as an array of their own."""
@@ -41,21 +60,18 @@ class TensorArray(Array):
         if vector.is_phantom:
             return np.zeros(self.shape, self.dtype)
         start = self.__dict__["start"]
-        piece = vector.value()[start : start + int(np.prod(self.shape, dtype=np.int64))]
+        whole = _value(vector, self.__dict__)
+        piece = whole[start : start + int(np.prod(self.shape, dtype=np.int64))]
         return np.array(piece.detach().cpu().numpy().reshape(self.shape))
 
     @property
-    def data(self) -> bytes:
+    def data(self) -> bytes:  # type: ignore[override]  # read-only on purpose
         """The numbers as Flower serialises them."""
         if "_bytes" not in self.__dict__:
             buffer = io.BytesIO()
             np.save(buffer, self.numpy(), allow_pickle=False)
             self.__dict__["_bytes"] = buffer.getvalue()
         return bytes(self.__dict__["_bytes"])
-
-    @data.setter
-    def data(self, value: bytes) -> None:
-        raise TypeError("an array of a simulation cannot be changed in place; make a new flwr.app.Array")
 
 
 class LazyMetrics(MetricRecord):
@@ -68,19 +84,45 @@ class LazyMetrics(MetricRecord):
     """
 
     def __init__(self, known: dict[str, int | float], values: Deferred, names: tuple[str, ...]) -> None:
+        self.__dict__.update(deferred=values, names=())
         super().__init__({**dict.fromkeys(names, 0.0), **known})
-        self.__dict__.update(deferred=values, names=names)
+        self.__dict__["names"] = names
 
     def _read(self) -> None:
-        values: Deferred = self.__dict__["deferred"]
-        names, self.__dict__["names"] = self.__dict__["names"], ()
+        names, values = self.__dict__["names"], self.__dict__["deferred"]
         if names and not values.is_phantom:
-            self.__dict__["_data"].update({name: float(values.value()[name]) for name in names})
+            numbers = _value(values, self.__dict__)
+            self.__dict__["_data"].update({name: float(numbers[name]) for name in names})
+        self.__dict__["names"] = ()
+
+    def _forget(self, key: str) -> None:
+        """A value that its owner has changed is not computed any more."""
+        self.__dict__["names"] = tuple(name for name in self.__dict__["names"] if name != key)
 
     def __getitem__(self, key: str) -> Any:
         if key in self.__dict__["names"]:
             self._read()
         return super().__getitem__(key)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._forget(key)
+        super().__setitem__(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        self._forget(key)
+        super().__delitem__(key)
+
+    def __eq__(self, other: object) -> bool:
+        self._read()
+        if isinstance(other, LazyMetrics):
+            other._read()
+        return super().__eq__(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        self._read()
+        return super().__repr__()
 
     def values(self) -> ValuesView[Any]:
         """Return the numbers, computed."""
@@ -98,9 +140,30 @@ class LazyMetrics(MetricRecord):
         twin.__dict__.update(deferred=self.__dict__["deferred"], names=self.__dict__["names"])
         return twin
 
-    def count_bytes(self) -> int:
-        """Return the size on the wire, which does not depend on the numbers."""
-        return sum(8 + len(name) for name in self)
+    def deflate(self) -> bytes:
+        """Return what Flower sends for an ordinary record; the class's name is part of it."""
+        return MetricRecord(dict(self.items())).deflate()
+
+
+def _value(wanted: Deferred, own: dict[str, Any]) -> Any:
+    """Return a value, computed together with those beside it."""
+    beside: list[Deferred] = own.get("beside", [])
+    compute([wanted, *beside])
+    beside.clear()
+    return wanted.value()
+
+
+def together(contents: Iterable[RecordDict]) -> None:
+    """Let the values of several messages be computed all at once, as soon as one of them is read."""
+    beside: list[Deferred] = []
+    for record in (record for content in contents for record in content.values()):
+        if isinstance(record, LazyMetrics):
+            record.__dict__["beside"] = beside
+            beside.append(record.__dict__["deferred"])
+        for array in record.values() if isinstance(record, ArrayRecord) else ():
+            if isinstance(array, TensorArray):
+                array.__dict__["beside"] = beside
+                beside.append(array.__dict__["vector"])
 
 
 def pack(vector: Deferred, layout: Layout, dtype: str = "float32") -> ArrayRecord:
@@ -112,8 +175,8 @@ def pack(vector: Deferred, layout: Layout, dtype: str = "float32") -> ArrayRecor
         dtype: their type.
     """
     record, start = ArrayRecord(), 0
-    for name, shape in layout:
-        record[name] = TensorArray(vector, start, shape, dtype)
+    for index, (name, shape) in enumerate(layout, 1):
+        record[name] = TensorArray(vector, start, shape, dtype, last=index == len(layout))
         start += int(np.prod(shape, dtype=np.int64))
     return record
 
@@ -124,31 +187,48 @@ def layout_of(record: ArrayRecord) -> tuple[Layout, str]:
     return [(name, tuple(array.shape)) for name, array in record.items()], first.dtype
 
 
-def unpack(record: ArrayRecord, device: torch.device | str = "cpu") -> Deferred:
+def unpack(
+    record: ArrayRecord, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> Deferred:
     """Return the vector [P] that a record holds; a record that :func:`pack` made gives its vector back.
 
     Args:
         record: floating-point arrays.
         device: where the vector is put if it has to be made.
+        dtype: its type, or None for the record's own. Some of Flower's strategies turn float32 into float64.
     """
     arrays = list(record.values())
     first = arrays[0]
     if isinstance(first, TensorArray) and _is_whole(arrays, first.__dict__["vector"]):
         vector: Deferred = first.__dict__["vector"]
+    else:
+        flat = np.concatenate([array.numpy().reshape(-1) for array in arrays])
+        vector = Deferred.known(torch.from_numpy(flat.astype(first.dtype, copy=False)).to(device))
+    if dtype is None or DTYPES.get(first.dtype) is dtype:
         return vector
-    flat = np.concatenate([array.numpy().reshape(-1) for array in arrays])
-    return Deferred.known(torch.from_numpy(flat.astype(first.dtype, copy=False)).to(device))
+    return Deferred(_Cast(dtype), {"of": vector})
+
+
+@dataclass(frozen=True)
+class _Cast:
+    """Changes the type of a vector."""
+
+    dtype: torch.dtype
+    batch: None = None
+
+    def run(self, calls: Sequence[Any], inputs: Sequence[Inputs]) -> Sequence[Any]:
+        return [given["of"].to(call.dtype) for call, given in zip(calls, inputs, strict=True)]
 
 
 def _is_whole(arrays: list[Array], vector: Deferred) -> bool:
-    """Whether the arrays are the consecutive pieces of one vector."""
+    """Whether the arrays are the consecutive pieces of one vector, all of them."""
     start = 0
     for array in arrays:
         own = array.__dict__
         if own.get("vector") is not vector or own["start"] != start:
             return False
         start += int(np.prod(array.shape, dtype=np.int64))
-    return True
+    return bool(arrays[-1].__dict__["last"])
 
 
 def isolate(content: RecordDict, lifted: dict[int, ArrayRecord] | None = None) -> RecordDict:
@@ -167,10 +247,21 @@ def isolate(content: RecordDict, lifted: dict[int, ArrayRecord] | None = None) -
         if isinstance(record, ArrayRecord):
             if id(record) not in lifted:
                 lifted[id(record)] = _lift(record)
-            copy[name] = lifted[id(record)].copy()
+            copy[name] = _twin(lifted[id(record)])
         else:
             copy[name] = record.copy()
+            inner = copy[name].__dict__["_data"]
+            inner.update({key: list(value) for key, value in inner.items() if isinstance(value, list)})
     return copy
+
+
+def _twin(record: ArrayRecord) -> ArrayRecord:
+    """Return a record of its own; arrays that can change are copied, too."""
+    twin = record.copy()
+    for name, a in record.items():
+        if not isinstance(a, TensorArray):
+            twin[name] = Array(a.dtype, tuple(a.shape), a.stype, a.data)
+    return twin
 
 
 def _lift(record: ArrayRecord) -> ArrayRecord:
@@ -178,7 +269,7 @@ def _lift(record: ArrayRecord) -> ArrayRecord:
     if len(types) == 1 and types <= DTYPES.keys() and all(a.stype == NUMPY for a in record.values()):
         layout, dtype = layout_of(record)
         return pack(unpack(record), layout, dtype)
-    return ArrayRecord({name: Array(a.dtype, tuple(a.shape), a.stype, a.data) for name, a in record.items()})
+    return ArrayRecord(dict(record))
 
 
 def wire_bytes(content: RecordDict) -> int:
@@ -189,7 +280,16 @@ def wire_bytes(content: RecordDict) -> int:
 def _record_bytes(record: Any) -> int:
     if isinstance(record, ArrayRecord):
         return sum(len(name) + _array_bytes(array) for name, array in record.items())
-    return int(record.count_bytes())
+    known = record.__dict__["_data"]  # sizes do not depend on numbers that are not computed yet
+    return sum(len(name) + _value_bytes(value) for name, value in known.items())
+
+
+def _value_bytes(value: Any) -> int:
+    if isinstance(value, list):
+        return sum(_value_bytes(one) for one in value)
+    if isinstance(value, str | bytes):
+        return len(value)
+    return 1 if isinstance(value, bool) else 8
 
 
 def _array_bytes(array: Array) -> int:

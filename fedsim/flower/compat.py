@@ -7,6 +7,7 @@ and sleep while they wait for nodes. A session binds all of that to a simulated 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import logging
 import random
@@ -50,7 +51,18 @@ def session(seed: int, server_id: int, sleep: Callable[[float], None]) -> Iterat
         stack.enter_context(_seeded(seed))
         stack.enter_context(_sleep(sleep))
         stack.enter_context(_quiet())
+        stack.enter_context(_frozen())
         yield
+
+
+@contextlib.contextmanager
+def _frozen() -> Iterator[None]:
+    """Keep what exists out of garbage collection: some of Flower's strategies collect after every reply."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from fedsim.errors import FedsimError, RunError, StalledError
 from fedsim.flower import compat
-from fedsim.flower.arrays import isolate, wire_bytes
+from fedsim.flower.arrays import isolate, together, wire_bytes
 from fedsim.world import network
 from fedsim.world.clock import micros
 from fedsim.world.node import Node
@@ -146,14 +146,17 @@ class SimGrid(Grid):
         """Let simulated time pass; Flower's strategies call this while too few clients are online.
 
         Raises:
-            StalledError: if nobody will come back, or after so long a wait that it must be a mistake.
+            StalledError: if nobody is left who could come, or after so long a wait that it must be a mistake.
         """
-        clock = self.world.clock
-        self._slept_s += seconds
-        if clock.peek() == float("inf") or self._slept_s > PATIENCE_S:
-            online = len(self.get_node_ids())
-            reason = f"the strategy has waited {self._slept_s:.0f} s for more clients; {online} are online"
+        clock, online = self.world.clock, len(self.get_node_ids())
+        alive = sum(not node.crashed for node in self.world.members)
+        if online == alive or clock.peek() == float("inf") or self._slept_s > PATIENCE_S:
+            reason = (
+                f"the strategy has waited {self._slept_s:.0f} s for more clients; "
+                f"{online} are online, {len(self.world.members) - alive} have crashed"
+            )
             raise StalledError(reason, sim_time_s=clock.now_s)
+        self._slept_s += seconds
         self._wait({"nothing"}, seconds)
 
     def _wait(self, awaited: set[str], timeout_s: float | None = None) -> None:
@@ -183,12 +186,12 @@ class SimGrid(Grid):
 
     def _pull(self, ids: list[str]) -> list[Message]:
         replies = [self._open.pop(id).reply for id in self._arrived(ids)]
+        together(reply.content for reply in replies if reply is not None and reply.has_content())
         return [reply for reply in replies if reply is not None]
 
     def _push(self, message: Message, lifted: dict[int, ArrayRecord]) -> str:
         target = message.metadata.dst_node_id
-        if target not in self._ids:
-            raise RunError(f"the strategy sends to node {target}; clients are 0 to {len(self._ids) - 1}")
+        self._check(target, round_of(message.content))
         self._count += 1
         self._slept_s = 0.0
         id = str(self._count)
@@ -207,6 +210,14 @@ class SimGrid(Grid):
         packet = network.Message("instruction", instruction, wire_bytes(content), instruction.round)
         self.server.send(instruction.node, packet, lambda ok: None if ok else self._lost(instruction))
         return id
+
+    def _check(self, target: int, round: int) -> None:
+        now_s = self.world.clock.now_s
+        if self.server.crashed:
+            raise RunError("the server has crashed", self.server.id, round, now_s, "send")
+        if target not in self._ids:
+            reason = f"the strategy sends to node {target}; clients are 0 to {len(self._ids) - 1}"
+            raise RunError(reason, self.server.id, round, now_s, "send")
 
     def _instruct(self, packet: network.Message) -> None:
         """A client has received an instruction: let it work."""

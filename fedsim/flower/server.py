@@ -66,7 +66,7 @@ def run_server(
     dtype = str(task.dtype).removeprefix("torch.")
 
     def measure(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        model = Deferred.phantom() if learner.dry else unpack(arrays, task.device)
+        model = Deferred.phantom() if learner.dry else unpack(arrays, task.device, task.dtype)
         if observer.on_round(server_round, {SYSTEM: model}, grid.updates):
             raise TargetReached("the target accuracy is reached")
         return MetricRecord(dict(observer.scores)) if observer.scores else None

@@ -39,17 +39,17 @@ class BuiltinClients:
     def answer(self, client: int, message: Message, sim_time_s: float) -> RecordDict:
         """Return the reply's content, with values that are computed when they are read."""
         records = {name: r for name, r in message.content.items() if isinstance(r, ArrayRecord)}
-        device = self.learner.engine.task.device
-        vectors = {name: unpack(record, device) for name, record in records.items()}
+        task = self.learner.engine.task
+        vectors = {name: unpack(record, task.device, task.dtype) for name, record in records.items()}
         examples = {"num-examples": self.learner.sizes[client]}
         if self.learner.dry:
             vectors = {name: Deferred.phantom() for name in vectors}
         if message.metadata.message_type == MessageType.EVALUATE:
             scores = self.learner.evaluate(next(iter(vectors.values())), client)
-            names = ("loss", "accuracy") if self.learner.engine.task.classifies else ("loss",)
+            names = ("loss", "accuracy") if task.classifies else ("loss",)
             return RecordDict({"metrics": LazyMetrics(dict(examples), scores, names)})
         update = self._update(message)
-        layout, dtype = layout_of(next(iter(records.values())))
+        (layout, _), dtype = layout_of(next(iter(records.values()))), str(task.dtype).removeprefix("torch.")
         place = Place(client, round_of(message.content), sim_time_s)
         result = self.learner.train(update, client, vectors, place)
         reply = RecordDict({name: pack(result.pick(name), layout, dtype) for name in update.sends})
@@ -57,9 +57,8 @@ class BuiltinClients:
         return reply
 
     def _update(self, message: Message) -> LocalUpdate:
-        action = message.metadata.message_type
+        action, client = message.metadata.message_type, message.metadata.dst_node_id
         if action not in self.updates:
-            raise RunError(
-                f"a client does not know the message type {action}; it knows {sorted(self.updates)}"
-            )
+            reason = f"a client does not know the message type {action}; it knows {sorted(self.updates)}"
+            raise RunError(reason, client, round_of(message.content), phase=action)
         return self.updates[action]

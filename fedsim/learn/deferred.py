@@ -148,6 +148,7 @@ def compute(wanted: Iterable[Deferred]) -> None:
             _run(finished)
         ready = []
         for value in finished:
+            del waiting[value]  # or a long chain would keep every value that it went through
             for reader in readers.pop(value, ()):
                 waiting[reader] -= 1
                 if waiting[reader] == 0:

@@ -67,13 +67,16 @@ class Learner:
         """
         missing = [name for name in update.takes if name not in given]
         if missing:
-            raise RunError(
-                f"the update needs {missing} and was given {sorted(given)}", place.node, place.round
-            )
+            reason = f"the update needs {missing} and was given {sorted(given)}"
+            raise RunError(reason, place.node, place.round, place.sim_time_s, "train")
+        if self.dry:
+            return Deferred.phantom()
         return Deferred(Train(self, update, client, place), {name: given[name] for name in update.takes})
 
     def evaluate(self, weights: Deferred, client: int | None = None) -> Deferred:
         """Return loss (and accuracy) as a deferred dictionary, on the test data or on a client's own data."""
+        if self.dry:
+            return Deferred.phantom()
         return Deferred(Evaluate(self, client), {"weights": weights})
 
 
@@ -93,12 +96,14 @@ class Train:
 
     def run(self, calls: Sequence[Train], inputs: Sequence[Inputs]) -> Sequence[State]:
         """Do the updates."""
-        jobs = [call._job(given) for call, given in zip(calls, inputs, strict=True)]
         try:
+            jobs = [call._job(given) for call, given in zip(calls, inputs, strict=True)]
             results = self.learner.engine.train(jobs)
         except FedsimError:
             raise
         except Exception as error:
+            if len(calls) > 1:  # one by one, so that the error names the client that fails
+                return [call.run([call], [given])[0] for call, given in zip(calls, inputs, strict=True)]
             place = self.place
             reason = f"{type(error).__name__}: {error}"
             raise RunError(reason, place.node, place.round, place.sim_time_s, "train") from error

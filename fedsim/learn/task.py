@@ -32,7 +32,7 @@ class Task:
     """What is learned: a model whose weights are one vector, and a loss.
 
     Args:
-        module: the model; its parameters in the order of ``named_parameters`` make up the vector.
+        module: the model; its trainable parameters in the order of ``named_parameters`` make up the vector.
         loss: ``"cross_entropy"``, or ``"half_square"`` for 0.5 (prediction - target)^2.
         device: where weights and data live.
         dtype: their type.
@@ -52,7 +52,7 @@ class Task:
         self.module = module.to(device=device, dtype=dtype)
         self.device, self.dtype = torch.device(device), dtype
         self.classifies = loss == "cross_entropy"
-        named = {name: p.detach() for name, p in self.module.named_parameters()}
+        named = {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
         self.layout = [(name, tuple(p.shape)) for name, p in named.items()]
         self.initial = torch.cat([p.reshape(-1) for p in named.values()])
         self._sizes = [p.numel() for p in named.values()]

@@ -7,6 +7,7 @@ from typing import Any
 
 import simpy
 from simpy.core import EmptySchedule
+from simpy.events import NORMAL, EventPriority
 
 from fedsim.errors import StalledError
 
@@ -51,6 +52,16 @@ class Clock(simpy.Environment):
     def now_s(self) -> float:
         """Simulated seconds since the start."""
         return float(self.now) / MICRO
+
+    def schedule(self, event: simpy.Event, priority: EventPriority = NORMAL, delay: float = 0) -> None:
+        """Schedule an event, as SimPy does, but only after whole microseconds.
+
+        Raises:
+            TypeError: if the delay is not an integer; a process that waits uses ``clock.timeout(micros(seconds))``.
+        """
+        if type(delay) is not int:
+            raise TypeError(f"a delay is a whole number of microseconds, not {delay!r}; use micros(seconds)")
+        super().schedule(event, priority, delay)
 
     def after(self, delay_us: int, call: Callable[..., Any], *args: Any) -> None:
         """Call a function later.

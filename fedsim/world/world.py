@@ -113,7 +113,7 @@ def _wire(experiment: Experiment, graph: Graph) -> Graph:
             a,
             b,
             latency_us=micros(own.get("latency_ms", delay) / 1000),
-            bits_per_s=round(own.get("mbps", rate) * MEGA),
+            bits_per_s=_bps(own.get("mbps", rate)),
         )
     return wired
 
@@ -123,12 +123,14 @@ def _access(experiment: Experiment, size: int) -> dict[int, Access]:
     delay = settings.node_latency_ms.sample(rng.stream(seed, "node latency"), size)
     up = _mbps(settings.up_mbps, rng.stream(seed, "up bandwidth"), size)
     down = _mbps(settings.down_mbps, rng.stream(seed, "down bandwidth"), size)
-    return {
-        id: Access(micros(delay[id] / 1000), round(up[id] * MEGA), round(down[id] * MEGA))
-        for id in range(size)
-    }
+    return {id: Access(micros(delay[id] / 1000), _bps(up[id]), _bps(down[id])) for id in range(size)}
 
 
 def _mbps(draw: Draw | None, generator: np.random.Generator, size: int) -> np.ndarray:
     """Draw bandwidths; 0 stands for unlimited."""
-    return np.zeros(size) if draw is None else np.maximum(draw.sample(generator, size), 1e-6)
+    return np.zeros(size) if draw is None else np.maximum(draw.sample(generator, size), 1 / MEGA)
+
+
+def _bps(mbps: float) -> int:
+    """Return bits per second; what is above 0 is at least 1, because 0 stands for unlimited."""
+    return max(round(mbps * MEGA), int(mbps > 0))

@@ -80,7 +80,8 @@ class Engine(ABC):
             for name, v in numbers.items()
         }
 
-    def score(self, losses: float, hits: float, samples: int) -> dict[str, float]:
-        """Return metrics from sums over samples."""
-        accuracy = {"accuracy": hits / samples} if self.task.classifies else {}
-        return {"loss": losses / samples, **accuracy}
+
+def metrics(task: Task, losses: float, hits: float, samples: int) -> dict[str, float]:
+    """Return mean loss and accuracy from sums over samples."""
+    accuracy = {"accuracy": hits / samples} if task.classifies else {}
+    return {"loss": losses / samples, **accuracy}

@@ -52,7 +52,9 @@ def probe(task: Task, data: Shard) -> str:
     double = Task(copy.deepcopy(task.module), dtype=torch.float64, device=task.device)
     double.classifies = task.classifies
     some = [own[:3] for own in data.owned[:2]]
-    shard = Shard(_double(data.x), _double(data.y), some)
+    used = torch.cat(some)
+    places = torch.split(torch.arange(len(used), device=used.device), [len(own) for own in some])
+    shard = Shard(_double(data.x[used]), _double(data.y[used]), list(places))
     update = LocalSGD(Local(steps=2, batch_size=2, lr=0.1))
     rows = [update.batches(len(own), stream(0, "probe", i)) for i, own in enumerate(some)]
     jobs = [TrainJob(update, i, rows[i], {"arrays": double.initial}) for i in range(len(some))]

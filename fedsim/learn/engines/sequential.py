@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedsim.learn.engines.base import Engine, TrainJob
+from fedsim.learn.engines.base import Engine, TrainJob, metrics
 from fedsim.learn.local import State
-from fedsim.learn.task import Batch
+from fedsim.learn.task import Batch, Task
 
 
 class Sequential(Engine):
@@ -30,14 +30,16 @@ class Sequential(Engine):
 
     def evaluate(self, weights: Sequence[Tensor], x: Tensor, y: Tensor, chunk: int) -> list[dict[str, float]]:
         """Score one weight vector after another."""
-        return [self._score(vector, x, y, chunk) for vector in weights]
+        return [score(self.task, vector, x, y, chunk) for vector in weights]
 
-    @torch.no_grad()
-    def _score(self, weights: Tensor, x: Tensor, y: Tensor, chunk: int) -> dict[str, float]:
-        losses = hits = 0.0
-        for inputs, labels in zip(torch.split(x, chunk), torch.split(y, chunk), strict=True):
-            outputs = self.task.predict(weights, inputs)
-            losses += float(self.task.losses(outputs, labels).sum(dtype=torch.float64))
-            if self.task.classifies:
-                hits += float((outputs.argmax(-1) == labels).sum())
-        return self.score(losses, hits, len(y))
+
+@torch.no_grad()
+def score(task: Task, weights: Tensor, x: Tensor, y: Tensor, chunk: int) -> dict[str, float]:
+    """Return loss (and accuracy, for a classifier) of one weight vector [P] on data [N, …], [N]."""
+    losses = hits = 0.0
+    for inputs, labels in zip(torch.split(x, chunk), torch.split(y, chunk), strict=True):
+        outputs = task.predict(weights, inputs)
+        losses += float(task.losses(outputs, labels).sum(dtype=torch.float64))
+        if task.classifies:
+            hits += float((outputs.argmax(-1) == labels).sum())
+    return metrics(task, losses, hits, len(y))

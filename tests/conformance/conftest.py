@@ -1,0 +1,8 @@
+"""Lets experiments of these tests name parts that live beside them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

@@ -1,0 +1,151 @@
+"""Which engine a run uses, and why."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedsim.learn import models
+from fedsim.learn.engines import Sequential, Shard, Stacked
+from fedsim.learn.engines.choose import choose, probe
+from fedsim.learn.task import Task
+from fedsim.rng import stream
+from fedsim.threads import limited
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    with limited(1):
+        yield
+
+
+class Branching(nn.Module):
+    """Its control flow depends on the data."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return y if y.sum() > 0 else 2 * y
+
+
+class Centred(nn.Module):
+    """Mixes the samples of a batch, so that padding changes the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(x - x.mean(0))
+
+
+class Slow(nn.Module):
+    """Uses an operation that vmap does one by one."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return torch.renorm(self.layer(x), 2, 0, 1.0)
+
+
+def world(module, shape=(4,), loss="cross_entropy", sizes=(3, 5, 2)):
+    rng, total = np.random.default_rng(0), sum(sizes)
+    x = torch.from_numpy(rng.standard_normal((total, *shape)).astype(np.float32))
+    y = torch.from_numpy(rng.integers(0, 3, total))
+    task = Task(module, loss)
+    owned = list(torch.split(torch.arange(total), list(sizes)))
+    return task, Shard(x, y if task.classifies else y.float(), owned)
+
+
+def built(part, shape=(4,)):
+    return models.build(part, {}, shape, 3, stream(0, "model"))
+
+
+@pytest.mark.parametrize("part", [models.softmax, models.mlp])
+def test_small_dense_models_are_stacked(part):
+    engine, reason = choose(*world(built(part)), "auto", None)
+    assert isinstance(engine, Stacked)
+    assert engine.slots == 10
+    assert reason == "the stacked engine agrees with the sequential one"
+
+
+def test_regression_is_stacked():
+    engine, _ = choose(*world(models.linear(shape=(4,)), loss="half_square"), "auto", None)
+    assert isinstance(engine, Stacked)
+
+
+def test_convolutions_on_a_cpu_are_not():
+    shape = (1, 8, 8)
+    engine, reason = choose(*world(built(models.lenet5, shape), shape), "auto", 20)
+    assert isinstance(engine, Sequential)
+    assert reason == "convolutions are slower in a stack on a CPU"
+
+
+@pytest.mark.parametrize("part", [models.lenet5, models.gn_lenet, models.resnet8_gn])
+def test_convolutions_pass_the_probe(part):
+    shape = (1, 8, 8)
+    assert probe(*world(built(part, shape), shape)) == ""
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (Branching, "RuntimeError: .*data-dependent control flow"),
+        (Centred, "it differs by [0-9.]+e-[0-9]+$"),
+        (Slow, "UserWarning: .*performance drop"),
+    ],
+)
+def test_what_does_not_stack_is_sequential_and_says_why(module, reason):
+    task, data = world(module())
+    engine, found = choose(task, data, "auto", None)
+    assert isinstance(engine, Sequential)
+    assert found.startswith("the stacked engine does not fit this model: ")
+    assert "\n" not in found
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(found)
+
+
+def test_a_wish_overrides():
+    task, data = world(Branching())
+    assert choose(task, data, "stacked", 7)[1] == "asked for"
+    assert choose(task, data, "stacked", 7)[0].slots == 7
+    shape = (1, 8, 8)
+    assert isinstance(choose(*world(built(models.lenet5, shape), shape), "stacked", None)[0], Stacked)
+    engine, reason = choose(*world(built(models.softmax)), "sequential", None)
+    assert isinstance(engine, Sequential)
+    assert reason == "asked for"
+
+
+def test_the_number_of_slots_can_be_given():
+    engine, _ = choose(*world(built(models.softmax)), "auto", 3)
+    assert engine.slots == 3
+
+
+@pytest.mark.parametrize("sizes", [(1,), (1, 1), (40,), (2, 1, 1)])
+def test_any_number_of_clients_and_samples(sizes):
+    assert probe(*world(built(models.softmax), sizes=sizes)) == ""
+
+
+def test_the_probe_leaves_no_trace():
+    task, data = world(built(models.mlp))
+    weights, x = task.initial.clone(), data.x.clone()
+    state, owned = torch.get_rng_state(), [own.clone() for own in data.owned]
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        choose(task, data, "auto", None)
+    assert heard == []
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(task.initial, weights)
+    assert torch.equal(data.x, x)
+    assert all(torch.equal(own, old) for own, old in zip(data.owned, owned))
+    assert {p.dtype for p in task.module.parameters()} == {torch.float32}
+    assert all(p.grad is None for p in task.module.parameters())

@@ -1,0 +1,27 @@
+"""The committed reference is the one that the code writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedsim import parts
+from fedsim.config import Experiment
+from fedsim.reference import keys, markdown
+
+REFERENCE = Path(__file__).parents[1] / "docs" / "reference.md"
+
+
+def test_the_committed_reference_is_current() -> None:
+    assert REFERENCE.read_text(encoding="utf-8") == markdown(), "run make docs"
+
+
+def test_every_key_is_described() -> None:
+    rows = list(keys(Experiment))
+    assert len(rows) > 30
+    assert all(what for _, _, what in rows)
+
+
+def test_every_part_is_listed() -> None:
+    text = markdown()
+    for kind in parts.KINDS:
+        assert all(f"| `{name}` |" in text for name in parts.names(kind))
