@@ -129,6 +129,9 @@ class Network(Block):
     edge_mbps: PositiveDraw | None = Field(
         default=None, description="capacity of each link in Mbit/s; null is unlimited"
     )
+    sharing: Literal["max-min", "greedy", "none"] = Field(
+        default="max-min", description="how transfers that cross one link share it: max-min, greedy or none"
+    )
     header_bytes: int = Field(default=64, ge=0, description="bytes that each message has besides its content")
     detect_s: NonNegative = Field(
         default=10.0, description="seconds until the server notices that a node went offline"

@@ -75,9 +75,10 @@ class Peer:
 
     def send_model(self, to: Iterable[int], model: Deferred, round: int) -> None:
         """Send a model to several nodes."""
+        message = Message("model", model, self._run.model_bytes, round, self.id)
+        nodes = self._run.world.nodes
         for other in to:
-            message = Message("model", model, self._run.model_bytes, round)
-            self.node.send(self._run.world.nodes[other], message)
+            self.node.send(nodes[other], message)
 
     def receive_models(self, senders: Iterable[int], round: int, timeout_s: float | None = None) -> Process:
         """Wait for the models of a round.

@@ -20,6 +20,7 @@ from fedsim.world.node import Node
 from fedsim.world.world import World
 
 PATIENCE_S = 10_000_000.0
+IDLE_CALLS = 10_000
 
 
 class Clients(Protocol):
@@ -73,6 +74,7 @@ class SimGrid(Grid):
         self._open: dict[str, Instruction] = {}  # those that are done stand in the order of their arrival
         self._count = 0
         self._slept_s = 0.0
+        self._idle = 0
         self._awaited: set[str] = set()
         self._ready = world.clock.event()
         self._time_up = False
@@ -135,12 +137,22 @@ class SimGrid(Grid):
         """
         ids = self.push_messages(messages)
         if ids:
+            self._idle = 0
             self._wait(set(ids), timeout)
+        else:
+            self._check_idle()
         replies = self._pull(ids)
         for id in ids:
             if id in self._open:
                 self._open.pop(id).wanted = False
         return replies
+
+    def _check_idle(self) -> None:
+        """Stop a strategy that asks nobody again and again, because no time passes by that."""
+        self._idle += 1
+        if self._idle > IDLE_CALLS:
+            reason = f"the strategy has asked no client for anything {self._idle} times in a row"
+            raise StalledError(reason, sim_time_s=self.world.clock.now_s)
 
     def sleep(self, seconds: float) -> None:
         """Let simulated time pass; Flower's strategies call this while too few clients are online.

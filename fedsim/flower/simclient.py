@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from flwr.app import ArrayRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
 from fedsim.errors import RunError
 from fedsim.flower.arrays import LazyMetrics, layout_of, pack, unpack
 from fedsim.flower.grid import round_of
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Learner, Place
-from fedsim.learn.local import LocalUpdate
+from fedsim.learn.local import LocalSGD, LocalUpdate
 
 
 class BuiltinClients:
@@ -28,6 +28,7 @@ class BuiltinClients:
 
     def __init__(self, learner: Learner, updates: Mapping[str, LocalUpdate]) -> None:
         self.learner, self.updates = learner, dict(updates)
+        self._proximal: dict[float, LocalSGD] = {}
 
     def work(self, client: int, message: Message) -> int:
         """Return how many per-sample gradients an answer costs; a forward pass counts as a third of one."""
@@ -61,4 +62,14 @@ class BuiltinClients:
         if action not in self.updates:
             reason = f"a client does not know the message type {action}; it knows {sorted(self.updates)}"
             raise RunError(reason, client, round_of(message.content), phase=action)
-        return self.updates[action]
+        return self._with_term(self.updates[action], message.content)
+
+    def _with_term(self, update: LocalUpdate, content: RecordDict) -> LocalUpdate:
+        """Add the proximal term that Flower's FedProx asks for in its configuration."""
+        configs = [record for record in content.values() if isinstance(record, ConfigRecord)]
+        mu = next((float(str(c["proximal-mu"])) for c in configs if "proximal-mu" in c), 0.0)
+        if not mu or not isinstance(update, LocalSGD):
+            return update
+        if mu not in self._proximal:
+            self._proximal[mu] = LocalSGD(update.local, mu)
+        return self._proximal[mu]

@@ -75,10 +75,11 @@ class LocalSGD(LocalUpdate):
 
     Args:
         local: epochs or steps, batch size, learning rate (one, or one per client), momentum, weight decay.
+        proximal: weight μ of FedProx's term 0.5 μ |w - w_0|^2, where w_0 are the weights received (Li et al., 2020).
     """
 
-    def __init__(self, local: Local) -> None:
-        self.local = local
+    def __init__(self, local: Local, proximal: float = 0.0) -> None:
+        self.local, self.proximal = local, proximal
 
     def work(self, samples: int) -> int:
         """Count one gradient for each sample of each batch."""
@@ -105,7 +106,8 @@ class LocalSGD(LocalUpdate):
         """Start at the weights received, at rest."""
         weights, zero = given["arrays"], torch.zeros_like(given["lr"])
         momentum = {"momentum": torch.zeros_like(weights)} if self.local.momentum else {}
-        return {"weights": weights, "lr": given["lr"], "loss": zero, "steps": zero, **momentum}
+        start = {"start": weights} if self.proximal else {}
+        return {"weights": weights, "lr": given["lr"], "loss": zero, "steps": zero, **momentum, **start}
 
     def step(self, gradient: Gradient, state: State, batch: Batch) -> State:
         """Take one step against the gradient."""
@@ -113,6 +115,8 @@ class LocalSGD(LocalUpdate):
         direction, loss = gradient(weights, batch)
         if self.local.weight_decay:
             direction = direction + self.local.weight_decay * weights
+        if self.proximal:
+            direction = direction + self.proximal * (weights - state["start"])
         new = {**state, "loss": state["loss"] + loss, "steps": state["steps"] + 1}
         if self.local.momentum:
             direction = self.local.momentum * state["momentum"] + direction

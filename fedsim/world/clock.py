@@ -7,12 +7,15 @@ from typing import Any
 
 import simpy
 from simpy.core import EmptySchedule
-from simpy.events import NORMAL, EventPriority
+from simpy.events import NORMAL
 
 from fedsim.errors import StalledError
 
 Process = Generator[simpy.Event, Any, Any]
 """What a SimPy process is written as."""
+
+LAST: Any = NORMAL + 1
+"""Priority of an event that comes after all others of its microsecond."""
 
 MICRO = 1_000_000
 """Microseconds in a second."""
@@ -42,6 +45,7 @@ class Clock(simpy.Environment):
 
     def __init__(self) -> None:
         super().__init__(0)
+        self._due: dict[int, list[tuple[Callable[..., Any], tuple[Any, ...]]]] = {}
 
     @property
     def now(self) -> int:
@@ -53,27 +57,44 @@ class Clock(simpy.Environment):
         """Simulated seconds since the start."""
         return float(self.now) / MICRO
 
-    def schedule(self, event: simpy.Event, priority: EventPriority = NORMAL, delay: float = 0) -> None:
-        """Schedule an event, as SimPy does, but only after whole microseconds.
+    def timeout(self, delay: int = 0, value: Any = None) -> simpy.Timeout:  # type: ignore[override]
+        """Return an event that happens after a delay, as SimPy does, but in whole microseconds.
 
         Raises:
-            TypeError: if the delay is not an integer; a process that waits uses ``clock.timeout(micros(seconds))``.
+            TypeError: if the delay is not an integer; ``clock.timeout(micros(seconds))`` makes it one.
         """
         if type(delay) is not int:
             raise TypeError(f"a delay is a whole number of microseconds, not {delay!r}; use micros(seconds)")
-        super().schedule(event, priority, delay)
+        return simpy.Timeout(self, delay, value)
 
     def after(self, delay_us: int, call: Callable[..., Any], *args: Any) -> None:
         """Call a function later.
+
+        Calls that fall into one microsecond share one event, at the place of the first of them.
 
         Args:
             delay_us: the delay in microseconds, at least 0.
             call: the function.
             args: its arguments.
         """
-        callbacks = self.timeout(delay_us).callbacks
-        assert callbacks is not None  # a timeout that has just been made has not been processed
-        callbacks.append(lambda _: call(*args))
+        due_us = self.now + delay_us
+        calls = self._due.get(due_us)
+        if calls is None:
+            calls = self._due[due_us] = []
+            self.timeout(delay_us, due_us).callbacks.append(self._call)
+        calls.append((call, args))
+
+    def _call(self, event: simpy.Event) -> None:
+        due_us: Any = event.value
+        for call, args in self._due.pop(due_us):
+            call(*args)
+
+    def last(self, call: Callable[[], Any]) -> None:
+        """Call a function at the end of this microsecond, after all that is already due in it."""
+        event = self.event()
+        event.callbacks = [lambda _: call()]
+        event._ok, event._value = True, None
+        self.schedule(event, LAST, 0)
 
     def wait(self, event: simpy.Event, waiting_for: Callable[[], str]) -> Any:
         """Let time pass until an event has happened, and return its value.

@@ -6,20 +6,20 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import networkx as nx
 
 from fedsim.world.clock import MICRO, Clock
 from fedsim.world.graph import Graph
 from fedsim.world.log import EventLog
+from fedsim.world.sharing import KINDS, Flow, Link, Path
 
 if TYPE_CHECKING:
     from fedsim.world.node import Node
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(NamedTuple):
     """What one node sends to another.
 
     Args:
@@ -37,43 +37,44 @@ class Message:
     src: int = -1
 
 
-@dataclass(frozen=True)
-class Route:
-    """A path through the graph.
+class Route(NamedTuple):
+    """A way through the graph.
 
     Args:
         latency_us: the sum over its edges and both ends.
-        bits_per_s: the narrowest place, or 0 for unlimited.
-        links: the edges that the bytes cross.
+        path: the limited links that it crosses.
+        links: its edges, as pairs of nodes with the smaller one first.
     """
 
     latency_us: int
-    bits_per_s: int
+    path: Path
     links: tuple[tuple[int, int], ...]
 
-    def sending_us(self, size_bytes: int) -> int:
-        """Return how long the sender is busy putting that many bytes on the wire."""
-        return -(-size_bytes * 8 * MICRO // self.bits_per_s) if self.bits_per_s else 0
+    @property
+    def bits_per_s(self) -> int:
+        """The capacity of its narrowest place, or 0 for no limit."""
+        return round(min((link.capacity for link in self.path.links), default=0.0) * MICRO)
 
 
-@dataclass(eq=False)
-class Transfer:
+class Transfer(Flow):
     """A message on its way."""
 
-    message: Message
-    src: Node
-    dst: Node
-    route: Route
-    size_bytes: int
-    start_us: int
-    on_end: Callable[[bool], None] | None
-    alive: bool = True
+    __slots__ = ("alive", "dst", "is_sent", "message", "on_end", "route", "size_bytes", "src")
 
-    def sent_bytes(self, now_us: int) -> int:
-        """Return how many bytes have left the sender."""
-        rate = self.route.bits_per_s
-        elapsed_us = now_us - self.start_us
-        return min(self.size_bytes, elapsed_us * rate // (8 * MICRO)) if rate else self.size_bytes
+    def __init__(
+        self,
+        message: Message,
+        src: Node,
+        dst: Node,
+        route: Route,
+        size_bytes: int,
+        on_end: Callable[[bool], None] | None,
+    ) -> None:
+        super().__init__(size_bytes * 8, route.path)
+        self.message, self.src, self.dst, self.route = message, src, dst, route
+        self.size_bytes, self.on_end = size_bytes, on_end
+        self.alive = True
+        self.is_sent = False
 
 
 @dataclass
@@ -104,15 +105,16 @@ class Traffic:
 class Network:
     """Carries messages between nodes over an undirected graph.
 
-    A message arrives after its route's latency plus its size over the narrowest bandwidth on the way. Nodes that
-    are not adjacent are joined by the quickest path; the nodes on it only pass bytes on, and do so even when they
-    are offline. Transfers do not slow one another down.
+    A message arrives when its last bit has left the sender, at a rate that depends on who shares the links, and has
+    travelled the route's latency. Nodes that are not adjacent are joined by the quickest path; the nodes on it only
+    pass bytes on, and do so even when they are offline. Every link is full duplex.
 
     Args:
         clock: simulated time.
         log: where every send, delivery and loss is written down.
         graph: edges with ``latency_us`` (int) and ``bits_per_s`` (int, 0 for unlimited).
         access: how each node is attached.
+        sharing: how transfers share a link: ``max-min``, ``greedy`` or ``none``.
         header_bytes: added to the size of every message.
     """
 
@@ -120,13 +122,18 @@ class Network:
     log: EventLog
     graph: Graph
     access: Mapping[int, Access]
+    sharing: str = "max-min"
     header_bytes: int = 0
     traffic: dict[int, Traffic] = field(default_factory=dict)
     links: Counter[tuple[int, int]] = field(default_factory=Counter)
     _routes: dict[tuple[int, int], Route] = field(default_factory=dict)
+    _ends: dict[int, tuple[Link, Link]] = field(default_factory=dict)
+    _edges: dict[tuple[int, int], Link] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.traffic = {node: Traffic() for node in self.graph}
+        self._sharing = KINDS[self.sharing](self.clock, self._sent)
+        self._ends = {node: (_link(a.up_bps), _link(a.down_bps)) for node, a in self.access.items()}
 
     def send(
         self, src: Node, dst: Node, message: Message, on_end: Callable[[bool], None] | None = None
@@ -144,12 +151,15 @@ class Network:
         """
         route = self.route(src.id, dst.id)
         size = message.size_bytes + self.header_bytes
-        transfer = Transfer(message, src, dst, route, size, self.clock.now, on_end)
+        transfer = Transfer(message, src, dst, route, size, on_end)
         self.log.add("send", src.id, dst.id, size, message.round)
         if dst.online:
             src.transfers[transfer] = None
             dst.transfers[transfer] = None
-            self.clock.after(route.sending_us(size) + route.latency_us, self._arrive, transfer)
+            if route.path.links:
+                self._sharing.start(transfer)
+            else:
+                self._sent(transfer)
         else:
             self._lose(transfer, self.header_bytes)
         return transfer
@@ -162,10 +172,14 @@ class Network:
         for transfer in list(node.transfers):
             if not transfer.alive:  # the end of another one may have cut it, too
                 continue
-            sent = transfer.sent_bytes(self.clock.now)
-            if transfer.src is node and transfer.dst is not node and sent == transfer.size_bytes:
-                continue
-            self._lose(transfer, sent)
+            sent = transfer.size_bytes
+            if not transfer.is_sent:
+                sent = transfer.sent_bytes(self.clock.now)
+                self._sharing.stop(transfer)
+                if sent == transfer.size_bytes:  # the last bit left in this very microsecond
+                    self._sent(transfer)
+            if not transfer.is_sent or transfer.dst is node:
+                self._lose(transfer, sent)
 
     def route(self, src: int, dst: int) -> Route:
         """Return the link between two nodes, or the quickest path where they are not adjacent.
@@ -178,15 +192,24 @@ class Network:
 
     def _find_route(self, src: int, dst: int) -> Route:
         if src == dst:
-            return Route(0, 0, ())
+            return Route(0, Path(Link(), (), Link()), ())
         path = [src, dst] if self.graph.has_edge(src, dst) else nx.dijkstra_path(self.graph, src, dst, _cost)
-        hops = list(pairwise(path))
-        edges = [self.graph.edges[hop] for hop in hops]
-        ends = self.access[src], self.access[dst]
-        limits = [ends[0].up_bps, ends[1].down_bps, *(edge["bits_per_s"] for edge in edges)]
-        latency_us = sum(end.latency_us for end in ends) + sum(edge["latency_us"] for edge in edges)
-        links = tuple((min(hop), max(hop)) for hop in hops)
-        return Route(latency_us, min((limit for limit in limits if limit), default=0), links)
+        hops = tuple(pairwise(path))
+        latency_us = sum(self.graph.edges[hop]["latency_us"] for hop in hops)
+        latency_us += self.access[src].latency_us + self.access[dst].latency_us
+        edges = tuple(self._edge(hop) for hop in hops if self.graph.edges[hop]["bits_per_s"])
+        links = Path(self._ends[src][0], edges, self._ends[dst][1])
+        return Route(latency_us, links, tuple((min(hop), max(hop)) for hop in hops))
+
+    def _edge(self, hop: tuple[int, int]) -> Link:
+        if hop not in self._edges:
+            self._edges[hop] = _link(self.graph.edges[hop]["bits_per_s"])
+        return self._edges[hop]
+
+    def _sent(self, transfer: Transfer) -> None:
+        """The last bit has left the sender."""
+        transfer.is_sent = True
+        self.clock.after(transfer.route.latency_us, self._arrive, transfer)
 
     def _arrive(self, transfer: Transfer) -> None:
         if not transfer.alive:
@@ -211,8 +234,12 @@ class Network:
         transfer.src.transfers.pop(transfer, None)
         transfer.dst.transfers.pop(transfer, None)
         self.traffic[transfer.src.id].up += sent
-        for link in transfer.route.links:
-            self.links[link] += sent
+        for hop in transfer.route.links:
+            self.links[hop] += sent
+
+
+def _link(bits_per_s: int) -> Link:
+    return Link(bits_per_s / MICRO) if bits_per_s else Link()
 
 
 def _cost(_a: int, _b: int, edge: Mapping[str, int]) -> int:

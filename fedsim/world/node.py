@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 import simpy
 
@@ -71,7 +70,9 @@ class Node:
     def send(self, to: Node, message: Message, on_end: Callable[[bool], None] | None = None) -> None:
         """Send a message; see :meth:`Network.send`. A node that is offline sends nothing."""
         if self.online:
-            self.network.send(self, to, replace(message, src=self.id), on_end)
+            self.network.send(
+                self, to, message if message.src == self.id else message._replace(src=self.id), on_end
+            )
         elif on_end is not None:
             on_end(False)
 

@@ -71,7 +71,8 @@ def build(experiment: Experiment, graph: Graph, server: bool) -> World:
     log = EventLog(clock)
     seed, size = experiment.seed, graph.number_of_nodes()
     wired = _wire(experiment, graph)
-    network = Network(clock, log, wired, _access(experiment, size), experiment.network.header_bytes)
+    settings = experiment.network
+    network = Network(clock, log, wired, _access(experiment, size), settings.sharing, settings.header_bytes)
     pace = speeds(experiment.devices.seconds_per_sample, size, rng.stream(seed, "devices"))
     roles = ["client" if server else "peer"] * (size - server) + ["server"] * server
     nodes = [Node(id, roles[id], clock, log, network, pace[id]) for id in range(size)]

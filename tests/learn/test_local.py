@@ -330,3 +330,19 @@ def test_miner_refuses_what_has_no_place(local, key):
     with pytest.raises(BadValue, match="FedAMD") as caught:
         Miner(local)
     assert caught.value.key == key
+
+
+def test_the_proximal_term_pulls_back_to_the_weights_received():
+    # f(w) = 0.5 w^2 from w = 1, rate 0.1, mu = 2: w_1 = 1 - 0.1 * 1 = 0.9 (no pull yet),
+    # w_2 = 0.9 - 0.1 * (0.9 + 2 * (0.9 - 1)) = 0.83; without the term it is 0.81
+    def gradient(weights, batch):
+        return weights.clone(), (0.5 * weights**2).sum()
+
+    for proximal, wanted in ((2.0, 0.83), (0.0, 0.81)):
+        update = LocalSGD(Local(steps=2, lr=0.1), proximal)
+        state = update.init(
+            {"arrays": torch.tensor([1.0]).double(), "lr": torch.tensor(0.1, dtype=torch.float64)}
+        )
+        for _ in range(2):
+            state = update.step(gradient, state, None)
+        assert float(update.final(state)["arrays"]) == pytest.approx(wanted, abs=1e-15)

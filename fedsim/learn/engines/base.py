@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ class Shard:
     y: Tensor
     owned: list[Tensor]
 
-    @property
+    @cached_property
     def sizes(self) -> list[int]:
         """The number of samples of each client."""
         return [int(own.numel()) for own in self.owned]

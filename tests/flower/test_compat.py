@@ -1,0 +1,164 @@
+"""A session binds Flower's globals to a simulated run and puts everything back, whatever happens."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import random
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.serverapp.strategy import strategy_utils
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedsim.flower import compat
+
+IDENTITY = ("_run_id", "_task_id", "_node_id")
+
+
+def ignore(seconds):
+    raise AssertionError(f"nobody sleeps here ({seconds} s)")
+
+
+def snapshot():
+    return {
+        "random": random.getstate(),
+        "numpy": [np.asarray(part).tolist() for part in np.random.get_state()],
+        "identity": [getattr(TaskIdentity, name) for name in IDENTITY],
+        "sleep": strategy_utils.sleep,
+        "level": logging.getLogger("flwr").level,
+        "frozen": gc.get_freeze_count(),
+    }
+
+
+@pytest.fixture
+def outside():
+    """The world before a session, with telling values."""
+    logger, level = logging.getLogger("flwr"), logging.getLogger("flwr").level
+    before = [getattr(TaskIdentity, name) for name in IDENTITY]
+    random.seed(123)
+    np.random.seed(123)
+    logger.setLevel(logging.INFO)
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 91, 92, 93
+    yield snapshot()
+    logger.setLevel(level)
+    for name, value in zip(IDENTITY, before):
+        setattr(TaskIdentity, name, value)
+
+
+def disturb():
+    random.random()
+    np.random.rand(5)
+    logging.getLogger("flwr").setLevel(logging.CRITICAL)
+    TaskIdentity.node_id = 4
+
+
+def test_a_session_puts_everything_back(outside):
+    with compat.session(7, 3, ignore):
+        disturb()
+    assert snapshot() == outside
+
+
+def test_a_session_puts_everything_back_after_an_exception(outside):
+    def fail():
+        with compat.session(7, 3, ignore):
+            disturb()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert snapshot() == outside
+
+
+def test_sessions_can_be_nested(outside):
+    with compat.session(7, 3, ignore):
+        random.random()
+        inside = snapshot()
+        with compat.session(8, 5, print):
+            disturb()
+            assert strategy_utils.sleep is print
+        after = snapshot()
+        assert {key: after[key] for key in after if key != "frozen"} == {
+            key: inside[key] for key in inside if key != "frozen"
+        }
+        assert TaskIdentity.node_id == 3
+    assert snapshot() == outside
+
+
+def test_an_identity_that_was_never_set_stays_unset():
+    before = {name: getattr(TaskIdentity, name) for name in IDENTITY}
+    try:
+        for name in IDENTITY:
+            setattr(TaskIdentity, name, None)
+        with compat.session(7, 3, ignore):
+            assert TaskIdentity.run_id == compat.RUN_ID
+        with pytest.raises(RuntimeError, match="not set"):
+            Message(RecordDict(), 1, "train")
+    finally:
+        for name, value in before.items():
+            setattr(TaskIdentity, name, value)
+
+
+def test_inside_messages_come_from_the_server():
+    with compat.session(7, 42, ignore):
+        message = Message(RecordDict(), 1, "train")
+    assert message.metadata.src_node_id == 42
+    assert message.metadata.run_id == compat.RUN_ID
+
+
+def draws(seed):
+    with compat.session(seed, 0, ignore):
+        return [random.random(), float(np.random.rand()), random.sample(range(100), 5)]
+
+
+def test_the_global_generators_follow_from_the_seed():
+    assert draws(7) == draws(7)
+    one, other = draws(7), draws(8)
+    assert all(a != b for a, b in zip(one, other))
+
+
+def test_strategies_sleep_in_simulated_time():
+    slept = []
+
+    class Grid:
+        def get_node_ids(self):
+            return range(len(slept))
+
+    with compat.session(7, 0, slept.append):
+        _, ids = strategy_utils.sample_nodes(Grid(), 3, 0)
+    assert ids == [0, 1, 2]
+    assert slept == [1, 1, 1]
+
+
+def test_flower_does_not_chatter(caplog):
+    logger = logging.getLogger("flwr")
+    with compat.session(7, 0, ignore):
+        assert not logger.isEnabledFor(logging.WARNING)
+        assert logger.isEnabledFor(logging.ERROR)
+
+
+def test_what_existed_before_is_not_collected_over_and_over():
+    gc.unfreeze()
+    with compat.session(7, 0, ignore):
+        assert gc.get_freeze_count() > 1000
+    assert gc.get_freeze_count() == 0
+
+
+def test_name_message_stamps_id_sender_and_run():
+    with compat.session(7, 0, ignore):
+        message = Message(RecordDict({"config": ConfigRecord({"a": 1})}), 5, "train.anchor", group_id="g")
+    compat.name_message(message, "17", 9)
+    data = message.metadata
+    assert (data.message_id, data.src_node_id, data.dst_node_id, data.run_id) == ("17", 9, 5, compat.RUN_ID)
+    assert (data.message_type, data.group_id) == ("train.anchor", "g")
+    reply = Message(Error(compat.NODE_UNAVAILABLE, "gone"), reply_to=message)
+    assert (reply.metadata.reply_to_message_id, reply.metadata.dst_node_id) == ("17", 9)
+
+
+def test_an_offline_node_has_flowers_own_error_code():
+    assert compat.NODE_UNAVAILABLE == 5
+
+
+def test_the_run_has_its_id():
+    assert compat.make_run().run_id == compat.RUN_ID
