@@ -2,10 +2,11 @@
 
 >>> import fedsim
 >>> sorted(fedsim.__all__)
-['Result', '__version__', 'check', 'load', 'parts', 'report', 'run']
+['ConfigError', 'Result', 'RunError', '__version__', 'check', 'load', 'report', 'run']
 """
 
 from fedsim.api import Result, check, load, report, run
+from fedsim.errors import ConfigError, RunError
 from fedsim.version import __version__
 
-__all__ = ["Result", "__version__", "check", "load", "parts", "report", "run"]
+__all__ = ["ConfigError", "Result", "RunError", "__version__", "check", "load", "report", "run"]

@@ -14,7 +14,7 @@ import numpy as np
 from fedsim import parts as _parts
 from fedsim.config import Experiment
 from fedsim.config import load as _load
-from fedsim.errors import BadValue, ConfigError, Problem, RunError
+from fedsim.errors import BadValue, ConfigError, Problem, RunError, ValueNeeded
 from fedsim.progress import Progress
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class Result:
         """Return the final model's parameters by name, in the model's order; of peers, their average model's."""
         from safetensors import safe_open
 
+        if self.summary["weights_hash"] is None:
+            raise ValueNeeded("a timing-only run has no weights")
         with safe_open(self.path / "weights.safetensors", framework="numpy") as file:
             return {name: file.get_tensor(name) for name in json.loads(file.metadata()["parameters"])}
 

@@ -113,18 +113,30 @@ class Strategy(OpenBlock):
     )
 
 
+class Server(Block):
+    """How the server is attached to the network."""
+
+    latency_ms: NonNegative = Field(default=0.0, description="latency added at the server in milliseconds")
+    up_mbps: Positive | None = Field(
+        default=None, description="upload of the server in Mbit/s; null is unlimited"
+    )
+    down_mbps: Positive | None = Field(
+        default=None, description="download of the server in Mbit/s; null is unlimited"
+    )
+
+
 class Network(Block):
     """Links and nodes of the network."""
 
     latency_ms: Draw = Field(default=Constant(value=0), description="latency of each link in milliseconds")
     node_latency_ms: Draw = Field(
-        default=Constant(value=0), description="latency added at each node in milliseconds"
+        default=Constant(value=0), description="latency added at each client or peer in milliseconds"
     )
     up_mbps: PositiveDraw | None = Field(
-        default=None, description="upload of each node in Mbit/s; null is unlimited"
+        default=None, description="upload of each client or peer in Mbit/s; null is unlimited"
     )
     down_mbps: PositiveDraw | None = Field(
-        default=None, description="download of each node in Mbit/s; null is unlimited"
+        default=None, description="download of each client or peer in Mbit/s; null is unlimited"
     )
     edge_mbps: PositiveDraw | None = Field(
         default=None, description="capacity of each link in Mbit/s; null is unlimited"
@@ -133,6 +145,7 @@ class Network(Block):
         default="max-min", description="how transfers that cross one link share it: max-min, greedy or none"
     )
     header_bytes: int = Field(default=64, ge=0, description="bytes that each message has besides its content")
+    server: Server = Field(default_factory=Server, description="how the server is attached, if there is one")
     detect_s: NonNegative = Field(
         default=10.0, description="seconds until the server notices that a node went offline"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 
-from fedsim.errors import FedsimError, RunError, StalledError
+from fedsim.errors import RunError, StalledError
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Learner, Place
 from fedsim.learn.local import LocalUpdate
@@ -18,6 +18,9 @@ from fedsim.world.world import World
 
 WATCH_S = 600.0
 """How often to check that somebody can still make progress, in simulated seconds."""
+
+PATIENCE_S = 10_000_000.0
+"""How long to wait while nobody does anything, in simulated seconds."""
 
 
 class PeerStrategy(ABC):
@@ -162,7 +165,7 @@ class PeerRun:
         try:
             yield from self.strategy.run(peer)
             self._ended.add(peer.id)
-        except FedsimError:
+        except RunError:
             raise
         except Exception as error:
             now_s = self.world.clock.now_s
@@ -197,12 +200,15 @@ class PeerRun:
 
     def _watch(self) -> Process:
         """Stop a run in which nobody computes, sends, or waits for anything that time alone could bring."""
+        since_s = 0.0
         while True:
             yield self.world.clock.timeout(micros(WATCH_S))
             totals = self.world.totals()
             progress = (totals["work"], totals["bytes_up"])
             idle = (id in self._ended or peer.node.stuck for id, peer in self.peers.items())
-            if progress == self._progress and all(idle):
+            if progress != self._progress:
+                since_s = self.world.clock.now_s
+            elif all(idle) or self.world.clock.now_s - since_s > PATIENCE_S:
                 now_s = self.world.clock.now_s
                 raise StalledError(
                     f"nobody can make progress: {self.diagnosis()}", None, self._round + 1, now_s

@@ -15,7 +15,7 @@ from fedsim.errors import FedsimError, RunError, StalledError
 from fedsim.flower import compat
 from fedsim.flower.arrays import isolate, together, wire_bytes
 from fedsim.world import network
-from fedsim.world.clock import micros
+from fedsim.world.clock import MICRO, micros
 from fedsim.world.node import Node
 from fedsim.world.world import World
 
@@ -164,10 +164,13 @@ class SimGrid(Grid):
         alive = sum(not node.crashed for node in self.world.members)
         if online == alive or clock.peek() == float("inf") or self._slept_s > PATIENCE_S:
             reason = (
-                f"the strategy has waited {self._slept_s:.0f} s for more clients; "
-                f"{online} are online, {len(self.world.members) - alive} have crashed"
+                f"the strategy waits for more clients, and nobody else can come: {online} are online, "
+                f"{len(self.world.members) - alive} of {len(self.world.members)} have crashed "
+                f"(it has waited for {self._slept_s:.0f} s)"
             )
             raise StalledError(reason, sim_time_s=clock.now_s)
+        next_s = (clock.peek() - clock.now) / MICRO
+        seconds *= max(1, math.ceil(next_s / seconds))  # until something happens, asking again would not help
         self._slept_s += seconds
         self._wait({"nothing"}, seconds)
 

@@ -45,7 +45,8 @@ def check_strategy(strategy: Any, clients: int) -> None:
         if key.startswith("fraction_") and isinstance(value, int | float) and not 0 <= value <= 1:
             raise BadValue(key, value, "must be between 0 and 1")
         if key.startswith("min_") and key.endswith("_nodes") and isinstance(value, int) and value > clients:
-            raise BadValue(key, value, f"at most {clients}, the number of clients")
+            hint = f"set strategy.{key}, Flower's own default is {value}"
+            raise BadValue(key, value, f"at most {clients}, the number of clients", hint)
 
 
 def run_server(
@@ -82,7 +83,7 @@ def run_server(
             )
     except (TimeUp, TargetReached):
         pass
-    except FedsimError:
+    except RunError:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
@@ -28,6 +29,7 @@ class BuiltinClients:
 
     def __init__(self, learner: Learner, updates: Mapping[str, LocalUpdate]) -> None:
         self.learner, self.updates = learner, dict(updates)
+        self._visits: Counter[int] = Counter()
         self._proximal: dict[float, LocalSGD] = {}
 
     def work(self, client: int, message: Message) -> int:
@@ -51,11 +53,17 @@ class BuiltinClients:
             return RecordDict({"metrics": LazyMetrics(dict(examples), scores, names)})
         update = self._update(message)
         (layout, _), dtype = layout_of(next(iter(records.values()))), str(task.dtype).removeprefix("torch.")
-        place = Place(client, round_of(message.content), sim_time_s)
+        place = Place(client, self._round(client, message), sim_time_s)
         result = self.learner.train(update, client, vectors, place)
         reply = RecordDict({name: pack(result.pick(name), layout, dtype) for name in update.sends})
         reply["metrics"] = LazyMetrics(dict(examples), result, update.metrics)
         return reply
+
+    def _round(self, client: int, message: Message) -> int:
+        """Return the message's round, or if it names none the number of the client's visit: batches must differ."""
+        self._visits[client] += 1
+        named = round_of(message.content)
+        return named if named >= 0 else self._visits[client]
 
     def _update(self, message: Message) -> LocalUpdate:
         action, client = message.metadata.message_type, message.metadata.dst_node_id

@@ -72,8 +72,11 @@ def build(experiment: Experiment, graph: Graph, server: bool) -> World:
     seed, size = experiment.seed, graph.number_of_nodes()
     wired = _wire(experiment, graph)
     settings = experiment.network
-    network = Network(clock, log, wired, _access(experiment, size), settings.sharing, settings.header_bytes)
-    pace = speeds(experiment.devices.seconds_per_sample, size, rng.stream(seed, "devices"))
+    network = Network(
+        clock, log, wired, _access(experiment, size - server, server), settings.sharing, settings.header_bytes
+    )
+    with experiment.blame("devices"):
+        pace = speeds(experiment.devices.seconds_per_sample, size, rng.stream(seed, "devices"))
     roles = ["client" if server else "peer"] * (size - server) + ["server"] * server
     nodes = [Node(id, roles[id], clock, log, network, pace[id]) for id in range(size)]
     return World(clock, log, network, nodes)
@@ -119,12 +122,19 @@ def _wire(experiment: Experiment, graph: Graph) -> Graph:
     return wired
 
 
-def _access(experiment: Experiment, size: int) -> dict[int, Access]:
+def _access(experiment: Experiment, members: int, server: bool) -> dict[int, Access]:
+    """Attach clients or peers with what is drawn for them, and the server with what it is given."""
     settings, seed = experiment.network, experiment.seed
-    delay = settings.node_latency_ms.sample(rng.stream(seed, "node latency"), size)
-    up = _mbps(settings.up_mbps, rng.stream(seed, "up bandwidth"), size)
-    down = _mbps(settings.down_mbps, rng.stream(seed, "down bandwidth"), size)
-    return {id: Access(micros(delay[id] / 1000), _bps(up[id]), _bps(down[id])) for id in range(size)}
+    delay = settings.node_latency_ms.sample(rng.stream(seed, "node latency"), members)
+    up = _mbps(settings.up_mbps, rng.stream(seed, "up bandwidth"), members)
+    down = _mbps(settings.down_mbps, rng.stream(seed, "down bandwidth"), members)
+    access = {id: Access(micros(delay[id] / 1000), _bps(up[id]), _bps(down[id])) for id in range(members)}
+    if server:
+        own = settings.server
+        access[members] = Access(
+            micros(own.latency_ms / 1000), _bps(own.up_mbps or 0), _bps(own.down_mbps or 0)
+        )
+    return access
 
 
 def _mbps(draw: Draw | None, generator: np.random.Generator, size: int) -> np.ndarray:

@@ -408,7 +408,7 @@ def test_waiting_works_under_churn():
 def test_waiting_for_more_clients_than_can_ever_come_stalls():
     grid, _ = make(1, 1, 1)
     grid.world.nodes[1].crash()
-    with pytest.raises(StalledError, match="2 are online, 1 have crashed") as caught:
+    with pytest.raises(StalledError, match=r"2 are online, 1 of \d+ have crashed") as caught:
         wait_for(grid, 3)
     assert caught.value.sim_time_s == 0.0
 
@@ -418,7 +418,7 @@ def test_waiting_stalls_as_soon_as_all_survivors_are_there():
     grid.world.nodes[0].set_online(False)
     at(grid, 4_200_000, grid.world.nodes[0].set_online, True)
     at(grid, 1_000, grid.world.nodes[1].crash)
-    with pytest.raises(StalledError, match="has waited 5 s"):
+    with pytest.raises(StalledError, match="has waited for 5 s"):
         wait_for(grid, 3)
     assert grid.world.clock.now == 5_000_000
 
@@ -426,7 +426,7 @@ def test_waiting_stalls_as_soon_as_all_survivors_are_there():
 def test_waiting_for_somebody_whom_nothing_will_bring_back_stalls():
     grid, _ = make(1, 1)
     grid.world.nodes[1].set_online(False)
-    with pytest.raises(StalledError, match="1 are online, 0 have crashed"):
+    with pytest.raises(StalledError, match=r"1 are online, 0 of \d+ have crashed"):
         wait_for(grid, 2)
 
 

@@ -198,7 +198,7 @@ def test_a_crashed_client_costs_time_and_nothing_else(tmp_path):
 def test_waiting_for_a_crashed_client_stalls(tmp_path):
     faults = [{"name": "crash", "at_s": 0.001, "nodes": [2]}]
     given = experiment(params={"min_available_nodes": 5}, faults=faults)
-    with pytest.raises(StalledError, match="4 are online, 1 have crashed") as caught:
+    with pytest.raises(StalledError, match=r"4 are online, 1 of \d+ have crashed") as caught:
         run(given, tmp_path)
     assert caught.value.sim_time_s > 0
 
