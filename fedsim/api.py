@@ -146,8 +146,8 @@ def report(run: str | Path) -> Path:
 def parts(kind: str) -> list[tuple[str, str]]:
     """Return name and one-line description of every installed part of a kind.
 
-    >>> [name for name, _ in parts("churn")]
-    ['always', 'exponential']
+    >>> parts("churn")[0]
+    ('always', 'Every node stays online.')
     """
     return [(name, _parts.summary(kind, name)) for name in _parts.names(kind)]
 
@@ -212,6 +212,7 @@ def _drive(setup: Setup, observer: Observer) -> None:
 
 def _record_start(setup: Setup, record: Any) -> None:
     from fedsim.setup import describe
+    from fedsim.world.log import FAULTS
 
     for table, rows in describe(setup).items():
         record.write(table, rows)
@@ -221,9 +222,12 @@ def _record_start(setup: Setup, record: Any) -> None:
     def listen(time_us: int, kind: str, node: int, peer: int, size: int, round: int) -> None:
         if kind in ("online", "offline"):
             record.presence(time_us, node, kind == "online")
-        if setup.experiment.record.events or kind == "crash":
+        if setup.experiment.record.events or kind in FAULTS:
             record.event(time_us, kind, node, peer, size, round)
 
+    for event in setup.world.log.early:
+        if event[1] in FAULTS:  # who is online at the start has been written above
+            listen(*event)
     setup.world.log.listener = listen
 
 

@@ -76,8 +76,12 @@ class OpenBlock(Block):
     @model_validator(mode="before")
     @classmethod
     def _named(cls, given: Any) -> Any:
-        given = {"name": given} if isinstance(given, str) else given
-        return dict(sorted(given.items())) if isinstance(given, dict) else given
+        return {"name": given} if isinstance(given, str) else given
+
+    @model_serializer(mode="wrap")
+    def _written(self, write_block: SerializerFunctionWrapHandler) -> Any:
+        block = write_block(self)
+        return {**{key: block[key] for key in type(self).model_fields}, **dict(sorted(block.items()))}
 
 
 class Part(OpenBlock):
@@ -92,8 +96,8 @@ class Part(OpenBlock):
     name: str = Field(description="an entry point's name or a dotted path")
 
     @model_serializer(mode="wrap")
-    def _short(self, write_block: SerializerFunctionWrapHandler) -> Any:
-        return write_block(self) if self.params else self.name
+    def _written(self, write_block: SerializerFunctionWrapHandler) -> Any:
+        return dict(sorted(write_block(self).items())) if self.params else self.name
 
 
 class Constant(Block):
@@ -202,7 +206,7 @@ Draw = Annotated[
 def _above_zero(draw: Constant | Uniform | Lognormal | Exponential) -> Any:
     key, least = draw.least
     if least <= 0:
-        raise BadValue(key, f"{least:g}", "must be greater than 0")
+        raise BadValue(key, int(least) if least == int(least) else least, "must be greater than 0")
     return draw
 
 

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Column, Table
 
+from fedsim import tracecli
 from fedsim.errors import ConfigError, Problem, RunError, did_you_mean
 from fedsim.version import __version__
 
@@ -46,6 +47,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(tracecli.app, name="trace")
 
 Files = Annotated[
     list[Path], typer.Argument(metavar="FILE...", help="Experiment files, run one after the other.")

@@ -10,9 +10,12 @@ process as ``type(error)(*error.args)``.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from fedsim import scalars
 
 
 class FedsimError(Exception):
@@ -58,7 +61,8 @@ class Problem:
         shown = "" if self.value is MISSING else f"{_short(self.value)}: "
         where = f"{self.source}: " if self.source else ""
         key = f"{self.key}: " if self.key else ""
-        return f"{where}{key}{shown}{self.rule}" + (f"; {self.hint}" if self.hint else "")
+        text = f"{where}{key}{shown}{self.rule}" + (f"; {self.hint}" if self.hint else "")
+        return " ".join(map(str.strip, text.splitlines()))
 
 
 class ConfigError(FedsimError):
@@ -146,6 +150,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    text = repr(text)[1:-1] if "\n" in text else text
+    """Show a value as it would be written in YAML, so that '7' is not taken for 7."""
+    if value is None or isinstance(value, bool):
+        return str(json.dumps(value))
+    plain = isinstance(value, str) and (not value or scalars.kind(value) == "str")
+    text = value if plain else repr(value)
+    text = repr(text)[1:-1] if len(text.splitlines()) > 1 else text
     return text if len(text) <= 60 else text[:57] + "..."

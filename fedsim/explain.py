@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,32 +10,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from fedsim import parts
 from fedsim.errors import MISSING, BadValue, Problem, did_you_mean
+from fedsim.rules import REQUIRED, UNKNOWN, hint, rule
 from fedsim.yamlfile import Document, Steps, dotted, steps
 
 Model = type[BaseModel]
-
-UNKNOWN = "unknown key"
-RULES = {
-    "missing": "is required",
-    "extra_forbidden": UNKNOWN,
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_type": "must be a number",
-    "finite_number": "must be a finite number",
-    "bool_type": "must be true or false",
-    "string_type": "must be text",
-    "list_type": "must be a list",
-    "model_type": "must be a block of keys",
-    "greater_than": "must be greater than {gt:g}",
-    "greater_than_equal": "must be at least {ge:g}",
-    "less_than": "must be less than {lt:g}",
-    "less_than_equal": "must be at most {le:g}",
-    "literal_error": "must be {expected}",
-    "union_tag_not_found": "is required",
-    "union_tag_invalid": "must be one of {expected_tags}",
-}
 
 
 def explain(model: Model, document: Document, errors: ValidationError) -> list[Problem]:
@@ -52,8 +30,8 @@ def explain(model: Model, document: Document, errors: ValidationError) -> list[P
     """
     found: dict[Steps, Problem] = {}
     for error in errors.errors():
-        path, value, rule, hint = _words(model, document, error)
-        found.setdefault(path, _problem(document, path, value, rule, hint))
+        path, *words = _words(model, document, error)
+        found.setdefault(path, _problem(document, path, *words))
     return [found[path] for path in sorted(found, key=document.line)]
 
 
@@ -69,10 +47,10 @@ def place(model: Model, document: Document, block: Steps, error: BadValue) -> Pr
     Returns:
         The problem with its full key; a key of the block that is not the part's own is a suggestion, too.
     """
-    path, hint = (*block, *steps(error.key)), error.hint
-    if error.rule == UNKNOWN and not hint.startswith("did you mean"):
-        hint = _near(path[-1], known(model, path[:-1])) or hint
-    return _problem(document, path, error.value, error.rule, hint)
+    path, advice = (*block, *steps(str(error.key))), error.hint
+    if path and error.rule == UNKNOWN and not advice.startswith("did you mean"):
+        advice = _near(path[-1], known(model, path[:-1])) or advice
+    return _problem(document, path, error.value, error.rule, advice)
 
 
 def known(model: Model, loc: Steps) -> list[str]:
@@ -103,22 +81,22 @@ def _words(model: Model, document: Document, error: Mapping[str, Any]) -> tuple[
     """Return path, value, rule and hint of one of pydantic's errors."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     path: Steps = tuple(step for step in error["loc"] if not _is_tag(step))
-    rule = re.sub(r"[<>']", "", RULES[kind].format(**context)) if kind in RULES else parts.rule(error)
+    words = rule(error)
     cause = context.get("error")
     if isinstance(cause, BadValue):
         return (*path, *steps(cause.key)), cause.value, cause.rule, cause.hint
     if kind.startswith("union_tag"):
         value = value.get("distribution", MISSING)
-        return (*path, "distribution"), value, rule, _near(value, _quoted(context.get("expected_tags", "")))
+        return (*path, "distribution"), value, words, _near(value, _quoted(context.get("expected_tags", "")))
     if kind == "literal_error":
-        return path, value, rule, _near(value, _quoted(context["expected"]))
+        return path, value, words, _near(value, _quoted(context["expected"]))
     if kind == "model_type" and context["class_name"] == "Part":
         return path, value, "must be a name or a block with a name", ""
     if kind == "missing":
         return _missing(document, path, known(model, error["loc"][:-1]))
     if kind == "extra_forbidden":
-        return path, MISSING, rule, did_you_mean(str(path[-1]), known(model, error["loc"][:-1]))
-    return path, value, rule, ""
+        return path, MISSING, words, did_you_mean(str(path[-1]), known(model, error["loc"][:-1]))
+    return path, value, words, hint(error)
 
 
 def _missing(document: Document, path: Steps, options: list[str]) -> tuple[Steps, Any, str, str]:
@@ -128,15 +106,13 @@ def _missing(document: Document, path: Steps, options: list[str]) -> tuple[Steps
     for other in others:
         if did_you_mean(other, options) == meant:
             return (*path[:-1], other), MISSING, UNKNOWN, meant
-    return path, MISSING, RULES["missing"], ""
+    return path, MISSING, REQUIRED, ""
 
 
-def _problem(document: Document, path: Steps, value: Any, rule: str, hint: str) -> Problem:
+def _problem(document: Document, path: Steps, value: Any, words: str, advice: str) -> Problem:
     if path and path[-1] in ("name", "value") and not isinstance(_at(document.data, path[:-1]), dict):
         path = path[:-1]  # written as just the name or just the number
-    if value is None or isinstance(value, bool):
-        value = json.dumps(value)
-    return Problem(dotted(path), value, rule, hint, document.source(path))
+    return Problem(dotted(path), value, words, advice, document.source(path))
 
 
 def _at(data: Any, path: Steps) -> Any:

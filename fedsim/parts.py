@@ -10,14 +10,16 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from fedsim.errors import MISSING, BadValue, did_you_mean
+from fedsim.rules import REQUIRED, UNKNOWN, either
 
 Part = Callable[..., Any]
 
@@ -88,8 +90,63 @@ def summary(kind: str, name: str) -> str:
 
 
 def parameters(part: Part) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a part by name (for a class, those of its constructor)."""
-    return dict(inspect.signature(part).parameters)
+    """Return the parameters of a part by name (for a class, those of its constructor).
+
+    Where a class's constructor has ``**kwargs``, they are those of the constructors above it, as far as each
+    passes its own on; ``**kwargs`` itself is among the parameters only where nobody says what it may hold.
+
+    Raises:
+        BadValue: if the part has no signature; the key is ``name``.
+
+    >>> class Base:
+    ...     def __init__(self, *, p: float = 0.5) -> None: ...
+    >>> class Mine(Base):
+    ...     def __init__(self, q: int, **rest: float) -> None: ...
+    >>> list(parameters(Mine))
+    ['q', 'p']
+    """
+    own = _signature(part)
+    above = _inherited(part) if _is_open(own) else []
+    if not above:
+        return own
+    found = own.copy()
+    for constructor in above:
+        for name, parameter in list(_signature(constructor).items())[1:]:
+            found.setdefault(name, parameter)
+    return {name: found[name] for name in _names(found)}
+
+
+_NAMELESS = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.VAR_POSITIONAL,
+    inspect.Parameter.VAR_KEYWORD,
+)
+
+
+def _signature(part: Part) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(part).parameters)
+    except (ValueError, TypeError) as error:
+        raise BadValue("name", _path(part), "has no signature that could be checked") from error
+
+
+def _is_open(found: Mapping[str, inspect.Parameter]) -> bool:
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in found.values())
+
+
+def _path(part: Part) -> str:
+    return f"{getattr(part, '__module__', '')}:{getattr(part, '__qualname__', part)}".removeprefix(":")
+
+
+def _inherited(part: Part) -> list[Part]:
+    """Return the constructors that a class's ``**kwargs`` go through, none if it is unknown where they end."""
+    found: list[Part] = []
+    for cls in inspect.getmro(part)[:-1] if inspect.isclass(part) else ():
+        if "__init__" in vars(cls):
+            found.append(vars(cls)["__init__"])
+            if not _is_open(_signature(found[-1])):
+                return found
+    return []
 
 
 def call(part: Part, given: Mapping[str, Any], supplied: Mapping[str, Any] | None = None) -> Any:
@@ -118,46 +175,110 @@ def call(part: Part, given: Mapping[str, Any], supplied: Mapping[str, Any] | Non
     arguments = check(part, given, supplied)
     known = parameters(part)
     extra = {key: value for key, value in supplied.items() if key in known and key not in given}
-    return part(**extra, **arguments)
+    try:
+        return part(**extra, **arguments)
+    except TypeError as error:
+        mistake = _refused(str(error), given, known, [key for key in _names(known) if key not in supplied])
+        if mistake is None:
+            raise
+        raise mistake from error
+
+
+def _refused(
+    text: str, given: Mapping[str, Any], known: Mapping[str, inspect.Parameter], choices: list[str]
+) -> BadValue | None:
+    """Tell a key that ``**kwargs`` could not pass on, or did not, from a mistake of the part itself."""
+    unknown = re.search("got an unexpected keyword argument '(.*?)'", text)
+    if unknown and unknown[1] in given and unknown[1] not in known:
+        return BadValue(unknown[1], MISSING, UNKNOWN, did_you_mean(unknown[1], choices))
+    missing = re.search("missing [0-9]+ required .*?: '(.*?)'", text)
+    if missing and missing[1] in choices and missing[1] not in given:
+        key = missing[1]
+        return BadValue(key, MISSING, REQUIRED) if known[key].default is inspect.Parameter.empty else None
+    return None
 
 
 def check(part: Part, given: Mapping[str, Any], supplied: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Check the user's parameters against a part's signature and return them, converted.
 
     Raises:
-        BadValue: for the first parameter that is unknown, missing or of the wrong type.
+        BadValue: for the first of the user's parameters that is unknown or of the wrong type, or for one that
+            is missing.
     """
     supplied = supplied or {}
-    known = parameters(part)
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
-    own = {k: p for k, p in known.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    choices = [k for k in own if k not in supplied]
+    known, own = parameters(part), _signature(part)
+    names = _names(known)
+    choices = [key for key in names if key not in supplied]
+    checked, mistakes = _validate(part, {key: value for key, value in given.items() if key in names})
     for key in given:
-        if key not in own and not open_ended:
-            raise BadValue(key, MISSING, "unknown key", did_you_mean(key, choices))
+        if key not in names and not _is_open(known):
+            raise BadValue(key, MISSING, UNKNOWN, did_you_mean(key, choices))
+        if key in mistakes:
+            raise mistakes[key]
     for key, parameter in own.items():
-        if parameter.default is parameter.empty and key not in given and key not in supplied:
-            raise BadValue(key, MISSING, "is required")
-    checked = _validate(part, {k: v for k, v in given.items() if k in own})
-    return {**{k: v for k, v in given.items() if k not in own}, **checked}
+        if parameter.kind is parameter.POSITIONAL_ONLY and parameter.default is parameter.empty:
+            raise BadValue("name", _path(part), f"has a parameter that cannot be given by name ({key})")
+        if key in choices and parameter.default is parameter.empty and key not in given:
+            raise BadValue(key, MISSING, REQUIRED)
+    return {**given, **checked}
 
 
-def _validate(part: Part, given: Mapping[str, Any]) -> dict[str, Any]:
-    target = part.__init__ if inspect.isclass(part) else part
-    hints = typing.get_type_hints(target, include_extras=True)
-    fields: dict[str, Any] = {key: (hints.get(key, Any), ...) for key in given}
+def _names(known: Mapping[str, inspect.Parameter]) -> list[str]:
+    return [key for key, parameter in known.items() if parameter.kind not in _NAMELESS]
+
+
+def _validate(part: Part, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, BadValue]]:
+    """Return the values that fit their annotations, converted, and what is wrong with the others, by key."""
+    hints = _hints(part)
+    # Pydantic's own names (copy, model_config, _x) may be parameters, too: so a field only has an alias.
+    fields: dict[str, Any] = {
+        f"field{n}": (hints.get(key, Any), Field(alias=key)) for n, key in enumerate(given)
+    }
     config = ConfigDict(strict=True, arbitrary_types_allowed=True, protected_namespaces=())
     model = create_model("Parameters", __config__=config, **fields)
     try:
-        checked = model(**given)
+        checked = model.model_validate(dict(given))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(step) for step in first["loc"] if step in given or isinstance(step, int))
-        raise BadValue(key, first["input"], rule(first)) from None
-    return {key: getattr(checked, key) for key in given}
+        by_key: dict[str, list[Any]] = {}
+        for one in error.errors():
+            by_key.setdefault(str(one["loc"][0]), []).append(one)
+        return {}, {key: _mistake(given, errors) for key, errors in by_key.items()}
+    return {key: getattr(checked, f"field{n}") for n, key in enumerate(given)}, {}
 
 
-def rule(error: Mapping[str, Any]) -> str:
-    """Turn one of pydantic's errors into a short rule without a capital or a full stop."""
-    message = str(error["msg"]).removeprefix("Input ").removeprefix("Value error, ")
-    return message[0].lower() + message[1:]
+def _hints(part: Part) -> dict[str, Any]:
+    if inspect.isclass(part):
+        annotated = _inherited(part) or [part.__init__]
+    else:
+        annotated = [part if inspect.isroutine(part) else type(part).__call__]
+    try:
+        found = [typing.get_type_hints(one, include_extras=True) for one in annotated]
+    except NameError as error:
+        hint = "import it where the program runs, too"
+        raise BadValue("name", _path(part), f"has an unknown annotation ({error})", hint) from error
+    return {key: hint for hints in reversed(found) for key, hint in hints.items()}
+
+
+def _mistake(given: Mapping[str, Any], errors: list[Any]) -> BadValue:
+    """Turn what was refused inside of one parameter into one mistake, the one that is furthest inside."""
+    by_place: dict[str, list[Any]] = {}
+    for error in errors:
+        by_place.setdefault(_place(given, error["loc"]), []).append(error)
+    place = max(by_place, key=lambda place: place.count("."))
+    first = by_place[place][0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, BadValue):
+        return BadValue(".".join(filter(None, (place, cause.key))), cause.value, cause.rule, cause.hint)
+    return BadValue(place, first["input"], *either(by_place[place]))
+
+
+def _place(value: Any, loc: Iterable[str | int]) -> str:
+    """Join those steps that lead into the value; the others name members of unions."""
+    path: list[str] = []
+    for step in loc:
+        try:
+            value = value[step]
+        except (LookupError, TypeError):
+            continue
+        path.append(str(step))
+    return ".".join(path)

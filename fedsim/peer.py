@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 
 from fedsim.errors import RunError, StalledError
+from fedsim.learn.corrupt import corrupted
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Learner, Place
 from fedsim.learn.local import LocalUpdate
@@ -77,7 +78,9 @@ class Peer:
                 return learner.train(update, self.id, {"arrays": model}, place).pick("arrays")
 
     def send_model(self, to: Iterable[int], model: Deferred, round: int) -> None:
-        """Send a model to several nodes."""
+        """Send a model to several nodes; one that a fault corrupts sends something else."""
+        place = Place(self.id, round, self.node.clock.now_s)
+        model = corrupted(model, self.node.corruptions, place)
         message = Message("model", model, self._run.model_bytes, round, self.id)
         nodes = self._run.world.nodes
         for other in to:

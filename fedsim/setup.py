@@ -71,6 +71,13 @@ def prepare(experiment: Experiment, dry: bool = False) -> Setup:
         graph = make_graph(experiment, server)
     with _collect(mistakes):
         learner, dataset, owned = learning.build(experiment, dry)
+    with _collect(mistakes), experiment.blame("churn"):
+        parts.check(
+            parts.find("churn", experiment.churn.name), experiment.churn.params, {"node": 0, "rng": 0}
+        )
+    for index, fault in enumerate(experiment.faults):
+        with _collect(mistakes), experiment.blame("faults", index):
+            parts.check(parts.find("faults", fault.name), fault.params, {"world": 0, "rng": 0})
     if mistakes:
         raise ConfigError(mistakes)
     world = worlds.build(experiment, graph, server)

@@ -6,8 +6,6 @@ is ten. Keys are always text. Whatever is wrong is a :class:`~fedsim.errors.Conf
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import yaml
 
 from fedsim.errors import MISSING, BadValue, ConfigError, Problem
+from fedsim.scalars import SCALARS
 
 Steps = tuple[str | int, ...]
 """Where a value is: the keys and list indices that lead to it from the top."""
@@ -31,7 +30,7 @@ class Document:
         name: the file's name as the user wrote it, or an empty string for data that come from no file.
         data: dictionaries, lists, text, numbers, booleans and None.
         lines: the line of each key and list entry, counted from 1.
-        overrides: the text of the ``--set`` option that set a value, by its steps.
+        overrides: the text of the ``--set`` option that set a value or made a block, by its steps.
     """
 
     name: str = ""
@@ -61,11 +60,24 @@ class Document:
         return self.name
 
     def set(self, key: str, value: Any) -> None:
-        """Override one value, as :func:`set_value` does, and remember who did it."""
+        """Override one value, as :func:`set_value` does, and remember who did it.
+
+        >>> document = parse("seed: 1", "x.yaml")
+        >>> document.set("stratgey.p", "0.2")
+        >>> document.source(("stratgey",))
+        '--set stratgey.p=0.2'
+        """
+        there = _reach(self.data, key)
         path = set_value(self.data, key, value)
+        made = [path[:n] for n in range(1, len(path)) if n > there or not self._written(path[:n])]
         self.lines = {place: line for place, line in self.lines.items() if place[: len(path)] != path}
         self.overrides = {place: text for place, text in self.overrides.items() if place[: len(path)] != path}
-        self.overrides[path] = _option(key, value)
+        self.overrides.update(dict.fromkeys([*made, path], _option(key, value)))
+
+    def _written(self, path: Steps) -> bool:
+        """Tell whether the user wrote a block: a file's lines know, and data from no file are all written."""
+        before = any(path[:n] in self.overrides for n in range(1, len(path) + 1))
+        return before or path in self.lines or not self.name
 
 
 def read(path: str | Path) -> Document:
@@ -197,6 +209,19 @@ def dotted(path: Steps) -> str:
     return ".".join(str(step) for step in path)
 
 
+def _reach(data: Any, key: str) -> int:
+    """Return how many steps of a dotted key lead somewhere already."""
+    parts = key.split(".")
+    for n, step in enumerate(parts):
+        if isinstance(data, dict) and step in data:
+            data = data[step]
+        elif isinstance(data, list) and step.isdecimal() and int(step) < len(data):
+            data = data[int(step)]
+        else:
+            return n
+    return len(parts)
+
+
 def _option(key: str, value: Any) -> str:
     return f"--set {key}={value}"
 
@@ -245,29 +270,10 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-def _whole(text: str) -> int:
-    return int(text[2:], {"0o": 8, "0x": 16}[text[:2]]) if text[:2] in ("0o", "0x") else int(text)
-
-
-def _real(text: str) -> float:
-    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-
-
 _TAG = "tag:yaml.org,2002:"
-_SCALARS: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {
-    _TAG + "null": (re.compile(r"(~|null|Null|NULL|)\Z"), lambda _: None),
-    _TAG + "bool": (re.compile(r"(true|True|TRUE|false|False|FALSE)\Z"), lambda text: text.lower() == "true"),
-    _TAG + "int": (re.compile(r"([-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z"), _whole),
-    _TAG + "float": (
-        re.compile(
-            r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))\Z"
-        ),
-        _real,
-    ),
-}
-for _tag, (_pattern, _) in _SCALARS.items():
-    _Loader.add_implicit_resolver(_tag, _pattern, None)
-    _Dumper.add_implicit_resolver(_tag, _pattern, None)
+for _kind, (_pattern, _) in SCALARS.items():
+    _Loader.add_implicit_resolver(_TAG + _kind, _pattern, None)
+    _Dumper.add_implicit_resolver(_TAG + _kind, _pattern, None)
 
 
 def _line(node: yaml.Node) -> int:
@@ -335,11 +341,12 @@ class _Reader:
     def scalar(self, node: yaml.ScalarNode, path: Steps) -> Any:
         if node.tag == _TAG + "str":
             return node.value
-        if node.tag not in _SCALARS:
+        kind = node.tag.removeprefix(_TAG)
+        if kind not in SCALARS:
             raise self.error(path, f"the tag {node.tag.replace(_TAG, '!!')} is not supported")
-        pattern, convert = _SCALARS[node.tag]
+        pattern, convert = SCALARS[kind]
         if not pattern.match(node.value):
-            raise self.error(path, f"{node.value} is not a YAML {node.tag.removeprefix(_TAG)}")
+            raise self.error(path, f"{node.value} is not a YAML {kind}")
         try:
             return convert(node.value)
         except ValueError:

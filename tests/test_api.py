@@ -187,7 +187,7 @@ BAD = [
     ({"strategy": {"name": "fedamd", "participants": 9, "local": {"steps": 2}}},
      "strategy.participants: 9: at most 6, the number of clients"),
     ({"strategy": {"name": "fedamd", "participants": 3, "p": 1.5, "local": {"steps": 2}}},
-     "strategy.p: 1.5: should be less than or equal to 1"),
+     "strategy.p: 1.5: must be at most 1"),
     ({"strategy": {"name": "fedamd", "participants": 3}},
      "strategy.local.steps: FedAMD counts local steps, not epochs; give local.steps"),
     ({"strategy.name": "fedavgg"}, "strategy.name: fedavgg: no such strategy; did you mean fedavg?"),
@@ -202,7 +202,7 @@ BAD = [
     ({"data.partition": "natural"}, "data.partition"),
     ({"data.clients": 5000}, "data.clients: 5000"),
     ({"data.name": "mnist", "data.root": "nowhere"}, "data.name: mnist: its files were not found"),
-    ({"churn": {"name": "exponential", "online_s": 0, "offline_s": 1}}, "churn.online_s: 0: should be greater than 0"),
+    ({"churn": {"name": "exponential", "online_s": 0, "offline_s": 1}}, "churn.online_s: 0: must be greater than 0"),
     ({"churn": {"name": "exponential"}}, "churn.online_s: is required"),
     ({"faults": [{"name": "crash", "at_s": 1, "count": 7}]}, "faults.0.count: 7: at most 6"),
     ({"faults": [{"name": "crash", "at_s": 1}]}, "faults.0.nodes: give exactly one of nodes, count and fraction"),
@@ -224,9 +224,12 @@ def test_a_mistake_is_one_clear_line_before_anything_runs(
 
 
 def test_mistakes_in_several_parts_are_reported_together(tmp_path: Path) -> None:
+    churn = {"name": "exponential", "online_s": -1, "offline_s": 1}
+    faults = [{"name": "crash", "at": 1}, {"name": "crsh"}]
     with pytest.raises(ConfigError) as caught:
-        fedsim.check(SMALL, {"topology": "rnig", "model": "lenet9"})
-    assert [problem.key for problem in caught.value.problems] == ["topology", "model"]
+        fedsim.check(SMALL, {"topology": "rnig", "model": "lenet9", "churn": churn, "faults": faults})
+    keys = [problem.key for problem in caught.value.problems]
+    assert keys == ["topology", "model", "churn.online_s", "faults.0.at", "faults.1.name"]
 
 
 def test_timing_only_is_refused_where_a_choice_depends_on_values(tmp_path: Path) -> None:

@@ -39,7 +39,13 @@ def test_every_exception_has_an_example() -> None:
         (Problem("k", "x" * 100, "is long", source="f.yaml:2"), f"f.yaml:2: k: {'x' * 57}...: is long"),
         (Problem("", MISSING, "is empty", source="f.yaml:1"), "f.yaml:1: is empty"),
         (Problem("k", "a\nb", "one line"), r"k: a\nb: one line"),
-        (Problem("k", None, "must be text"), "k: None: must be text"),
+        (Problem("k", None, "must be text"), "k: null: must be text"),
+        (Problem("k", True, "must be text"), "k: true: must be text"),
+        (Problem("k", "0.7", "must be a number"), "k: '0.7': must be a number"),
+        (Problem("k", "true", "must be a number"), "k: 'true': must be a number"),
+        (Problem("k", "null", "must be a number"), "k: 'null': must be a number"),
+        (Problem("k", "no", "must be a number"), "k: no: must be a number"),
+        (Problem("k", MISSING, "one\n  two", "a\nb"), "k: one two; a b"),
     ],
 )
 def test_a_problem_is_one_line(problem: Problem, text: str) -> None:

@@ -302,6 +302,38 @@ def test_a_setting_with_broken_yaml_names_itself():
         set_value({}, "a", "[1")
 
 
+def test_an_override_is_the_source_of_the_blocks_that_only_it_made():
+    document = parse(TEXT, "x.yaml")
+    document.set("stratgey.local.lr", "0.2")
+    document.set("stratgey.local.steps", "3")
+    first = "--set stratgey.local.lr=0.2"
+    assert [document.source(("stratgey", "local")[:n]) for n in (1, 2)] == [first, first]
+    assert document.source(("stratgey", "name")) == first
+    assert document.source(("stratgey", "local", "steps")) == "--set stratgey.local.steps=3"
+    document.set("strategy.deep.p", "1")
+    assert document.source(("strategy", "deep")) == "--set strategy.deep.p=1"
+    assert document.source(("strategy",)) == "x.yaml:4"
+    document.set("faults.1.deep.at_s", "1")
+    assert document.source(("faults", 1, "deep")) == "--set faults.1.deep.at_s=1"
+    assert document.source(("faults", 1)) == "x.yaml:10"
+    assert document.source(("data",)) == "x.yaml:2"
+
+
+def test_an_override_is_the_source_of_a_default_block_that_the_file_does_not_name():
+    document = parse(TEXT, "x.yaml")
+    document.data["model"] = "mlp"
+    document.set("model.hidden", "8")
+    assert document.source(("model", "name")) == "--set model.hidden=8"
+
+
+def test_data_from_no_file_are_not_blamed_on_an_override():
+    document = Document(data={"strategy": {"nam": "x"}})
+    document.set("strategy.p", 1)
+    document.set("modle.p", 1)
+    assert document.source(("strategy", "nam")) == ""
+    assert document.source(("modle",)) == "--set modle.p=1"
+
+
 def test_an_override_is_the_source_of_its_value_and_of_all_below():
     document = parse(TEXT, "x.yaml")
     document.set("strategy.local", "{lr: 1}")

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from fedsim.errors import FedsimError, RunError, StalledError
 from fedsim.flower import compat
 from fedsim.flower.arrays import isolate, together, wire_bytes
+from fedsim.flower.corrupt import corrupt
 from fedsim.world import network
 from fedsim.world.clock import MICRO, micros
 from fedsim.world.node import Node
@@ -46,6 +47,8 @@ class Instruction:
     round: int
     work: int = 0
     wanted: bool = True
+    started: bool = False
+    answered: bool = False
     reply: Message | None = None
 
 
@@ -53,7 +56,8 @@ class SimGrid(Grid):
     """Sends a server's messages through the simulated world and brings back the replies.
 
     Waiting advances the simulated clock. A client that is offline, or goes offline before its reply is in, gives an
-    error reply (code 5, as a SuperLink does) once the server has noticed; a slow one gives no reply in time.
+    error reply (code 5, as a SuperLink does) once the server has noticed, and so does one whose message was lost; a
+    slow one gives no reply in time. While the server itself is offline, its strategy stands still.
 
     Args:
         world: clients 0 to n-1 and the server, which is the last node.
@@ -116,6 +120,7 @@ class SimGrid(Grid):
             Their ids, with which the replies can be pulled.
         """
         lifted: dict[int, ArrayRecord] = {}
+        self._stand_still()
         return [self._push(message, lifted) for message in list(messages)]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -183,8 +188,18 @@ class SimGrid(Grid):
         if not self._time_up:
             clock.wait(self._ready, self._waiting_for)
         self._awaited = set()
+        self._stand_still()
         if self._time_up:
             raise TimeUp("the simulated time is over")
+
+    def _stand_still(self) -> None:
+        """Let time pass until the server is back, if it is only down for a while."""
+        server, clock = self.server, self.world.clock
+        while not (server.online or server.crashed or self._time_up):
+            if clock.peek() == math.inf:
+                reason = "the server is offline, and nothing is left that could bring it back"
+                raise StalledError(reason, server.id, sim_time_s=clock.now_s)
+            clock.step()
 
     def _waiting_for(self) -> str:
         return f"replies from clients {sorted({self._open[id].node.id for id in self._awaited & self._open.keys()})}"
@@ -235,8 +250,12 @@ class SimGrid(Grid):
             raise RunError(reason, self.server.id, round, now_s, "send")
 
     def _instruct(self, packet: network.Message) -> None:
-        """A client has received an instruction: let it work."""
+        """A client has received an instruction: let it work, once."""
         instruction: Instruction = packet.payload
+        if instruction.started:
+            self._late(packet, instruction.node, self.server)
+            return
+        instruction.started = True
         instruction.work = self.clients.work(instruction.node.id, instruction.message)
         job = instruction.node.compute(instruction.work, instruction.round)
         assert job.callbacks is not None  # a job that has just been made has not been processed
@@ -248,31 +267,43 @@ class SimGrid(Grid):
         """A client has done its work: send what came out, whether or not it has been computed yet."""
         node = instruction.node
         content = isolate(self.clients.answer(node.id, instruction.message, self.world.clock.now_s))
+        if node.corruptions:
+            content = corrupt(content, node, instruction.round)
         reply = Message(content, reply_to=instruction.message)
         packet = network.Message("reply", (instruction, reply), wire_bytes(content), instruction.round)
         node.send(self.server, packet, lambda ok: None if ok else self._waste(instruction))
 
     def _reply_in(self, packet: network.Message) -> None:
         instruction, reply = packet.payload
-        if instruction.wanted:
+        if instruction.wanted and not instruction.answered:
             self.updates += 1
             self._settle(instruction, reply)
         else:
-            node = instruction.node
-            node.wasted += instruction.work
-            self.world.log.add("late", self.server.id, node.id, packet.size_bytes, instruction.round)
+            instruction.node.wasted += 0 if instruction.answered else instruction.work
+            self._late(packet, self.server, instruction.node)
+        instruction.answered = True
+
+    def _late(self, packet: network.Message, at: Node, src: Node) -> None:
+        """A message has arrived that nobody waits for, or a second time."""
+        self.world.log.add("late", at.id, src.id, packet.size_bytes, packet.round)
 
     def _waste(self, instruction: Instruction) -> None:
         instruction.node.wasted += instruction.work
         self._lost(instruction)
 
     def _lost(self, instruction: Instruction) -> None:
-        """The client is gone: the server will notice after a while."""
-        self.world.clock.after(self._detect_us, self._notice, instruction)
+        """The client is gone, or a message is lost: the server will notice after a while."""
+        id = instruction.node.id
+        why = (
+            f"a message to or from client {id} was lost"
+            if instruction.node.online
+            else f"client {id} went offline"
+        )
+        self.world.clock.after(self._detect_us, self._notice, instruction, why)
 
-    def _notice(self, instruction: Instruction) -> None:
+    def _notice(self, instruction: Instruction, why: str) -> None:
         if instruction.wanted:
-            error = Error(compat.NODE_UNAVAILABLE, f"client {instruction.node.id} went offline")
+            error = Error(compat.NODE_UNAVAILABLE, why)
             self._settle(instruction, Message(error, reply_to=instruction.message))
 
     def _settle(self, instruction: Instruction, reply: Message) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from fedsim.errors import BadValue
+from fedsim.errors import BadValue, FedsimError
 from fedsim.parts import call
 
 
@@ -220,18 +220,24 @@ def build(
         The model, in float32 unless ``make`` chooses otherwise.
 
     Raises:
-        BadValue: if a parameter is refused, or (key ``name``) if the model keeps batch statistics, uses
-            dropout, or has nothing to train.
+        BadValue: if a parameter is refused, or (key ``name``) if the model cannot be made, keeps batch
+            statistics, uses dropout, or has nothing to train.
 
     >>> first, second = (build(nn.Linear, {"in_features": 2, "out_features": 1}, (2,), 0,
     ...                        np.random.default_rng(5)) for _ in range(2))
     >>> torch.equal(first.weight, second.weight)
     True
     """
+    name = getattr(make, "__name__", str(make))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(rng.integers(2**63)))
-        model = call(make, params, {"shape": shape, "classes": classes})
-    name = getattr(make, "__name__", str(make))
+        try:
+            model = call(make, params, {"shape": shape, "classes": classes})
+        except FedsimError:
+            raise
+        except Exception as error:  # whatever a user's module raises, from wrong sizes to too little memory
+            why = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise BadValue("name", name, f"cannot be made: {why}") from error
     if not isinstance(model, nn.Module):
         raise BadValue("name", name, f"must return a torch.nn.Module, not a {type(model).__name__}")
     _check_weights(name, model)

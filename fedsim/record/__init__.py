@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from fedsim.record.store import Record, Table, facts, metrics, read, wide
+from fedsim.record.store import Record, Table, facts, faults, metrics, read, wide
 
-__all__ = ["Record", "Table", "facts", "metrics", "read", "wide"]
+__all__ = ["Record", "Table", "facts", "faults", "metrics", "read", "wide"]

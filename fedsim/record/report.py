@@ -14,8 +14,8 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fedsim.errors import BadValue
-from fedsim.record.store import FILE, Table, facts, metrics, read
-from fedsim.record.style import human_bytes, human_time
+from fedsim.record.store import FILE, Table, facts, faults, metrics, read
+from fedsim.record.style import Array, human_bytes, human_time, percentiles, round_times_s
 
 KEYS = (
     *("name", "strategy", "seed", "rounds", "sim_time_s", "wall_time_s", "time_to_target_s"),
@@ -29,14 +29,28 @@ TITLES = {
     "curves": "Learning curves",
     "loss": "Loss",
     "progress": "Rounds and bytes over time",
+    "durations": "How long rounds took",
     "availability": "Who was online",
+    "round": "A typical round",
+    "node": "The busiest node",
+    "utilisation": "Busy links",
     "traffic": "Bytes per node",
     "topology": "Topology",
     "labels": "Labels of each client",
 }
 
+REMARKS = {
+    "durations": "The share of rounds that took at most so long.",
+    "round": "The round of median duration: every node that did something in it, in the order in which they "
+    "finished. A transfer lasts from the beginning of its sending until it arrives, latency included.",
+    "node": "What the client or peer that was busy for the longest time did in the whole run.",
+    "utilisation": "The share of the run in which at least one transfer was under way, latency included.",
+}
+"""What a figure needs said beside its title."""
+
 LAST_ROWS = 10
-MOST_FAULTS = 100
+MOST_FAULTS = 30
+"""So many of each kind are listed."""
 MOST_SVG_BYTES = 150_000
 
 
@@ -64,7 +78,9 @@ def write_report(run: str | Path) -> Path:
     given = _summary(run)
     target = facts(run).get("target_accuracy")
     summary = {**_so_far(run, table, experiment, target), **given}
-    crashes = read(run, "events", kind="crash")
+    broken = faults(run)
+    listed = _faults(broken)
+    role = _member(read(run, "nodes"))
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     html = pages.get_template("report.html").render(
@@ -72,10 +88,14 @@ def write_report(run: str | Path) -> Path:
         finished=all(key in given for key in KEYS),
         trained="accuracy" in table or "loss" in table,
         steady=_steady(read(run, "presence")),
-        tiles=_tiles(summary, target),
-        figures=[(TITLES[name], name, _picture(path)) for name, path in draw_all(run).items()],
-        faults=_faults(crashes),
-        more_faults=max(0, len(crashes["node"]) - MOST_FAULTS),
+        tiles=_tiles(summary, target, round_times_s(read(run, "rounds")), role),
+        figures=[
+            (TITLES[name], name, _picture(path), REMARKS.get(name, ""))
+            for name, path in draw_all(run).items()
+        ],
+        faults=listed,
+        fault_counts=_counts(broken),
+        more_faults=len(broken["node"]) - len(listed),
         columns=[name.removesuffix("_s").replace("_", " ") for name in table],
         rows=_last_rows(table),
         experiment=experiment,
@@ -126,7 +146,9 @@ def _so_far(run: Path, table: Table, experiment: str, target: float | None) -> d
     return summary
 
 
-def _tiles(summary: Mapping[str, Any], target: float | None) -> list[tuple[str, str, str]]:
+def _tiles(
+    summary: Mapping[str, Any], target: float | None, lasted_s: Array, member: str
+) -> list[tuple[str, str, str]]:
     """Return what the tiles show: the number, what it is, and a remark."""
     s = summary
     tiles = []
@@ -144,23 +166,29 @@ def _tiles(summary: Mapping[str, Any], target: float | None) -> list[tuple[str, 
     if s["sim_time_s"] is not None:
         wall = "" if s["wall_time_s"] is None else f"computed in {human_time(s['wall_time_s'])}"
         tiles.append((human_time(s["sim_time_s"]), "simulated time", wall))
+    if len(lasted_s):
+        rank = {n: human_time(time_s) for n, time_s in percentiles(lasted_s).items()}
+        tiles.append((rank[50], "median round", f"90% within {rank[90]}, 99% within {rank[99]}"))
     if s["bytes_up"] is not None:
         lost = f"{human_bytes(s['bytes_lost'])} lost" if s["bytes_lost"] else "nothing lost"
         tiles.append((human_bytes(s["bytes_up"]), "sent by all nodes", lost))
-        tiles.append((human_bytes(s["bytes_down"]), "received by all nodes", _extremes(s)))
+        tiles.append((human_bytes(s["bytes_down"]), "received by all nodes", _extremes(s, member)))
     if s["work_samples"]:
         wasted = f"of {s['work_samples']:,.0f} sample gradients"
         tiles.append((f"{(s['wasted_samples'] or 0) / s['work_samples']:.1%}", "wasted work", wasted))
     return tiles
 
 
-def _extremes(summary: Mapping[str, Any]) -> str:
+def _member(nodes: Table) -> str:
+    """Return what those who learn are called; servers are left out of the extremes."""
+    return next((role for role in nodes["role"].tolist() if role != "server"), "node")
+
+
+def _extremes(summary: Mapping[str, Any], member: str) -> str:
     low, high = summary["bytes_min_node"], summary["bytes_max_node"]
-    return (
-        ""
-        if low is None or high is None
-        else f"per node, both ways: {human_bytes(low)} to {human_bytes(high)}"
-    )
+    if low is None or high is None:
+        return ""
+    return f"per {member}, both ways: {human_bytes(low)} to {human_bytes(high)}"
 
 
 def _steady(presence: Table) -> bool:
@@ -168,9 +196,26 @@ def _steady(presence: Table) -> bool:
     return bool(len(presence["node"])) and bool((presence["online"] == 1).all())
 
 
-def _faults(crashes: Table) -> list[tuple[str, int, str]]:
-    first = zip(*(crashes[name][:MOST_FAULTS].tolist() for name in ("time_us", "node", "round")))
-    return [(human_time(time / 1e6), node, str(round) if round >= 0 else "–") for time, node, round in first]
+def _faults(broken: Table) -> list[tuple[str, str, str, str]]:
+    """Return the rows of the list of faults: the first of each kind, so that none crowds out the others."""
+    firsts = [np.flatnonzero(broken["kind"] == kind)[:MOST_FAULTS] for kind in set(broken["kind"].tolist())]
+    shown = np.sort(np.concatenate([*firsts, np.zeros(0, dtype=np.int64)]))
+    columns = (broken[name][shown].tolist() for name in ("time_us", "kind", "node", "peer", "round"))
+    return [
+        (human_time(time / 1e6), kind.replace("_", " "), _ids(node, peer), _ids(round))
+        for time, kind, node, peer, round in zip(*columns)
+    ]
+
+
+def _counts(broken: Table) -> str:
+    kinds, counts = np.unique(broken["kind"], return_counts=True)
+    return ", ".join(
+        f"{kind.replace('_', ' ')}: {count:,}" for kind, count in zip(kinds.tolist(), counts.tolist())
+    )
+
+
+def _ids(*ids: int) -> str:
+    return ", ".join(str(one) for one in ids if one >= 0) or "–"
 
 
 def _last_rows(table: Table) -> list[list[str]]:

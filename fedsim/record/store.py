@@ -68,6 +68,12 @@ DTYPES = {"INTEGER": np.int64, "REAL": np.float64}
 WIDE = ("round", "time_s", "bytes_up", "bytes_down")
 """The first columns of :func:`wide`; no metric can have one of these names."""
 
+ORDINARY = (
+    *("send", "deliver", "lost", "late", "compute", "done", "aborted"),
+    *("online", "offline", "round"),
+)
+"""The kinds of events that belong to every run; all others are faults."""
+
 BATCH_ROWS = 5000
 
 
@@ -245,9 +251,7 @@ def read(path: str | Path, table: str, **equal: Any) -> Table:
             raise BadValue(key, MISSING, f"{table} has no such column", did_you_mean(key, columns))
     where = " AND ".join(f"{key} = ?" for key in equal) or "1"
     rows = _rows(path, f"SELECT * FROM {table} WHERE {where} ORDER BY rowid", tuple(equal.values()))
-    values: list[Any] = list(zip(*rows)) or [()] * len(columns)
-    kinds = [DTYPES.get(kind, np.str_) for kind in columns.values()]
-    return {name: np.array(value, dtype=kind) for name, value, kind in zip(columns, values, kinds)}
+    return _table(table, rows)
 
 
 def facts(path: str | Path) -> dict[str, Any]:
@@ -259,13 +263,32 @@ def facts(path: str | Path) -> dict[str, Any]:
     return {key: json.loads(value) for key, value in _rows(path, "SELECT key, value FROM facts ORDER BY key")}
 
 
-def metrics(path: str | Path) -> Table:
-    """Return the measurements of the whole system, one row for each evaluated round: see :func:`wide`.
+def faults(path: str | Path) -> Table:
+    """Return the events that no ordinary run has, such as crashes, with the columns of the table ``events``.
 
     Raises:
         BadValue: if the path holds no record.
     """
-    return wide(read(path, "metrics"), read(path, "rounds"))
+    marks = ", ".join("?" * len(ORDINARY))
+    query = f"SELECT * FROM events WHERE kind NOT IN ({marks}) ORDER BY rowid"
+    return _table("events", _rows(path, query, ORDINARY))
+
+
+def metrics(path: str | Path) -> Table:
+    """Return the measurements of the whole system, one row for each evaluated round: see :func:`wide`.
+
+    If there are none, as in a run that only keeps time, there is one row for each round that has ended, with
+    the columns ``round``, ``time_s``, ``bytes_up`` and ``bytes_down`` alone.
+
+    Raises:
+        BadValue: if the path holds no record.
+    """
+    rounds = read(path, "rounds")
+    table = wide(read(path, "metrics"), rounds)
+    if len(table["round"]):
+        return table
+    ended = {"round": rounds["round"], "time_s": rounds["time_us"] / 1e6}
+    return {**ended, "bytes_up": rounds["bytes_up"], "bytes_down": rounds["bytes_down"]}
 
 
 def wide(metrics: Table, rounds: Table) -> Table:
@@ -302,6 +325,13 @@ def _columns(table: str) -> dict[str, str]:
     if table not in TABLES:
         raise BadValue("table", table, "there is no such table", did_you_mean(table, TABLES))
     return TABLES[table]
+
+
+def _table(table: str, rows: list[Any]) -> Table:
+    columns = TABLES[table]
+    values: list[Any] = list(zip(*rows)) or [()] * len(columns)
+    kinds = [DTYPES.get(kind, np.str_) for kind in columns.values()]
+    return {name: np.array(value, dtype=kind) for name, value, kind in zip(columns, values, kinds)}
 
 
 def _insert(table: str) -> str:

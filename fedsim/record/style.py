@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fedsim.record.store import Table
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 Array = npt.NDArray[Any]
 
-# Okabe and Ito's blue and vermilion.
-BLUE, ORANGE, GREY, INK = "#0072B2", "#D55E00", "#9A9A9A", "#333333"
+# Okabe and Ito's blue, vermilion and green, and a dark red of Paul Tol's: all of a medium lightness, so that
+# they can still be seen when a dark page inverts them.
+BLUE, ORANGE, GREEN, FAULT, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#882255", "#9A9A9A", "#333333"
 # Paul Tol's "muted" scheme, one colour for each of up to ten labels.
 HUES = (
     "#332288 #88CCEE #44AA99 #117733 #999933 #DDCC77 #CC6677 #882255 #AA4499 #BBBBBB".split()  # noqa: SIM905
@@ -43,6 +47,10 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "svg.hashsalt": "fedsim",
 }
+
+MOST_MARKS = 60
+WIDE_SPREAD = 30
+"""A value so many times the typical one calls for a logarithmic axis."""
 
 BYTES = (("B", 1.0), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12))
 SECONDS = (("s", 1.0), ("min", 60.0), ("h", 3600.0), ("d", 86400.0))
@@ -131,3 +139,67 @@ def some(ids: Array) -> tuple[list[int], list[str]]:
     step = 1 if len(ids) <= 30 else math.ceil(len(ids) / 100) * 5
     places = list(range(0, len(ids), step))
     return places, [str(ids[place]) for place in places]
+
+
+def round_times_s(rounds: Table) -> Array:
+    """Return how long each round took in simulated seconds; the state before the first round is none.
+
+    >>> rounds = {"round": np.array([0, 1, 2]), "time_us": np.array([0, 2_000_000, 5_000_000])}
+    >>> round_times_s(rounds).tolist()
+    [2.0, 3.0]
+    """
+    order = np.argsort(rounds["time_us"], kind="stable")
+    ended = rounds["time_us"][order]
+    lasted: Array = np.diff(ended, prepend=0)[rounds["round"][order] > 0] / 1e6
+    return lasted
+
+
+def percentiles(values: Array) -> dict[int, float]:
+    """Return the percentiles 50, 90 and 99, each of them one of the values (the nearest rank).
+
+    >>> percentiles(np.arange(1, 11))
+    {50: 5.0, 90: 9.0, 99: 10.0}
+    """
+    ranks = (50, 90, 99)
+    found = np.percentile(values, ranks, method="inverted_cdf").tolist()
+    return {rank: float(value) for rank, value in zip(ranks, found)}
+
+
+def colours(nodes: Table, ids: Array) -> list[str]:
+    """Return a colour for each node: servers are orange, all others blue."""
+    servers = set(nodes["node"][nodes["role"] == "server"].tolist())
+    return [ORANGE if node in servers else BLUE for node in ids.tolist()]
+
+
+def name_rows(ax: Axes, ids: Array, what: str) -> None:
+    """Name the rows of a chart, or as many of them as can be read."""
+    ax.set_yticks(*some(ids), fontsize=8)
+    ax.set_ylabel(what)
+    ax.tick_params(axis="y", length=0)
+
+
+def mark_faults(ax: Axes, faults: Table | None, second: float, named: bool = True) -> None:
+    """Mark on a time axis when faults happened; each kind is named once, where it first happened.
+
+    A kind that happens all the time, such as a lossy network's, is left out: it would only hide the curve.
+
+    Args:
+        ax: its horizontal axis is simulated time.
+        faults: see :func:`fedsim.record.store.faults`.
+        second: the seconds in one unit of the axis.
+        named: whether to write the names.
+    """
+    if faults is None:
+        return
+    across = ax.get_xaxis_transform()
+    kinds = sorted(set(faults["kind"].tolist()))
+    moments = {kind: np.unique(faults["time_us"][faults["kind"] == kind]) for kind in kinds}
+    few = {kind: at / (1e6 * second) for kind, at in moments.items() if len(at) <= MOST_MARKS}
+    for level, (kind, at) in enumerate(few.items()):
+        faint = float(np.clip(10 / len(at), 0.15, 0.8))
+        ax.vlines(at, 0, 1, transform=across, colors=FAULT, linewidths=0.8, alpha=faint, zorder=3, label=kind)
+        if named:
+            ax.annotate(
+                kind.replace("_", " "), (at[0], 1), (2, 1 + 9 * level), xycoords=across, textcoords="offset points",
+                color=FAULT, fontsize=8, va="bottom",
+            )  # fmt: skip

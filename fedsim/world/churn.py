@@ -1,15 +1,31 @@
 """Availability: when nodes come and go, each as a SimPy process.
 
-A churn part is a generator function ``name(node, rng, *, …)``: the process of one node.
+A churn part is a function ``name(node, rng, n, *, …)`` that checks its parameters and returns the process of one
+node; most are generator functions. It names only those of the first three that it needs. Nobody moves the server.
 """
 
 from __future__ import annotations
 
-import numpy as np
+import functools
+import math
+import os
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Annotated
 
-from fedsim.parts import Positive, Share
+import numpy as np
+from pydantic import Field
+
+from fedsim.errors import BadValue
+from fedsim.parts import Count, NotNegative, Positive, Share
 from fedsim.world.clock import Process, micros
 from fedsim.world.node import Node
+from fedsim.world.traces import Availability, read_availability
+
+MOST_STEPS = 1_000_000
+"""How finely a day may be divided; the times of one node take a megabyte or more."""
+
+Shape = Annotated[float, Field(ge=0.1, le=100)]
 
 
 def always(node: Node) -> Process:
@@ -42,6 +58,223 @@ def exponential(
     share = online_s / (online_s + offline_s) if start_online is None else start_online
     node.set_online(bool(rng.random() < share))
     while not node.crashed:
-        length_us = micros(rng.exponential(online_s if node.online else offline_s))
+        length_us = micros(rng.exponential(online_s if node.present else offline_s))
         yield node.clock.timeout(max(length_us, 1))  # with stays of no length, time could stand still
-        node.set_online(not node.online)
+        node.set_online(not node.present)
+
+
+def weibull(
+    node: Node,
+    rng: np.random.Generator,
+    *,
+    online_s: Positive,
+    offline_s: Positive,
+    shape: Shape,
+    start_online: Share | None = None,
+) -> Process:
+    """Sessions and absences of Weibull-distributed lengths, many short and a few long ones if the shape is below 1.
+
+    The first stay is the rest of one that began before the start, so the share online is the same at all times.
+
+    Args:
+        node: the node that comes and goes.
+        rng: its own stream.
+        online_s: mean length of a session, in seconds.
+        offline_s: mean length of an absence, in seconds.
+        shape: the distribution's shape k (no unit), from 0.1 to 100; 1 is the exponential distribution. The scale
+            is the mean divided by Γ(1 + 1/k).
+        start_online: probability of being online at the start; by default the long-run share,
+            online_s / (online_s + offline_s).
+
+    Yields:
+        The events that the node waits for.
+    """
+    share = online_s / (online_s + offline_s) if start_online is None else start_online
+    per_mean = 1 / math.gamma(1 + 1 / shape)
+    node.set_online(bool(rng.random() < share))
+    # The stay that covers a given moment is a long one: its (length / scale)^k has the distribution Γ(1 + 1/k).
+    length = rng.random() * rng.gamma(1 + 1 / shape) ** (1 / shape)
+    while not node.crashed:
+        scale_s = per_mean * (online_s if node.present else offline_s)
+        yield node.clock.timeout(max(micros(scale_s * length), 1))
+        node.set_online(not node.present)
+        length = rng.weibull(shape)
+
+
+def diurnal(
+    node: Node,
+    rng: np.random.Generator,
+    *,
+    low: Share,
+    high: Share,
+    period_s: Positive = 86400.0,
+    zones: Count = 24,
+    step_s: Positive = 60.0,
+) -> Process:
+    """Days and nights: at time t a share low + (high - low) (sin(2πt/T) + 1) / 2 of the nodes is online.
+
+    Each node has a score sin(2πt/T + φ) + b, with φ that of a random time zone and b ~ Beta(2, 5) - 2/7, and is
+    online while the probability that another node scores higher is at most that share. So the nodes are
+    independent, and at any time the number online has a binomial distribution. The generator of MoDeST's simulator,
+    after which this is modelled, counts the nodes and takes exactly the best ones of them.
+
+    Args:
+        node: the node that comes and goes.
+        rng: its own stream, from which it draws φ and b; after that, every day is the same.
+        low: share online at the deepest point, at t = 3T/4.
+        high: share online at the peak, at t = T/4.
+        period_s: T, the length of a day in seconds.
+        zones: number of time zones, which divide the circle equally and are equally likely.
+        step_s: how often a node comes or goes at most, in seconds.
+
+    Returns:
+        The process.
+
+    Raises:
+        BadValue: if low is above high, or the step does not divide the day into 1 to 1,000,000 parts.
+    """
+    if low > high:
+        raise BadValue("low", low, f"must be at most high ({high:g})")
+    period_us, step_us = max(micros(period_s), 1), max(micros(step_s), 1)
+    if not step_us <= period_us <= MOST_STEPS * step_us:
+        rule = f"a day of {period_s:g} s must have 1 to {MOST_STEPS} steps"
+        raise BadValue("step_s", step_s, rule)
+    zone, bias = int(rng.integers(zones)), float(rng.beta(2, 5))
+    begin_us = np.arange(0, period_us, step_us)
+    angle = 2 * np.pi * begin_us / period_us
+    share = low + (high - low) * (np.sin(angle) + 1) / 2
+    online = _higher(angle, 2 * np.pi * np.arange(zones) / zones, zone, bias) <= share
+    switches = np.flatnonzero(np.diff(online, prepend=False, append=False))
+    edges = np.append(begin_us, period_us)[switches].tolist()
+    return _replay(node, list(zip(edges[::2], edges[1::2])), period_us)
+
+
+def _higher(angle: np.ndarray, phases: np.ndarray, zone: int, bias: float) -> np.ndarray:
+    """Return the probability that another node scores higher than one of a zone, at each angle."""
+    own = np.sin(angle + phases[zone]) + bias
+    above = np.zeros_like(angle)
+    for phase in phases:
+        x = np.clip(own - np.sin(angle + phase), 0, 1)
+        above += (1 - x) ** 5 * (1 + 5 * x)  # P(b > x) for b ~ Beta(2, 5)
+    return above / len(phases)
+
+
+def trace(node: Node, *, path: str) -> Process:
+    """Recorded sessions, repeated for ever: node i takes row i modulo the number of rows.
+
+    Args:
+        node: the node that comes and goes.
+        path: an availability trace, a .csv or .json file; see docs/traces.md.
+
+    Returns:
+        The process.
+
+    Raises:
+        BadValue: if the file cannot be read; the rule says where it is wrong.
+    """
+    recorded = _recorded(path)
+    sessions = recorded.sessions[node.id % len(recorded.sessions)]
+    stays_us = [(micros(start), micros(end)) for start, end in sessions]
+    return _replay(node, stays_us, max(micros(recorded.period_s), 1))
+
+
+def _recorded(path: str) -> Availability:
+    try:
+        state = os.stat(path)
+    except (OSError, ValueError):
+        return read_availability(path)  # which says what is wrong
+    return _read_once(path, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_once(path: str, changed_ns: int, size: int) -> Availability:
+    """Read a file for the first of many nodes; time and size tell whether it has changed since."""
+    del changed_ns, size
+    return read_availability(path)
+
+
+def _replay(node: Node, stays_us: Iterable[tuple[int, int]], period_us: int) -> Process:
+    """Repeat the same sessions in every period; sessions that touch are one."""
+    stays = [(start, end) for start, end in stays_us if start < end]
+    edges = [edge for start, end in stays for edge in ((start, True), (end, False))]
+    online_at_start = bool(stays) and stays[0][0] == 0
+    if online_at_start and stays[-1][1] == period_us:
+        edges = edges[1:-1]
+    touching = {i for i, (a, b) in enumerate(pairwise(edges)) if a[0] == b[0]}
+    edges = [edge for i, edge in enumerate(edges) if i not in touching and i - 1 not in touching]
+    node.set_online(online_at_start)
+    yield from _cycle(node, edges, period_us)
+
+
+def _cycle(node: Node, edges: Sequence[tuple[int, bool]], period_us: int) -> Process:
+    clock = node.clock
+    begin_us = clock.now
+    while edges:
+        for at_us, online in edges:
+            if begin_us + at_us > clock.now:
+                yield clock.timeout(begin_us + at_us - clock.now)
+            if node.crashed:
+                return
+            node.set_online(online)
+        begin_us += period_us
+
+
+def arrive(node: Node, n: int, *, count: Count, at_s: NotNegative, every_s: NotNegative = 0.0) -> Process:
+    """The last nodes are absent at the start and join one after the other.
+
+    Args:
+        node: the node that may be one of them.
+        n: number of clients or peers.
+        count: how many of them are absent.
+        at_s: when the first one joins, in simulated seconds.
+        every_s: seconds between two of them.
+
+    Returns:
+        The process.
+
+    Raises:
+        BadValue: if there are fewer nodes.
+    """
+    return _arrive(node, _turn_us(node, n, count, at_s, every_s))
+
+
+def _arrive(node: Node, at_us: int | None) -> Process:
+    if at_us:
+        node.set_online(False)
+        yield node.clock.timeout(at_us)
+        node.set_online(True)
+
+
+def depart(node: Node, n: int, *, count: Count, at_s: NotNegative, every_s: NotNegative = 0.0) -> Process:
+    """The last nodes leave for good, one after the other, each when it has finished what it is doing.
+
+    A leaving node receives what is on its way to it, does the work that it has then, sends the results, and goes.
+
+    Args:
+        node: the node that may be one of them.
+        n: number of clients or peers.
+        count: how many of them leave.
+        at_s: when the first one decides to leave, in simulated seconds.
+        every_s: seconds between two of them.
+
+    Returns:
+        The process.
+
+    Raises:
+        BadValue: if there are fewer nodes.
+    """
+    return _depart(node, _turn_us(node, n, count, at_s, every_s))
+
+
+def _depart(node: Node, at_us: int | None) -> Process:
+    if at_us is not None:
+        yield node.clock.timeout(at_us)
+        yield from node.retire()
+
+
+def _turn_us(node: Node, n: int, count: int, at_s: float, every_s: float) -> int | None:
+    """Return when the node's turn is, or None if it is not one of the last nodes."""
+    if count > n:
+        raise BadValue("count", count, f"must be at most {n}, the number of clients or peers")
+    turn = node.id - (n - count)
+    return micros(at_s + turn * every_s) if turn >= 0 else None

@@ -20,7 +20,35 @@ KINDS = (
     "offline",
     "crash",
     "round",  # a round ended
+    "fail",  # a fault took a node offline, until it recovers
+    "recover",
+    "slow",  # a node's work takes `size` thousandths of its normal time
+    "normal",
+    "corrupt",  # a node sends something else than it should
+    "honest",
+    "partition",  # the network fell apart; `size` nodes are outside of the first group
+    "heal",
+    "link_down",  # the link between a node and its peer stopped working
+    "link_up",
+    "drop",  # a message will be lost on its way; the loss itself is written down as "lost"
+    "delay",  # a message will take `size` microseconds more than it should
+    "duplicate",  # a message is sent twice
 )
+
+FAULTS = (
+    "crash",
+    "fail",
+    "recover",
+    "slow",
+    "normal",
+    "corrupt",
+    "honest",
+    "partition",
+    "heal",
+    "link_down",
+    "link_up",
+)
+"""The kinds that mark the beginning and the end of a fault; what befalls single messages is not among them."""
 
 Listener = Callable[[int, str, int, int, int, int], None]
 
@@ -32,7 +60,8 @@ class EventLog:
 
     Args:
         clock: the clock that stamps the events.
-        listener: called with (time_us, kind, node, peer, size, round) for every event.
+        listener: called with (time_us, kind, node, peer, size, round) for every event; what happened at t=0 before
+            there was a listener is kept in ``early``.
 
     >>> log = EventLog(Clock())
     >>> log.add("send", 0, peer=1, size=1000)
@@ -46,6 +75,7 @@ class EventLog:
         self._code = {kind: code for code, kind in enumerate(KINDS)}
         self._pack = struct.Struct("<qBiiqi").pack
         self.listener = listener
+        self.early: list[tuple[int, str, int, int, int, int]] = []
 
     def add(self, kind: str, node: int, peer: int = -1, size: int = 0, round: int = -1) -> None:
         """Write an event down.
@@ -59,7 +89,10 @@ class EventLog:
         """
         now = self._clock.now
         self._hash.update(self._pack(now, self._code[kind], node, peer, size, round))
-        if self.listener is not None:
+        if self.listener is None:
+            if now == 0:
+                self.early.append((now, kind, node, peer, size, round))
+        else:
             self.listener(now, kind, node, peer, size, round)
 
     def hexdigest(self) -> str:

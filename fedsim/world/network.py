@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -56,10 +56,32 @@ class Route(NamedTuple):
         return round(min((link.capacity for link in self.path.links), default=0.0) * MICRO)
 
 
-class Transfer(Flow):
-    """A message on its way."""
+NOWHERE = Route(0, Path(Link(), (), Link()), ())
+"""The way of what never leaves its node."""
 
-    __slots__ = ("alive", "dst", "is_sent", "message", "on_end", "route", "size_bytes", "src")
+
+class Transfer(Flow):
+    """A message on its way.
+
+    Faults may change what becomes of it before it starts: ``doomed`` to be lost at its arrival, ``late_us`` later than
+    it should be, with so many ``copies`` beside it. ``number`` counts the sender's messages, ``copy`` those of one.
+    """
+
+    __slots__ = (
+        "alive",
+        "copies",
+        "copy",
+        "doomed",
+        "dst",
+        "is_sent",
+        "late_us",
+        "message",
+        "number",
+        "on_end",
+        "route",
+        "size_bytes",
+        "src",
+    )
 
     def __init__(
         self,
@@ -69,12 +91,20 @@ class Transfer(Flow):
         route: Route,
         size_bytes: int,
         on_end: Callable[[bool], None] | None,
+        number: int = 0,
+        copy: int = 0,
     ) -> None:
         super().__init__(size_bytes * 8, route.path)
         self.message, self.src, self.dst, self.route = message, src, dst, route
         self.size_bytes, self.on_end = size_bytes, on_end
+        self.number, self.copy = number, copy
         self.alive = True
-        self.is_sent = False
+        self.is_sent = self.doomed = False
+        self.late_us = self.copies = 0
+
+
+Hazard = Callable[[Transfer], None]
+"""What a fault does to a message that is about to start."""
 
 
 @dataclass
@@ -116,6 +146,11 @@ class Network:
         access: how each node is attached.
         sharing: how transfers share a link: ``max-min``, ``greedy`` or ``none``.
         header_bytes: added to the size of every message.
+        delay_us: the latency from one node to another, where it does not belong to an edge.
+        overlay: whether the graph only says who talks to whom, and messages take no detours over it.
+
+    Faults add to ``hazards``, which every message is exposed to, and to ``walls``, each of which gives every node a
+    group: no message gets from one group to another.
     """
 
     clock: Clock
@@ -124,9 +159,15 @@ class Network:
     access: Mapping[int, Access]
     sharing: str = "max-min"
     header_bytes: int = 0
+    delay_us: Callable[[int, int], int] | None = None
+    overlay: bool = False
     traffic: dict[int, Traffic] = field(default_factory=dict)
     links: Counter[tuple[int, int]] = field(default_factory=Counter)
-    _routes: dict[tuple[int, int], Route] = field(default_factory=dict)
+    hazards: list[Hazard] = field(default_factory=list)
+    walls: list[Mapping[int, int]] = field(default_factory=list)
+    _broken: Counter[tuple[int, int]] = field(default_factory=Counter)
+    _numbers: Counter[int] = field(default_factory=Counter)
+    _routes: dict[tuple[int, int], Route | None] = field(default_factory=dict)
     _ends: dict[int, tuple[Link, Link]] = field(default_factory=dict)
     _edges: dict[tuple[int, int], Link] = field(default_factory=dict)
 
@@ -142,27 +183,67 @@ class Network:
 
         Args:
             src: the sender, online.
-            dst: the receiver; if it is offline, the transfer fails at once and only the header is lost.
+            dst: the receiver; if it is offline or there is no way to it, the transfer fails at once and only the
+                header is lost.
             message: what to send.
-            on_end: called once with True at the delivery, or with False when an end went offline before it.
+            on_end: called once with True at the delivery, or with False when an end went offline before it or the
+                message was lost; of several copies, the first that is delivered counts.
 
         Returns:
             The transfer, under way or already dead.
         """
-        route = self.route(src.id, dst.id)
+        self._numbers[src.id] += 1
+        route = None if self._walled(src.id, dst.id) else self.route(src.id, dst.id)
         size = message.size_bytes + self.header_bytes
-        transfer = Transfer(message, src, dst, route, size, on_end)
+        transfer = Transfer(message, src, dst, route or NOWHERE, size, on_end, self._numbers[src.id])
         self.log.add("send", src.id, dst.id, size, message.round)
-        if dst.online:
-            src.transfers[transfer] = None
-            dst.transfers[transfer] = None
-            if route.path.links:
-                self._sharing.start(transfer)
-            else:
-                self._sent(transfer)
-        else:
+        if not dst.online or route is None:
             self._lose(transfer, self.header_bytes)
+        elif self.hazards and src is not dst:
+            self._expose(transfer)
+        else:
+            self._start(transfer)
         return transfer
+
+    def _start(self, transfer: Transfer) -> None:
+        transfer.src.transfers[transfer] = None
+        transfer.dst.transfers[transfer] = None
+        if transfer.path.links:
+            self._sharing.start(transfer)
+        else:
+            self._sent(transfer)
+
+    def _expose(self, transfer: Transfer) -> None:
+        """Let faults act on a message, and start what they leave of it."""
+        for hazard in self.hazards:
+            hazard(transfer)
+        if transfer.copies:
+            transfer.on_end = _First(transfer.on_end, 1 + transfer.copies)
+        self._start(transfer)
+        message, src, dst, size = transfer.message, transfer.src, transfer.dst, transfer.size_bytes
+        for copy in range(1, 1 + transfer.copies):
+            twin = Transfer(message, src, dst, transfer.route, size, transfer.on_end, transfer.number, copy)
+            self.log.add("send", src.id, dst.id, size, message.round)
+            for hazard in self.hazards:
+                hazard(twin)
+            self._start(twin)
+
+    def kill(self, transfers: Iterable[Transfer]) -> None:
+        """Lose transfers where they are; bytes that left a sender stay counted."""
+        for transfer in transfers:
+            if transfer.alive:  # the end of another one may have ended it, too
+                self._lose(transfer, self._halt(transfer))
+
+    def break_edge(self, a: int, b: int) -> None:
+        """Stop using an edge until it is mended as often as it was broken; what is on it stays for :meth:`kill`."""
+        self._broken[min(a, b), max(a, b)] += 1
+        self._routes.clear()
+
+    def mend_edge(self, a: int, b: int) -> None:
+        """Take back one :meth:`break_edge`."""
+        self._broken[min(a, b), max(a, b)] -= 1
+        self._broken += Counter()  # forgets what is whole again
+        self._routes.clear()
 
     def cut(self, node: Node) -> None:
         """Kill the transfers of a node that has just gone offline; bytes that left a sender stay counted.
@@ -172,34 +253,58 @@ class Network:
         for transfer in list(node.transfers):
             if not transfer.alive:  # the end of another one may have cut it, too
                 continue
-            sent = transfer.size_bytes
-            if not transfer.is_sent:
-                sent = transfer.sent_bytes(self.clock.now)
-                self._sharing.stop(transfer)
-                if sent == transfer.size_bytes:  # the last bit left in this very microsecond
-                    self._sent(transfer)
-            if not transfer.is_sent or transfer.dst is node:
+            sent = self._halt(transfer)
+            if transfer.dst is node or sent < transfer.size_bytes:
                 self._lose(transfer, sent)
 
-    def route(self, src: int, dst: int) -> Route:
+    def _halt(self, transfer: Transfer) -> int:
+        """Stop sending, and return how many bytes have left the sender."""
+        if transfer.is_sent:
+            return transfer.size_bytes
+        sent = transfer.sent_bytes(self.clock.now)
+        self._sharing.stop(transfer)
+        if sent == transfer.size_bytes:  # the last bit left in this very microsecond
+            self._sent(transfer)
+        return sent
+
+    def _walled(self, src: int, dst: int) -> bool:
+        return any(wall[src] != wall[dst] for wall in self.walls)
+
+    def route(self, src: int, dst: int) -> Route | None:
         """Return the link between two nodes, or the quickest path where they are not adjacent.
 
-        The quickest path has the lowest sum of latencies; of equally quick ones, it has the fewest hops.
+        The quickest path has the lowest sum of latencies; of equally quick ones, it has the fewest hops. Where broken
+        edges leave no path, there is none.
         """
         if (src, dst) not in self._routes:
             self._routes[src, dst] = self._find_route(src, dst)
         return self._routes[src, dst]
 
-    def _find_route(self, src: int, dst: int) -> Route:
+    def _find_route(self, src: int, dst: int) -> Route | None:
         if src == dst:
-            return Route(0, Path(Link(), (), Link()), ())
-        path = [src, dst] if self.graph.has_edge(src, dst) else nx.dijkstra_path(self.graph, src, dst, _cost)
+            return NOWHERE
+        graph = nx.restricted_view(self.graph, [], list(self._broken)) if self._broken else self.graph
+        straight = graph.has_edge(src, dst) or (self.overlay and not self.graph.has_edge(src, dst))
+        try:
+            path = [src, dst] if straight else nx.dijkstra_path(graph, src, dst, self._cost)
+        except nx.NetworkXNoPath:
+            return None
         hops = tuple(pairwise(path))
-        latency_us = sum(self.graph.edges[hop]["latency_us"] for hop in hops)
+        latency_us = sum(self._hop_us(*hop) for hop in hops)
         latency_us += self.access[src].latency_us + self.access[dst].latency_us
-        edges = tuple(self._edge(hop) for hop in hops if self.graph.edges[hop]["bits_per_s"])
+        limited = [hop for hop in hops if self.graph.has_edge(*hop) and self.graph.edges[hop]["bits_per_s"]]
+        edges = tuple(self._edge(hop) for hop in limited)
         links = Path(self._ends[src][0], edges, self._ends[dst][1])
         return Route(latency_us, links, tuple((min(hop), max(hop)) for hop in hops))
+
+    def _hop_us(self, a: int, b: int) -> int:
+        latency_us: int = (
+            self.graph.edges[a, b]["latency_us"] if self.delay_us is None else self.delay_us(a, b)
+        )
+        return latency_us
+
+    def _cost(self, a: int, b: int, _edge: Mapping[str, int]) -> int:
+        return self._hop_us(a, b) * 1_000_000 + 1
 
     def _edge(self, hop: tuple[int, int]) -> Link:
         if hop not in self._edges:
@@ -209,10 +314,13 @@ class Network:
     def _sent(self, transfer: Transfer) -> None:
         """The last bit has left the sender."""
         transfer.is_sent = True
-        self.clock.after(transfer.route.latency_us, self._arrive, transfer)
+        self.clock.after(transfer.route.latency_us + transfer.late_us, self._arrive, transfer)
 
     def _arrive(self, transfer: Transfer) -> None:
         if not transfer.alive:
+            return
+        if transfer.doomed:
+            self._lose(transfer, transfer.size_bytes)
             return
         self._end(transfer, transfer.size_bytes)
         src, dst, size = transfer.src.id, transfer.dst.id, transfer.size_bytes
@@ -238,9 +346,18 @@ class Network:
             self.links[hop] += sent
 
 
+class _First:
+    """Tells once how several copies of a message fared: as soon as one is delivered, or when all are lost."""
+
+    def __init__(self, on_end: Callable[[bool], None] | None, copies: int) -> None:
+        self.on_end, self.left = on_end, copies
+
+    def __call__(self, delivered: bool) -> None:
+        self.left -= 1
+        if self.on_end is not None and (delivered or not self.left):
+            on_end, self.on_end = self.on_end, None
+            on_end(delivered)
+
+
 def _link(bits_per_s: int) -> Link:
     return Link(bits_per_s / MICRO) if bits_per_s else Link()
-
-
-def _cost(_a: int, _b: int, edge: Mapping[str, int]) -> int:
-    return edge["latency_us"] * 1_000_000 + 1

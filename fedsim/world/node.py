@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
+from fractions import Fraction
+from typing import NamedTuple
 
 import simpy
 
-from fedsim.world.clock import Clock
+from fedsim.world.clock import Clock, Process
 from fedsim.world.log import EventLog
 from fedsim.world.network import Message, Network, Transfer
 
@@ -15,10 +18,20 @@ PICOS_PER_MICRO = 1_000_000
 Match = Callable[[Message], bool]
 
 
+class Corruption(NamedTuple):
+    """How what a node sends is corrupted; see :func:`fedsim.world.faults.corrupt`."""
+
+    kind: str
+    scale: float
+    seed: int
+    checked: bool
+
+
 class Node:
     """One participant of the simulated world.
 
-    Going offline interrupts its computations, kills its transfers and drops what arrives.
+    It is online while it is present, as churn has it, no fault blocks it, and it has not crashed. Going offline
+    interrupts its computations, kills its transfers and drops what arrives.
 
     Args:
         id: a small integer, stable over runs.
@@ -35,13 +48,17 @@ class Node:
         self.id, self.role = id, role
         self.clock, self.log, self.network = clock, log, network
         self.ps_per_sample = ps_per_sample
-        self.online, self.crashed = True, False
+        self.online = self.present = True
+        self.crashed = False
+        self.slowness = Fraction(1)
+        self.corruptions: list[Corruption] = []
         self.transfers: dict[Transfer, None] = {}
         self.on_message: Callable[[Message], None] | None = None
         self.on_change: list[Callable[[Node], None]] = []
         self.work = self.wasted = self.busy_us = 0
         self.heard = 0
         self._jobs: list[Job] = []
+        self._blocks = 0
         self._inbox = Inbox(self)
         self._back: simpy.Event | None = None
 
@@ -112,9 +129,19 @@ class Node:
         return "to come back online" if not self.online else self._inbox.waiting_for()
 
     def set_online(self, online: bool) -> None:
-        """Go offline or come back; a crashed node never comes back."""
-        if online != self.online and not self.crashed:
-            self._switch(online)
+        """Leave or come back, as churn has it; a crashed node never comes back."""
+        self.present = online
+        self._update()
+
+    def block(self) -> None:
+        """Keep the node offline until it is unblocked as often as it was blocked."""
+        self._blocks += 1
+        self._update()
+
+    def unblock(self) -> None:
+        """Take back one :meth:`block`; the node comes back if nothing else keeps it offline."""
+        self._blocks -= 1
+        self._update()
 
     def crash(self) -> None:
         """Go offline for good."""
@@ -122,8 +149,39 @@ class Node:
             return
         self.crashed = True
         self.log.add("crash", self.id)
-        if self.online:
-            self._switch(False)
+        self._update()
+
+    def retire(self) -> Process:
+        """Go offline for good, after finishing what it has begun.
+
+        It receives what is on its way to it, works off what it has then, and sends what comes of that. What arrives
+        later is not waited for, so that it goes however busy the others keep it.
+        """
+        clock = self.clock
+        yield clock.all_of([_end(transfer) for transfer in self.transfers])
+        yield self._end_of_moment()
+        yield clock.all_of(list(self._jobs))
+        yield self._end_of_moment()
+        yield clock.all_of([_end(transfer) for transfer in self.transfers if transfer.src is self])
+        self.crashed = True
+        self._update()
+
+    def _end_of_moment(self) -> simpy.Event:
+        """Return an event that happens when everybody has reacted to what happens in this microsecond."""
+        event = self.clock.event()
+        self.clock.last(event.succeed)
+        return event
+
+    def slow(self, factor: Fraction) -> None:
+        """Let work take so many times as long as it does now; what is left of a running job, too."""
+        if self._jobs:
+            self._jobs[0].stretch(self.slowness * factor)
+        self.slowness *= factor
+
+    def _update(self) -> None:
+        online = self.present and not self._blocks and not self.crashed
+        if online != self.online:
+            self._switch(online)
 
     def _switch(self, online: bool) -> None:
         self.online = online
@@ -159,6 +217,19 @@ class Node:
             self._jobs[0].begin()
 
 
+def _end(transfer: Transfer) -> simpy.Event:
+    """Return an event that happens when a transfer has been delivered or lost."""
+    event, tell = transfer.src.clock.event(), transfer.on_end
+
+    def on_end(delivered: bool) -> None:
+        if tell is not None:
+            tell(delivered)
+        event.succeed()
+
+    transfer.on_end = on_end
+    return event
+
+
 class Job(simpy.Event):
     """A computation of a node; its value says whether it was finished."""
 
@@ -167,32 +238,49 @@ class Job(simpy.Event):
         self.node, self.amount, self.round = node, work, round
         self.length_us = -(-work * node.ps_per_sample // PICOS_PER_MICRO)
         self.start_us: int | None = None
+        self._left: int | Fraction = self.length_us  # at the normal pace, at the last change of pace
+        self._since_us = self._due_us = 0
 
     def begin(self) -> None:
         """Start working."""
         node = self.node
-        self.start_us = node.clock.now
+        self.start_us = self._since_us = node.clock.now
         node.log.add("compute", node.id, size=self.amount, round=self.round)
-        node.clock.after(self.length_us, self._finish)
+        self._plan(node.slowness)
+
+    def stretch(self, slowness: Fraction) -> None:
+        """Change the pace from now on, just before the node's slowness changes."""
+        self._left -= self._done()
+        self._since_us = self.node.clock.now
+        self._plan(slowness)
+
+    def _plan(self, slowness: Fraction) -> None:
+        delay_us = math.ceil(self._left * slowness)
+        self._due_us = self.node.clock.now + delay_us
+        self.node.clock.after(delay_us, self._finish, self._due_us)
+
+    def _done(self) -> Fraction:
+        """Return what has been done since the last change of pace, in microseconds at the normal pace."""
+        return min(Fraction(self._left), (self.node.clock.now - self._since_us) / self.node.slowness)
 
     def abort(self) -> None:
         """Stop because the node went offline; what had been done is wasted."""
         node = self.node
         if self.start_us is not None:
-            elapsed_us = node.clock.now - self.start_us
+            done_us = self.length_us - self._left + self._done()
             pace = node.ps_per_sample
-            part = min(self.amount, elapsed_us * PICOS_PER_MICRO // pace) if pace else 0
-            node.busy_us += elapsed_us
+            part = min(self.amount, int(done_us * PICOS_PER_MICRO // pace)) if pace else 0
+            node.busy_us += node.clock.now - self.start_us
             node.work += part
             node.wasted += part
             node.log.add("aborted", node.id, size=part, round=self.round)
         self.succeed(False)
 
-    def _finish(self) -> None:
-        if self.triggered:
+    def _finish(self, due_us: int) -> None:
+        if self.triggered or due_us != self._due_us or self.start_us is None:
             return
         node = self.node
-        node.busy_us += self.length_us
+        node.busy_us += node.clock.now - self.start_us
         node.work += self.amount
         node.log.add("done", node.id, size=self.amount, round=self.round)
         node._next()

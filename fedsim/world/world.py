@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +10,10 @@ import numpy as np
 from fedsim import parts, rng
 from fedsim.config import Draw, Experiment
 from fedsim.world.clock import Clock, micros
-from fedsim.world.devices import speeds
+from fedsim.world.devices import paces
 from fedsim.world.graph import Graph
 from fedsim.world.log import EventLog
+from fedsim.world.matrix import Matrix, read
 from fedsim.world.network import Access, Network
 from fedsim.world.node import Node
 
@@ -70,13 +72,22 @@ def build(experiment: Experiment, graph: Graph, server: bool) -> World:
     clock = Clock()
     log = EventLog(clock)
     seed, size = experiment.seed, graph.number_of_nodes()
-    wired = _wire(experiment, graph)
     settings = experiment.network
+    with experiment.blame("network"):
+        matrix = read(settings.latency_matrix) if settings.latency_matrix else None
+    wired = _wire(experiment, graph, matrix)
     network = Network(
-        clock, log, wired, _access(experiment, size - server, server), settings.sharing, settings.header_bytes
+        clock,
+        log,
+        wired,
+        _access(experiment, size - server, server),
+        settings.sharing,
+        settings.header_bytes,
+        matrix.delay_us if matrix else _pairs(experiment, wired) if settings.overlay else None,
+        settings.overlay,
     )
     with experiment.blame("devices"):
-        pace = speeds(experiment.devices.seconds_per_sample, size, rng.stream(seed, "devices"))
+        pace = paces(experiment.devices, size - server, rng.stream(seed, "devices")) + [0] * server
     roles = ["client" if server else "peer"] * (size - server) + ["server"] * server
     nodes = [Node(id, roles[id], clock, log, network, pace[id]) for id in range(size)]
     return World(clock, log, network, nodes)
@@ -91,8 +102,9 @@ def start(world: World, experiment: Experiment) -> None:
     seed = experiment.seed
     with experiment.blame("churn"):
         part = parts.find("churn", experiment.churn.name)
-        for node in world.members:
-            supplied = {"node": node, "rng": rng.stream(seed, "churn", node.id)}
+        members = world.members
+        for node in members:
+            supplied = {"node": node, "rng": rng.stream(seed, "churn", node.id), "n": len(members)}
             world.clock.process(parts.call(part, experiment.churn.params, supplied))
     for index, fault in enumerate(experiment.faults):
         with experiment.blame("faults", index):
@@ -103,7 +115,19 @@ def start(world: World, experiment: Experiment) -> None:
         world.clock.step()
 
 
-def _wire(experiment: Experiment, graph: Graph) -> Graph:
+def _pairs(experiment: Experiment, wired: Graph) -> Callable[[int, int], int]:
+    """Return the latency between any two nodes: their edge's, or one drawn for the pair."""
+
+    def delay_us(a: int, b: int) -> int:
+        if wired.has_edge(a, b):
+            return int(wired.edges[a, b]["latency_us"])
+        stream = rng.stream(experiment.seed, "pair latency", min(a, b), max(a, b))
+        return micros(float(experiment.network.latency_ms.sample(stream, 1)[0]) / 1000)
+
+    return delay_us
+
+
+def _wire(experiment: Experiment, graph: Graph, matrix: Matrix | None) -> Graph:
     """Copy the graph in a canonical order, with integer latencies and bandwidths on its edges."""
     settings, seed = experiment.network, experiment.seed
     edges = sorted((min(edge), max(edge)) for edge in graph.edges)
@@ -116,7 +140,7 @@ def _wire(experiment: Experiment, graph: Graph) -> Graph:
         wired.add_edge(
             a,
             b,
-            latency_us=micros(own.get("latency_ms", delay) / 1000),
+            latency_us=matrix.delay_us(a, b) if matrix else micros(own.get("latency_ms", delay) / 1000),
             bits_per_s=_bps(own.get("mbps", rate)),
         )
     return wired

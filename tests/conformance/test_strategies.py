@@ -80,7 +80,7 @@ def test_the_number_of_slots_does_not_matter_to_the_events(row: Row, tmp_path: P
 @every
 def test_bytes_are_conserved_when_clients_fail(row: Row, tmp_path: Path) -> None:
     faults = [{"name": "crash", "at_s": 3.0, "count": 2}]
-    network = {"latency_ms": 20, "up_mbps": 0.05, "down_mbps": 0.2, "detect_s": 1}
+    network = {"latency_ms": 20, "up_mbps": 0.02, "down_mbps": 0.05, "detect_s": 1}
     churn = {"name": "exponential", "online_s": 4, "offline_s": 2}
     result = run(experiment(row, faults=faults, network=network, churn=churn), tmp_path)
     total = result.summary

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -172,9 +174,37 @@ def test_torchs_generator_survives_a_model_that_fails():
             raise RuntimeError("broken")
 
     before = torch.get_rng_state()
-    with pytest.raises(RuntimeError, match="broken"):
+    with pytest.raises(BadValue, match="name: Broken: cannot be made: broken") as caught:
         make(Broken, (2,))
+    assert isinstance(caught.value.__cause__, RuntimeError)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Raises(nn.Module):
+    def __init__(self, error: Any):
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (TypeError("no such size"), "cannot be made: no such size"),
+        (ValueError("first line\nsecond line"), "cannot be made: first line"),
+        (MemoryError(), "cannot be made: MemoryError"),
+    ],
+)
+def test_whatever_a_module_raises_is_a_bad_value(error, words):
+    with pytest.raises(BadValue) as caught:
+        make(Raises, (2,), error=error)
+    assert (caught.value.key, caught.value.value, caught.value.rule) == ("name", "Raises", words)
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("hidden", [10**15, 10**30])
+def test_a_model_that_fits_no_memory_is_one_line(hidden):
+    with pytest.raises(BadValue, match=r"^name: mlp: cannot be made: \S") as caught:
+        make(models.mlp, (64,), hidden=hidden)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 class Neither(nn.Module):

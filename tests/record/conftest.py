@@ -24,6 +24,7 @@ def fake_run(
     peers: bool = False,
     training: bool = True,
     ended: bool = True,
+    events: bool = True,
 ) -> Path:
     run.mkdir(parents=True, exist_ok=True)
     (run / "experiment.yaml").write_text(
@@ -48,6 +49,8 @@ def fake_run(
                 _measure(record, draw, round, time_us, count if peers else 0)
             sent = round * size * clients * 2
             got, jobs = int(sent * 0.97), round * clients
+            if events and round:
+                _work(record, draw, round, [(e[0], e[1]) for e in graph.edges], peers)
             record.round(round, time_us, sent, got, sent - got, 640 * jobs, 31 * jobs, jobs)
         for node in (3, 1):
             record.event(node * 40 * SECOND, "crash", node, round=node * 4)
@@ -80,6 +83,23 @@ def _presence(record: Record, draw: np.random.Generator, ids: range, end_us: int
             record.presence(time_us, node, online)
             time_us += int(draw.exponential(60 if online else 20) * SECOND) + 1
             online = not online
+
+
+def _work(record: Record, draw: np.random.Generator, round: int, edges: list, peers: bool) -> None:
+    """Everybody computes, and sends what came out over its links; the last transfer ends the round."""
+    start_us = (round - 1) * 9 * SECOND
+    events = []
+    for a, b in edges if not peers else edges + [(b, a) for a, b in edges]:
+        got, done, sent = start_us + np.sort(draw.integers(1, 9 * SECOND, 3))
+        if not peers:
+            events += [(start_us, "send", a, b, 100), (got, "deliver", b, a, 100)]
+        worker, other = (a, b) if peers else (b, a)
+        events += [(got, "compute", worker, -1, 32), (done, "done", worker, -1, 32)]
+        events += [(done, "send", worker, other, 100)]
+        end = ("lost", worker, other, 40) if draw.random() < 0.1 else ("deliver", other, worker, 100)
+        events += [(sent, *end)]
+    for time_us, kind, node, peer, size in sorted(events, key=lambda event: event[0]):
+        record.event(int(time_us), kind, node, peer, size, round)
 
 
 def _measure(record: Record, draw: np.random.Generator, round: int, time_us: int, peers: int) -> None:

@@ -14,8 +14,9 @@ from matplotlib.collections import LineCollection, PolyCollection
 
 from fedsim.errors import BadValue
 from fedsim.record import Record, figures, read
+from fedsim.record.spans import count_open, sessions
 from fedsim.record.store import TABLES
-from fedsim.record.style import BLUE, BYTES, ORANGE, SECONDS, human_bytes, human_time, scale, some, spread
+from fedsim.record.style import BLUE, MOST_MARKS, ORANGE
 
 
 def table(name: str, rows: list[tuple]) -> dict[str, np.ndarray]:
@@ -133,6 +134,66 @@ def test_progress_needs_no_training():
     assert (left.get_xlabel(), right.get_ylabel()) == ("simulated time (min)", "sent by all nodes (MB)")
 
 
+def fault_rows(*seconds: int, kind: str = "crash") -> list[tuple]:
+    return [(second * 1_000_000, kind, 1, -1, 0, -1) for second in seconds]
+
+
+def lines_at(ax, kind: str) -> list[float]:
+    (marks,) = [c for c in ax.collections if c.get_label() == kind]
+    return [segment[0, 0] for segment in marks.get_segments()]
+
+
+def test_faults_are_marked_against_simulated_time_and_named_once():
+    faults = table("events", fault_rows(60, 150, 150) + fault_rows(300, kind="partition"))
+    figure = figures.curves(
+        table("metrics", metric_rows({0: 0.1, 10: 0.8})), table("rounds", round_rows(10)), faults=faults
+    )
+    left, middle, right = figure.axes
+    assert texts(middle) == ["crash", "partition"]
+    assert lines_at(middle, "crash") == [1.0, 2.5]
+    assert lines_at(middle, "partition") == [5.0]
+    assert texts(left) == texts(right) == []
+    for ax in figures.progress(table("rounds", round_rows(10)), faults).axes:
+        assert texts(ax) == ["crash", "partition"]
+        assert lines_at(ax, "crash") == [1.0, 2.5]
+    presence = table("presence", [(0, 1, 1), (0, 2, 0)])
+    above, below = figures.availability(presence, NO_NODES, 600_000_000, faults).axes
+    assert (texts(above), texts(below)) == (["crash", "partition"], [])
+    assert lines_at(above, "crash") == lines_at(below, "crash") == [1.0, 2.5]
+
+
+def test_faults_that_happen_all_the_time_are_not_marked():
+    faults = table("events", fault_rows(*range(MOST_MARKS + 1), kind="drop") + fault_rows(60, kind="link_up"))
+    for ax in figures.progress(table("rounds", round_rows(10)), faults).axes:
+        assert texts(ax) == ["link up"]
+        assert len(ax.collections) == 1
+
+
+def test_a_run_without_faults_has_no_marks():
+    none = table("events", [])
+    for ax in figures.progress(table("rounds", round_rows(3)), none).axes:
+        assert (texts(ax), len(ax.collections)) == ([], 0)
+
+
+def test_durations_are_a_staircase_with_its_percentiles():
+    ends = np.cumsum([0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 50])
+    rows = [(r, int(end) * 1_000_000, 0, 0, 0, 0, 0, 0) for r, end in enumerate(ends)]
+    ax = figures.durations(table("rounds", rows)).axes[0]
+    # Ten rounds of 2, 4 .. 18 and 50 s: the nearest ranks of 50, 90 and 99 % are the 5th, 9th and 10th.
+    assert texts(ax) == ["p50: 10 s", "p90: 18 s", "p99: 50 s"]
+    stairs = ax.lines[0].get_xydata()
+    np.testing.assert_allclose(stairs[:3], [(0, 0), (2, 10), (4, 20)])
+    np.testing.assert_allclose(stairs[-2:], [(50, 100), (54, 100)])
+    assert ax.get_xlabel() == "duration of a round (s)"
+
+
+def test_durations_of_minutes_are_drawn_in_minutes():
+    ax = figures.durations(table("rounds", [(1, 180_000_000, 0, 0, 0, 0, 0, 0)])).axes[0]
+    assert ax.get_xlabel() == "duration of a round (min)"
+    assert texts(ax)[0] == "p50: 3 min"
+    assert ax.lines[0].get_xydata()[1].tolist() == [3, 100]
+
+
 def test_availability_shows_each_session_and_how_many_are_online():
     second = 1_000_000
     presence = [(0, 1, 1), (0, 2, 0), (4 * second, 2, 1), (6 * second, 1, 0), (8 * second, 2, 0)]
@@ -157,8 +218,8 @@ def test_a_session_that_the_end_cuts_off_stays_open():
 def test_the_number_online_is_what_a_simulation_by_the_second_counts(rows):
     rows = sorted(rows, key=lambda row: row[0])
     presence, end = table("presence", rows), 21
-    spans = [figures._sessions(presence, node, end) for node in np.unique(presence["node"])]
-    at, online = figures._online(np.concatenate(spans), float(end))
+    spans = [sessions(presence, node, end) for node in np.unique(presence["node"])]
+    at, online = count_open(np.concatenate(spans), float(end))
     state: dict[int, int] = {}
     for second in range(end):
         state.update({node: up for time, node, up in rows if time == second})
@@ -178,8 +239,18 @@ def test_traffic_puts_the_busiest_node_first_and_marks_the_server():
 def test_traffic_is_logarithmic_when_one_node_carries_far_more_than_the_others():
     top, bottom = figures.traffic(table("nodes", node_rows(40, server_bytes=10_000_000))).axes
     assert (top.get_yscale(), bottom.get_yscale()) == ("log", "log")
-    assert top.get_ylim()[0] == 1000
-    assert bottom.get_ylim()[0] == 100
+    assert len(top.patches) == len(bottom.patches) == 0
+    clients, server = top.lines
+    np.testing.assert_array_equal(clients.get_xydata(), [(i + 1, 1039 - i) for i in range(39)])
+    assert (server.get_xydata().tolist(), server.get_color()) == ([[0, 10_000_000]], ORANGE)
+    assert {line.get_linestyle() for line in top.lines} == {"None"}
+
+
+def test_nothing_sent_has_no_place_on_a_logarithmic_axis():
+    rows = [(3, "client", 0, 0, 0, 0, 0, 0), *node_rows(3), (4, "client", 10**6, 10**6, 0, 0, 0, 0)]
+    top, _ = figures.traffic(table("nodes", rows)).axes
+    assert top.get_yscale() == "log"
+    assert top.lines[0].get_ydata().tolist() == [10**6, 1002, 1001, 1]
 
 
 def test_traffic_of_many_nodes_names_none():
@@ -263,6 +334,7 @@ def test_labels_of_many_clients_or_many_labels_are_a_heat_map(clients, kinds):
         (figures.curves, (table("metrics", []), table("rounds", []))),
         (figures.loss, (table("metrics", []), table("rounds", []))),
         (figures.progress, (table("rounds", []),)),
+        (figures.durations, (table("rounds", [(0, 0, 0, 0, 0, 0, 0, 0)]),)),
         (figures.availability, (table("presence", []), NO_NODES, 1)),
         (figures.traffic, (NO_NODES,)),
         (figures.topology, (table("edges", []), NO_NODES)),
@@ -283,7 +355,10 @@ def test_drawing_leaves_the_settings_of_matplotlib_alone():
 def test_a_run_is_drawn_completely_and_repeatably(tmp_path, fake_run):
     run = fake_run(tmp_path / "run", clients=6, rounds=5)
     drawn = figures.draw_all(run)
-    assert list(drawn) == ["curves", "loss", "topology", "availability", "traffic", "labels"]
+    assert list(drawn) == [
+        *("curves", "loss", "durations", "topology", "availability"),
+        *("round", "node", "utilisation", "traffic", "labels"),
+    ]
     first = {}
     for name, png in drawn.items():
         assert png == run / "figures" / f"{name}.png"
@@ -295,8 +370,8 @@ def test_a_run_is_drawn_completely_and_repeatably(tmp_path, fake_run):
 
 
 def test_a_run_without_training_shows_its_progress(tmp_path, fake_run):
-    run = fake_run(tmp_path, clients=4, rounds=3, training=False, ended=False)
-    assert list(figures.draw_all(run)) == ["progress", "topology", "availability", "labels"]
+    run = fake_run(tmp_path, clients=4, rounds=3, training=False, ended=False, events=False)
+    assert list(figures.draw_all(run)) == ["progress", "durations", "topology", "availability", "labels"]
 
 
 def test_a_run_that_has_just_begun_has_no_figures(tmp_path):
@@ -312,47 +387,3 @@ def test_the_initial_model_alone_can_be_drawn(tmp_path):
         record.presence(0, 0, False)
     assert list(figures.draw_all(tmp_path)) == ["curves", "availability"]
     assert read(tmp_path, "metrics")["round"].tolist() == [0]
-
-
-@given(st.floats(1e-6, 1e15))
-@settings(max_examples=50)
-def test_a_unit_leaves_a_number_that_can_be_read(largest):
-    unit, size = scale(largest, BYTES)
-    assert unit == "B" or largest / size >= 2
-    assert largest < 2000 * size or unit == "TB"
-
-
-@given(st.floats(0, 1e14))
-@settings(max_examples=50)
-def test_bytes_are_written_within_half_a_percent(size_bytes):
-    number, unit = human_bytes(size_bytes).split()
-    assert float(number) * dict(BYTES)[unit] == pytest.approx(size_bytes, rel=0.0051)
-    assert "e" not in number or size_bytes < 1e-3
-
-
-@given(st.floats(1, 1e7))
-@settings(max_examples=50)
-def test_times_are_written_within_a_percent(time_s):
-    words = human_time(time_s).split()
-    parts = {unit: float(number) for number, unit in zip(words[::2], words[1::2])}
-    assert sum(number * dict(SECONDS)[unit] for unit, number in parts.items()) == pytest.approx(
-        time_s, rel=0.021
-    )
-    assert 1 <= len(parts) <= 2
-    assert parts.get("s", 0) < 60
-    assert parts.get("min", 0) < 60
-    assert parts.get("h", 0) < 24
-
-
-@given(st.integers(1, 1000))
-@settings(max_examples=50)
-def test_named_places_are_few_enough_to_be_read(count):
-    at, names = some(np.arange(count) + 7)
-    assert len(at) <= 30
-    assert names == [str(place + 7) for place in at]
-
-
-def test_spread_is_one_where_a_logarithm_would_not_do():
-    assert (
-        spread(np.array([])) == spread(np.array([-1.0, 100.0, 1.0])) == spread(np.array([0.0, np.nan])) == 1.0
-    )

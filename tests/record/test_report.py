@@ -69,7 +69,8 @@ def bare(run, summary=None, **facts) -> None:
 def test_a_finished_run_is_told_completely(tmp_path, fake_run):
     told = page(fake_run(tmp_path, clients=4, rounds=12))
     assert told.ids == [
-        *("curves", "loss", "topology", "availability", "traffic", "labels"),
+        *("curves", "loss", "durations", "topology", "availability"),
+        *("round", "node", "utilisation", "traffic", "labels"),
         *("faults", "metrics", "hashes", "experiment"),
     ]
     for words in (
@@ -79,6 +80,8 @@ def test_a_finished_run_is_told_completely(tmp_path, fake_run):
         "rounds 12",
         "simulated time 1 min 48 s computed in 12.5 s",
         "sent by all nodes 16.9 MB 507 kB lost",
+        "median round 9 s 90% within 9 s, 99% within 9 s",
+        "per client, both ways: 1 kB to",
         "wasted work 5.0% of 1,000 sample gradients",
         "e" * 64,
         "a" * 64,
@@ -90,9 +93,9 @@ def test_a_finished_run_is_told_completely(tmp_path, fake_run):
 
 
 def test_the_page_needs_nothing_but_itself(tmp_path, fake_run):
-    run = fake_run(tmp_path, clients=4, rounds=3)
+    run = fake_run(tmp_path, clients=4, rounds=3, events=False)
     told = page(run)
-    assert len(told.sources) == 6
+    assert len(told.sources) == 7
     assert all(
         re.match(r"data:image/(png|svg\+xml);base64,[A-Za-z0-9+/=]+$", source) for source in told.sources
     )
@@ -162,12 +165,14 @@ def test_a_page_is_written_whatever_the_experiment_file_holds(tmp_path, experime
 
 
 def test_a_run_without_training_says_so_and_shows_rounds_against_time(tmp_path, fake_run):
-    told = page(fake_run(tmp_path, clients=4, rounds=3, training=False))
+    told = page(fake_run(tmp_path, clients=4, rounds=3, training=False, events=False))
     assert "Timing only" in told.text
     assert told.ids[0] == "progress"
     assert "curves" not in told.ids
-    assert "metrics" not in told.ids
     assert "accuracy 0.85" not in told.text
+    assert (
+        "Last rounds round time bytes up bytes down 0 0 s 0 B 0 B 1 9 s 1.41 MB 1.37 MB 2 18 s" in told.text
+    )
 
 
 def test_a_target_that_was_missed_is_called_missed(tmp_path):
@@ -197,24 +202,54 @@ def test_bytes_per_node_are_told_with_the_extremes(tmp_path):
     assert "received by all nodes 4 kB per node, both ways: 10 B to 3 kB" in told.text
 
 
-def test_crashes_are_listed_in_the_order_in_which_they_happened(tmp_path):
+@pytest.mark.parametrize(("roles", "whose"), [(["server", "client"], "client"), (["peer", "peer"], "peer")])
+def test_the_extremes_are_those_of_all_but_the_server(tmp_path, roles, whose):
+    bare(
+        tmp_path, {"bytes_up": 4, "bytes_down": 4, "bytes_lost": 0, "bytes_min_node": 1, "bytes_max_node": 3}
+    )
+    with Record(tmp_path) as record:
+        record.write("nodes", [(node, role, 2, 2, 0, 0, 0, 0) for node, role in enumerate(roles)])
+    assert f"per {whose}, both ways: 1 B to 3 B" in page(tmp_path).text
+
+
+def test_faults_are_listed_in_the_order_in_which_they_happened(tmp_path):
     with Record(tmp_path) as record:
         record.event(90_000_000, "crash", 5, round=2)
         record.event(95_000_000, "send", 6, round=2)
-        record.event(100_000_000, "crash", 7)
-    assert "Crashes simulated time node round 1 min 30 s 5 2 1 min 40 s 7 –" in page(tmp_path).text
+        record.event(100_000_000, "slow", 7)
+        record.event(110_000_000, "link_down", 3, 4)
+        record.event(120_000_000, "heal", -1)
+        record.event(121_000_000, "late", 3, 4)
+    told = page(tmp_path)
+    assert (
+        "Faults crash: 1, heal: 1, link down: 1, slow: 1 simulated time fault node round 1 min 30 s"
+        in told.text
+    )
+    assert "simulated time fault node round 1 min 30 s crash 5 2 1 min 40 s slow 7 –" in told.text
+    assert "1 min 50 s link down 3, 4 – 2 min heal – – Hashes" in told.text
 
 
-def test_of_very_many_crashes_the_rest_is_counted(tmp_path):
+def test_of_very_many_faults_the_rest_is_counted(tmp_path):
     with Record(tmp_path) as record:
         for node in range(MOST_FAULTS + 7):
             record.event(node, "crash", node)
     told = page(tmp_path)
+    assert f"Faults crash: {MOST_FAULTS + 7} simulated time" in told.text
     assert "and 7 more." in told.text
     assert told.tags.count("tr") == 1 + MOST_FAULTS + 3
 
 
-def test_a_run_without_crashes_has_no_list_of_them(tmp_path):
+def test_a_kind_of_fault_that_happens_often_does_not_crowd_out_the_others(tmp_path):
+    with Record(tmp_path) as record:
+        for number in range(1500):
+            record.event(number, "drop", 1, 2)
+        record.event(1_000_000, "crash", 5)
+    told = page(tmp_path)
+    assert "crash: 1, drop: 1,500" in told.text
+    assert f"1 s crash 5 – and {1500 - MOST_FAULTS} more." in told.text
+
+
+def test_a_run_without_faults_has_no_list_of_them(tmp_path):
     bare(tmp_path)
     assert "faults" not in page(tmp_path).ids
 
@@ -249,18 +284,20 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
-def test_a_report_can_be_written_again_and_while_the_run_goes_on(tmp_path, fake_run):
-    run = fake_run(tmp_path, clients=4, rounds=3, ended=False)
-    with Record(run) as record:
-        before = page(run)
+def test_a_report_can_be_written_again_and_while_the_run_goes_on(tmp_path):
+    with Record(tmp_path) as record:
+        record.metric(0, 0, "accuracy", 0.1)
+        record.flush()
+        before = page(tmp_path)
         record.metric(4, 40_000_000, "accuracy", 0.99)
         record.round(4, 40_000_000, 1, 1, 0, 1.0, 0.0, 1)
-        after = page(run)
+        after = page(tmp_path)
     assert "99.00%" not in before.text
     assert "final accuracy 99.00%" in after.text
 
 
 def test_peers_have_a_page_too(tmp_path, fake_run):
-    told = page(fake_run(tmp_path, clients=6, rounds=3, peers=True))
+    told = page(fake_run(tmp_path, clients=6, rounds=3, peers=True, events=False))
     assert "strategy dpsgd" in told.text
-    assert told.ids[:3] == ["curves", "loss", "topology"]
+    assert told.ids[:4] == ["curves", "loss", "durations", "topology"]
+    assert "per peer, both ways" in told.text

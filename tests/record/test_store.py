@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.errors import BadValue
-from fedsim.record import Record, facts, metrics, read, wide
-from fedsim.record.store import BATCH_ROWS, FILE, TABLES
+from fedsim.record import Record, facts, faults, metrics, read, wide
+from fedsim.record.store import BATCH_ROWS, FILE, ORDINARY, TABLES
 
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 whole = st.integers(min_value=-(2**63), max_value=2**63 - 1)
@@ -308,10 +308,36 @@ def test_of_two_measurements_the_last_one_counts(tmp_path):
     assert metrics(tmp_path)["time_s"].tolist() == [2.0]
 
 
-def test_a_run_without_measurements_has_no_rows(tmp_path):
+def test_a_run_without_measurements_has_a_row_for_each_round(tmp_path):
     with Record(tmp_path) as record:
-        record.round(1, 5, 10, 10, 0, 0, 0, 0)
+        record.round(1, 5_000_000, 10, 9, 1, 0, 0, 0)
+        record.round(2, 7_500_000, 30, 28, 2, 0, 0, 0)
+    assert columns(metrics(tmp_path)) == {
+        "round": [1, 2],
+        "time_s": [5.0, 7.5],
+        "bytes_up": [10, 30],
+        "bytes_down": [9, 28],
+    }
+
+
+def test_a_run_that_was_killed_at_once_has_no_rows(tmp_path):
+    Record(tmp_path).close()
     assert columns(metrics(tmp_path)) == {"round": [], "time_s": [], "bytes_up": [], "bytes_down": []}
+
+
+def test_faults_are_the_events_that_no_ordinary_run_has(tmp_path):
+    with Record(tmp_path) as record:
+        for time_us, kind in enumerate([*ORDINARY, "crash", "send", "partition"]):
+            record.event(time_us, kind, 3, 4)
+    found = faults(tmp_path)
+    assert found["kind"].tolist() == ["crash", "partition"]
+    assert found["time_us"].tolist() == [len(ORDINARY), len(ORDINARY) + 2]
+    assert list(found) == list(TABLES["events"])
+
+
+def test_no_faults_are_an_empty_table(tmp_path):
+    Record(tmp_path).close()
+    assert columns(faults(tmp_path)) == {name: [] for name in TABLES["events"]}
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from("ab"), st.floats(0, 1)), max_size=30))

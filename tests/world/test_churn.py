@@ -152,10 +152,10 @@ def test_means_must_be_positive(make, key, value):
     [
         (
             {"name": "exponential", "online_s": 0, "offline_s": 5},
-            "churn.online_s: 0: should be greater than 0",
+            "churn.online_s: 0: must be greater than 0",
         ),
         ({"name": "exponential", "online_s": 5}, "churn.offline_s: is required"),
-        ({**HALF_MINUTES, "start_online": 1.5}, "churn.start_online: 1.5: should be less than or equal to 1"),
+        ({**HALF_MINUTES, "start_online": 1.5}, "churn.start_online: 1.5: must be at most 1"),
         ({**HALF_MINUTES, "ofline_s": 5}, "churn.ofline_s: unknown key; did you mean offline_s?"),
         ({"name": "always", "online_s": 5}, "churn.online_s: unknown key"),
         ("exponentail", "churn: exponentail: no such churn; did you mean exponential?"),

@@ -113,10 +113,10 @@ def test_exactly_one_choice_must_be_made(make, chosen):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ({"at_s": -1.0, "count": 1}, "faults.1.at_s: -1.0: should be greater than or equal to 0"),
+        ({"at_s": -1.0, "count": 1}, "faults.1.at_s: -1.0: must be at least 0"),
         ({"count": 1}, "faults.1.at_s: is required"),
-        ({"at_s": 1, "count": 0}, "faults.1.count: 0: should be greater than or equal to 1"),
-        ({"at_s": 1, "fraction": 1.5}, "faults.1.fraction: 1.5: should be less than or equal to 1"),
+        ({"at_s": 1, "count": 0}, "faults.1.count: 0: must be at least 1"),
+        ({"at_s": 1, "fraction": 1.5}, "faults.1.fraction: 1.5: must be at most 1"),
         ({"at_s": 1, "count": 9}, "faults.1.count: 9: at most 4, the number of clients or peers"),
         ({"at_s": 1, "nodes": [4]}, "faults.1.nodes: [4]: no such node: 4; nodes are 0 to 3"),
         ({"at_s": 1}, "faults.1.nodes: give exactly one of nodes, count and fraction"),

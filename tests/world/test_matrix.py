@@ -1,0 +1,121 @@
+"""Latency matrices: how they are read, what stands in for missing pairs, how routes use them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import networkx as nx
+import numpy as np
+import pytest
+
+from fedsim.errors import BadValue, ConfigError
+from fedsim.world.matrix import Matrix, read
+
+DATA = Path(os.environ.get("FEDSIM_DATA", Path(__file__).parents[3] / "shared" / "data"))
+CITIES = DATA / "latency" / "wondernetwork-2022-05.csv"
+
+ASYMMETRIC = "0.5,10,20\n12,0.5,30\n24,36,0.5\n"
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(text):
+        path = tmp_path / "delays.csv"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return str(path)
+
+    return write
+
+
+def test_directions_differ_and_nodes_go_round_the_sites(file):
+    matrix = read(file(ASYMMETRIC))
+    assert matrix.sites == 3
+    assert (matrix.delay_us(0, 1), matrix.delay_us(1, 0)) == (10_000, 12_000)
+    assert (matrix.delay_us(3, 4), matrix.delay_us(7, 6)) == (10_000, 12_000)
+    assert matrix.delay_us(0, 3) == 500  # two nodes at one site
+
+
+def test_the_opposite_direction_or_the_median_stands_in_for_a_missing_pair():
+    one = Matrix(np.array([[0.0, -0.5, 7.0], [4.0, 0.0, 5.0], [-1.0, 6.0, 0.0]]))
+    assert (one.delay_us(0, 1), one.delay_us(2, 0)) == (4_000, 7_000)
+    both = Matrix(np.array([[0.0, -1.0, 1.0], [-1.0, 0.0, 2.0], [3.0, 10.0, 0.0]]))
+    assert both.delay_us(0, 1) == both.delay_us(1, 0) == 2_500  # the median of 1, 2, 3 and 10
+
+
+def test_blank_lines_and_spaces_do_not_matter(file):
+    assert read(file("0, 5\n\n 6 ,0\n")).delay_us(1, 0) == 6_000
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("0,1\n2\n", "must be square: it has 2 rows, and row 2 has 1 numbers"),
+        ("0,1,2\n3,0,4\n", "must be square: it has 2 rows, and row 1 has 3 numbers"),
+        ("0,one\n2,0\n", "row 1 must hold numbers of milliseconds, not 'one'"),
+        ("0,1\nnan,0\n", "row 2 must hold numbers of milliseconds, not 'nan'"),
+        ("0,1\n,0\n", "row 2 must hold numbers of milliseconds, not ''"),
+        ("0,inf\n1,0\n", "row 1 must hold numbers of milliseconds, not 'inf'"),
+        ("", "is empty"),
+        (b"\xff\xfe", "cannot be read"),
+    ],
+)
+def test_what_is_not_a_square_of_numbers_is_refused(file, text, rule):
+    with pytest.raises(BadValue) as caught:
+        read(file(text))
+    assert caught.value.key == "latency_matrix"
+    assert rule in str(caught.value)
+
+
+def test_a_missing_file_is_refused_with_a_hint():
+    with pytest.raises(BadValue, match=r"no such file; .*FEDSIM_DATA"):
+        read("no/such/file.csv")
+
+
+def test_the_data_folder_is_searched(tmp_path, monkeypatch, file):
+    file(ASYMMETRIC)
+    monkeypatch.setenv("FEDSIM_DATA", str(tmp_path))
+    assert read("delays.csv").sites == 3
+
+
+@pytest.mark.skipif(not CITIES.exists(), reason="the city latencies are not in the data folder")
+def test_the_city_latencies():
+    matrix = read(str(CITIES))
+    assert matrix.sites == 227
+    delays = np.array([[matrix.delay_us(i, j) for j in range(227)] for i in range(227)]) / 1000
+    between = delays[~np.eye(227, dtype=bool)]
+    assert between.min() >= 0
+    assert np.median(between) == pytest.approx(67.0, abs=0.3)  # published facts of this file
+    assert between.max() == pytest.approx(811.8, abs=0.1)
+    assert int(np.argmin(np.median(delays, axis=1))) == 19
+
+
+def test_a_message_takes_the_matrix_time_in_its_own_direction(make, file):
+    world = make(nx.path_graph(3), network={"latency_matrix": file(ASYMMETRIC), "header_bytes": 0})
+    network = world.network
+    assert network.route(0, 1).latency_us == 10_000
+    assert network.route(1, 0).latency_us == 12_000
+    assert network.route(0, 2).latency_us == 40_000  # 10 + 30 over node 1: the graph has no edge 0-2
+    assert network.route(2, 0).latency_us == 48_000
+
+
+def test_an_overlay_goes_straight(make, file):
+    world = make(nx.path_graph(3), network={"latency_matrix": file(ASYMMETRIC), "overlay": True})
+    assert world.network.route(0, 2).latency_us == 20_000
+    assert world.network.route(0, 2).links == ((0, 2),)
+
+
+def test_an_overlay_without_a_matrix_draws_a_latency_for_every_pair(make):
+    network = {"latency_ms": {"distribution": "uniform", "low": 10, "high": 90}, "overlay": True}
+    one, two = (make(nx.path_graph(n), network=network).network for n in (5, 5))
+    delays = {pair: one.route(*pair).latency_us for pair in ((0, 4), (4, 0), (1, 3), (0, 2))}
+    assert delays[0, 4] == delays[4, 0]
+    assert len(set(delays.values())) == 3
+    assert all(10_000 <= delay <= 90_000 for delay in delays.values())
+    assert all(two.route(*pair).latency_us == delay for pair, delay in delays.items())
+    assert one.route(0, 1).latency_us == one.graph.edges[0, 1]["latency_us"]
+
+
+def test_a_matrix_beside_drawn_latencies_is_refused(describe, file):
+    with pytest.raises(ConfigError, match="latency_matrix"):
+        describe(3, network={"latency_matrix": file(ASYMMETRIC), "latency_ms": 20})
