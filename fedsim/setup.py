@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from fedsim.errors import MISSING, BadValue, ConfigError, Problem
 from fedsim.learn import build as learning
 from fedsim.learn.data import Dataset
 from fedsim.learn.learner import Learner
+from fedsim.logs import quiet
 from fedsim.peer import PeerStrategy
 from fedsim.world import world as worlds
 from fedsim.world.graph import Graph
@@ -100,25 +100,13 @@ def make_strategy(experiment: Experiment) -> Any:
     with experiment.blame("strategy"):
         part = parts.find("strategies", block.name)
         supplied = {"local": block.local, "seed": experiment.seed, "timeout_s": block.timeout_s}
-        with _quiet("flwr"):
+        with quiet("flwr"):
             strategy = parts.call(part, block.params, supplied)
         if not isinstance(strategy, PeerStrategy):
             from fedsim.flower.server import check_strategy
 
             check_strategy(strategy, experiment.data.clients)
     return strategy
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Keep a logger from advising on choices that the experiment file has made."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    try:
-        logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def make_graph(experiment: Experiment, server: bool) -> Graph:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
-import logging
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +19,7 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore.run import Run
 
 from fedsim import rng
+from fedsim.logs import quiet
 
 RUN_ID, TASK_ID = 1, 1
 NODE_UNAVAILABLE = int(ErrorCode.NODE_UNAVAILABLE)
@@ -50,7 +50,7 @@ def session(seed: int, server_id: int, sleep: Callable[[float], None]) -> Iterat
         stack.enter_context(_identity(server_id))
         stack.enter_context(_seeded(seed))
         stack.enter_context(_sleep(sleep))
-        stack.enter_context(_quiet())
+        stack.enter_context(quiet("flwr"))
         stack.enter_context(_frozen())
         yield
 
@@ -105,14 +105,3 @@ def _sleep(sleep: Callable[[float], None]) -> Iterator[None]:
         yield
     finally:
         module.sleep = before
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    logger = logging.getLogger("flwr")
-    before = logger.level
-    try:
-        logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        logger.setLevel(before)

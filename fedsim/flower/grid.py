@@ -45,6 +45,7 @@ class Instruction:
     message: Message
     node: Node
     round: int
+    retries: int = 0
     work: int = 0
     wanted: bool = True
     started: bool = False
@@ -64,22 +65,31 @@ class SimGrid(Grid):
         clients: answers the messages.
         detect_s: how long the server takes to notice that a client is offline.
         time_limit_s: when to end the run, or None.
+        quorum: the share of the clients asked whose replies are enough; later ones are dropped.
+        retries: how often to ask a client again that is online but whose message or reply was lost.
     """
 
     def __init__(
-        self, world: World, clients: Clients, detect_s: float = 0.0, time_limit_s: float | None = None
+        self,
+        world: World,
+        clients: Clients,
+        detect_s: float = 0.0,
+        time_limit_s: float | None = None,
+        quorum: float = 1.0,
+        retries: int = 0,
     ) -> None:
         if world.server is None:
             raise RunError("a Flower strategy needs a server; build the world with one")
         self.world, self.clients, self.server = world, clients, world.server
         self.updates = 0
-        self._detect_us = micros(detect_s)
+        self._detect_us, self._quorum, self._retries = micros(detect_s), quorum, retries
         self._ids = {node.id for node in world.members}
         self._open: dict[str, Instruction] = {}  # those that are done stand in the order of their arrival
         self._count = 0
         self._slept_s = 0.0
         self._idle = 0
         self._awaited: set[str] = set()
+        self._needed = math.inf
         self._ready = world.clock.event()
         self._time_up = False
         self._run = compat.make_run()
@@ -143,7 +153,7 @@ class SimGrid(Grid):
         ids = self.push_messages(messages)
         if ids:
             self._idle = 0
-            self._wait(set(ids), timeout)
+            self._wait(set(ids), timeout, math.ceil(self._quorum * len(ids) - 1e-9))
         else:
             self._check_idle()
         replies = self._pull(ids)
@@ -179,10 +189,10 @@ class SimGrid(Grid):
         self._slept_s += seconds
         self._wait({"nothing"}, seconds)
 
-    def _wait(self, awaited: set[str], timeout_s: float | None = None) -> None:
-        """Let time pass until all that is awaited has happened, or the timeout."""
+    def _wait(self, awaited: set[str], timeout_s: float | None = None, needed: float = math.inf) -> None:
+        """Let time pass until all that is awaited has happened, or so many replies are in, or the timeout."""
         clock = self.world.clock
-        self._awaited, self._ready = awaited, clock.event()
+        self._awaited, self._needed, self._ready = awaited, needed, clock.event()
         if timeout_s is not None and timeout_s < math.inf:
             clock.after(micros(timeout_s), _happen, self._ready)
         if not self._time_up:
@@ -235,11 +245,15 @@ class SimGrid(Grid):
         )
         for one in (message, copy):
             compat.name_message(one, id, self.server.id)
-        instruction = Instruction(copy, self.world.nodes[target], round_of(content))
+        instruction = Instruction(copy, self.world.nodes[target], round_of(content), self._retries)
         self._open[id] = instruction
-        packet = network.Message("instruction", instruction, wire_bytes(content), instruction.round)
-        self.server.send(instruction.node, packet, lambda ok: None if ok else self._lost(instruction))
+        self._send(instruction)
         return id
+
+    def _send(self, instruction: Instruction) -> None:
+        size = wire_bytes(instruction.message.content)
+        packet = network.Message("instruction", instruction, size, instruction.round)
+        self.server.send(instruction.node, packet, lambda ok: None if ok else self._lost(instruction))
 
     def _check(self, target: int, round: int) -> None:
         now_s = self.world.clock.now_s
@@ -302,7 +316,11 @@ class SimGrid(Grid):
         self.world.clock.after(self._detect_us, self._notice, instruction, why)
 
     def _notice(self, instruction: Instruction, why: str) -> None:
-        if instruction.wanted:
+        if instruction.wanted and instruction.retries and instruction.node.online and self.server.online:
+            instruction.retries -= 1
+            instruction.started = False
+            self._send(instruction)
+        elif instruction.wanted:
             error = Error(compat.NODE_UNAVAILABLE, why)
             self._settle(instruction, Message(error, reply_to=instruction.message))
 
@@ -312,7 +330,8 @@ class SimGrid(Grid):
         instruction.reply = reply
         self._open[id] = self._open.pop(id)
         self._awaited -= {id, "next"}
-        if not self._awaited:
+        self._needed -= reply.has_content()
+        if not self._awaited or self._needed <= 0:
             _happen(self._ready)
 
 

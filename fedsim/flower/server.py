@@ -62,7 +62,9 @@ def run_server(
         observer: told of every round.
     """
     clients = BuiltinClients(learner, updates_of(strategy, experiment))
-    grid = SimGrid(world, clients, experiment.network.detect_s, experiment.stop.sim_time_s)
+    policy = experiment.strategy
+    limits = experiment.network.detect_s, experiment.stop.sim_time_s
+    grid = SimGrid(world, clients, *limits, policy.quorum, policy.retries)
     task = learner.engine.task
     dtype = str(task.dtype).removeprefix("torch.")
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedsim.config import Devices, Draw
+from fedsim.blocks import Draw
 from fedsim.errors import BadValue
 from fedsim.world.traces import read_capacity
+from fedsim.worldblocks import Devices
 
 PICOS = 10**12
 

@@ -13,10 +13,12 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 def main() -> None:
     golden = {}
-    for file in sorted(EXPERIMENTS.glob("*.yaml")):
+    for file in sorted(EXPERIMENTS.rglob("*.yaml")):
         with tempfile.TemporaryDirectory() as out:
             summary = fedsim.run(file, out=out, record__report=False).summary
-        golden[file.name] = {key: summary[key] for key in ("event_hash", "sim_time_s", "accuracy")}
+        golden[file.relative_to(EXPERIMENTS).as_posix()] = {
+            key: summary[key] for key in ("event_hash", "sim_time_s", "accuracy")
+        }
     (Path(__file__).parent / "examples.json").write_text(json.dumps(golden, indent=2) + "\n")
 
 
