@@ -101,11 +101,10 @@ def start(world: World, experiment: Experiment) -> None:
     """
     seed = experiment.seed
     with experiment.blame("churn"):
-        part = parts.find("churn", experiment.churn.name)
-        members = world.members
+        part, members = parts.find("churn", experiment.churn.name), world.members
+        live = parts.bind(part, experiment.churn.params, ("node", "rng", "n"))
         for node in members:
-            supplied = {"node": node, "rng": rng.stream(seed, "churn", node.id), "n": len(members)}
-            world.clock.process(parts.call(part, experiment.churn.params, supplied))
+            world.clock.process(live(node=node, rng=rng.stream(seed, "churn", node.id), n=len(members)))
     for index, fault in enumerate(experiment.faults):
         with experiment.blame("faults", index):
             part = parts.find("faults", fault.name)
