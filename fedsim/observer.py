@@ -14,6 +14,7 @@ from fedsim.learn.deferred import Deferred, compute
 from fedsim.learn.learner import Learner
 from fedsim.progress import Progress
 from fedsim.record.store import Record
+from fedsim.world.clock import MICRO
 from fedsim.world.world import World
 
 Models = Mapping[int, Deferred]
@@ -49,6 +50,7 @@ class Observer:
         self.time_to_target_s: float | None = None
         self.models: Models = {}
         self._measured = -1
+        self._time_us = 0
         self._began = time.perf_counter()
 
     @property
@@ -71,7 +73,7 @@ class Observer:
         Returns:
             Whether the run has reached its target.
         """
-        self.round, self.models = round, models
+        self.round, self.models, self._time_us = round, models, self.world.clock.now
         world, totals = self.world, self.world.totals()
         if round:
             world.log.add("round", SYSTEM, round=round)
@@ -95,7 +97,7 @@ class Observer:
         for node, values in scores.items():
             self._check(node, values)
         self.scores = scores[SYSTEM] if SYSTEM in scores else self._summarise(scores)
-        now = self.world.clock.now
+        now = self._time_us
         for name, value in self.scores.items():
             self.record.metric(self.round, now, name, value)
         if SYSTEM not in scores:
@@ -131,7 +133,7 @@ class Observer:
         self.best_accuracy = max(accuracy, self.best_accuracy or 0.0)
         target = self.experiment.stop.target
         if target is not None and accuracy >= target.accuracy:
-            self.time_to_target_s = self.world.clock.now_s
+            self.time_to_target_s = self._time_us / MICRO
 
     def _progress(self, updates: int, totals: Mapping[str, int]) -> Progress:
         stop = self.experiment.stop

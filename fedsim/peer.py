@@ -150,7 +150,7 @@ class PeerRun:
         peer.finished = round
         self.updates += 1
         self.latest[peer.id] = model
-        if round > self._round and self.observer.due(round):
+        if round > self._round and not self.learner.dry:
             self._kept.setdefault(round, {})[peer.id] = model
         self._advance()
 

@@ -72,9 +72,8 @@ def prepare(experiment: Experiment, dry: bool = False) -> Setup:
     with _collect(mistakes):
         learner, dataset, owned = learning.build(experiment, dry)
     with _collect(mistakes), experiment.blame("churn"):
-        parts.check(
-            parts.find("churn", experiment.churn.name), experiment.churn.params, {"node": 0, "rng": 0}
-        )
+        supplied = dict.fromkeys(("node", "rng", "n"))
+        parts.check(parts.find("churn", experiment.churn.name), experiment.churn.params, supplied)
     for index, fault in enumerate(experiment.faults):
         with _collect(mistakes), experiment.blame("faults", index):
             parts.check(parts.find("faults", fault.name), fault.params, {"world": 0, "rng": 0})
@@ -102,7 +101,12 @@ def make_strategy(experiment: Experiment) -> Any:
         supplied = {"local": block.local, "seed": experiment.seed, "timeout_s": block.timeout_s}
         with quiet("flwr"):
             strategy = parts.call(part, block.params, supplied)
-        if not isinstance(strategy, PeerStrategy):
+        if isinstance(strategy, PeerStrategy):
+            for key, default in (("quorum", 1.0), ("retries", 0)):
+                if getattr(block, key) != default:
+                    rule = f"belongs to a server, and {block.name} has only peers"
+                    raise BadValue(key, getattr(block, key), rule)
+        else:
             from fedsim.flower.server import check_strategy
 
             check_strategy(strategy, experiment.data.clients)

@@ -15,9 +15,9 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 import fedsim
-from fedsim import api
+from fedsim import api, parts
 from fedsim.config import load
-from fedsim.errors import NotFiniteError, RunError, StalledError
+from fedsim.errors import ConfigError, NotFiniteError, RunError, StalledError
 from fedsim.flower import compat
 from fedsim.flower.arrays import pack
 from fedsim.flower.grid import SimGrid, TimeUp
@@ -346,3 +346,160 @@ def test_a_fault_at_the_very_start_is_recorded(tmp_path):
         presence = database.execute("SELECT node FROM presence WHERE online = 0").fetchall()
     database.close()
     assert presence == [(2,)]
+
+
+CHURN = {
+    "always": {},
+    "arrive": {"count": 3, "at_s": 1},
+    "depart": {"count": 2, "at_s": 2},
+    "diurnal": {"low": 0.5, "high": 1.0, "period_s": 60, "step_s": 1},
+    "exponential": {"online_s": 20, "offline_s": 2},
+    "weibull": {"online_s": 20, "offline_s": 2, "shape": 0.7},
+    "trace": {},
+}
+
+
+def test_every_churn_has_a_row():
+    assert CHURN.keys() == set(parts.names("churn"))
+
+
+@pytest.mark.parametrize("name", CHURN)
+@pytest.mark.parametrize("strategy", ["fedavg", "dpsgd"])
+def test_every_churn_runs_in_an_experiment(name, strategy, tmp_path):
+    params = dict(CHURN[name])
+    if name == "trace":
+        (tmp_path / "trace.csv").write_text(
+            "# period_s: 30\n# nodes: 2\nnode,start_s,end_s\n0,0,30\n1,0,20\n"
+        )
+        params["path"] = str(tmp_path / "trace.csv")
+    own = {"fraction_evaluate": 0.0} if strategy == "fedavg" else {}
+    experiment = {
+        "data": {"clients": 6},
+        "model": "softmax",
+        "strategy": {"name": strategy, "timeout_s": 5, **own},
+        "topology": "star" if strategy == "fedavg" else "ring",
+        "network": {"latency_ms": 10, "detect_s": 1},
+        "churn": {"name": name, **params},
+        "stop": {"rounds": 3, "sim_time_s": 200},
+        "record": {"report": False},
+    }
+    full = fedsim.run(experiment, out=tmp_path).summary
+    assert full["rounds"] == 3
+    assert full["event_hash"] == fedsim.run(experiment, out=tmp_path, timing_only=True).summary["event_hash"]
+
+
+def test_a_strategy_whose_messages_all_fail_at_once_lets_time_pass(tmp_path):
+    experiment = {
+        "data": {"clients": 4},
+        "model": "softmax",
+        "strategy": {"name": "fedavg", "fraction_evaluate": 0.0},
+        "network": {"latency_ms": 10, "detect_s": 0},
+        "faults": [{"name": "partition", "at_s": 5, "for_s": 3, "groups": [[4], [0, 1, 2, 3]]}],
+        "stop": {"sim_time_s": 12},
+        "record": {"report": False, "events": False},
+    }
+    summary = fedsim.run(experiment, out=tmp_path, timing_only=True).summary
+    assert summary["sim_time_s"] == 12
+    assert summary["rounds"] < 200
+
+
+@pytest.mark.parametrize("seed", [2, 6, 10])
+def test_a_reply_that_comes_after_its_error_is_late(seed, tmp_path):
+    experiment = {
+        "seed": seed,
+        "data": {"clients": 6},
+        "model": "softmax",
+        "strategy": {"name": "fedavg", "fraction_evaluate": 0.0, "retries": 1, "timeout_s": None},
+        "network": {"latency_ms": 10, "detect_s": 0.1},
+        "faults": [
+            {"name": "message_duplication", "probability": 0.6},
+            {"name": "message_delay", "seconds": 3},
+            {"name": "message_loss", "probability": 0.4},
+        ],
+        "stop": {"rounds": 40},
+        "record": {"report": False, "events": False},
+    }
+    assert fedsim.run(experiment, out=tmp_path, timing_only=True).summary["rounds"] == 40
+
+
+def test_a_server_that_was_down_asks_again_when_it_is_back(tmp_path):
+    experiment = {
+        "data": {"clients": 4},
+        "model": "softmax",
+        "strategy": {"name": "fedavg", "fraction_evaluate": 0.0, "retries": 3},
+        "network": {"latency_ms": 10, "detect_s": 1},
+        "devices": {"seconds_per_sample": 0.01},
+        "faults": [{"name": "server_crash", "at_s": 1, "down_s": 20}],
+        "stop": {"rounds": 1},
+        "record": {"report": False},
+    }
+    seen = []
+    summary = fedsim.run(experiment, out=tmp_path, progress=seen.append).summary
+    assert summary["sim_time_s"] > 21
+    assert seen[-1].clients == 4
+
+
+def test_a_quorum_does_not_cut_the_pass_before_the_first_round(tmp_path):
+    experiment = {
+        "data": {"clients": 20},
+        "model": "softmax",
+        "strategy": {"name": "fedamd", "participants": 4, "quorum": 0.5, "local": {"steps": 2}},
+        "devices": {"seconds_per_sample": {"distribution": "lognormal", "median": 0.01, "sigma": 1.0}},
+        "stop": {"rounds": 1},
+        "record": {"report": False},
+    }
+    seen = []
+    fedsim.run(experiment, out=tmp_path, progress=seen.append)
+    assert seen[-1].clients >= 20 + 2
+
+
+def test_what_a_run_gives_does_not_depend_on_how_often_it_is_measured(tmp_path):
+    experiment = {
+        "data": {"clients": 8},
+        "model": "softmax",
+        "strategy": "dpsgd",
+        "topology": "ring",
+        "devices": {"seconds_per_sample": {"distribution": "lognormal", "median": 0.01, "sigma": 1.0}},
+        "stop": {"sim_time_s": 20},
+        "record": {"report": False},
+    }
+    runs = [fedsim.run(experiment, out=tmp_path, evaluate__every=every) for every in (1, 2, 1000)]
+    assert len({run.summary["run_hash"] for run in runs}) == 1
+    assert len({run.metrics()["time_s"][-1] for run in runs}) == 1
+    assert runs[0].metrics()["time_s"][-1] < 20
+
+
+@pytest.mark.parametrize("change", [{"strategy.quorum": 0.5}, {"strategy.retries": 2}])
+def test_peers_have_no_server_policies(change):
+    experiment = {"data": {"clients": 4}, "strategy": "dpsgd", "topology": "ring", "stop": {"rounds": 1}}
+    with pytest.raises(ConfigError, match="belongs to a server, and dpsgd has only peers"):
+        fedsim.check(experiment, change)
+
+
+def test_overlapping_losses_are_independent(tmp_path):
+    def lost(faults):
+        experiment = {
+            "data": {"clients": 10},
+            "model": "softmax",
+            "strategy": {"name": "fedavg", "fraction_evaluate": 0.0, "timeout_s": 5},
+            "network": {"latency_ms": 1, "detect_s": 0.1},
+            "devices": {"seconds_per_sample": 0.0001},
+            "faults": faults,
+            "stop": {"rounds": 60},
+            "record": {"report": False},
+        }
+        run = fedsim.run(experiment, out=tmp_path, timing_only=True)
+        with sqlite3.connect(run.path / "record.sqlite") as database:
+            kinds = dict(database.execute("SELECT kind, count(*) FROM events GROUP BY kind").fetchall())
+        database.close()
+        return kinds["lost"] / kinds["send"]
+
+    twice = {
+        "name": "message_loss",
+        "probability": 0.3,
+        "at_s": 0,
+        "for_s": 1000,
+        "every_s": 0.001,
+        "times": 2,
+    }
+    assert lost([twice]) == pytest.approx(0.51, abs=0.07)  # 1 - 0.7^2; about five standard errors

@@ -150,17 +150,37 @@ class SimGrid(Grid):
         Returns:
             The replies in the order of their arrival; those that are not in by then are dropped.
         """
-        ids = self.push_messages(messages)
+        began_us, ids = self.world.clock.now, self.push_messages(messages)
         if ids:
             self._idle = 0
-            self._wait(set(ids), timeout, math.ceil(self._quorum * len(ids) - 1e-9))
+            self._wait(set(ids), timeout, self._enough(ids))
         else:
             self._check_idle()
         replies = self._pull(ids)
+        if ids and not any(reply.has_content() for reply in replies):
+            self._pass_time(began_us)
         for id in ids:
             if id in self._open:
                 self._open.pop(id).wanted = False
         return replies
+
+    def _enough(self, ids: list[str]) -> float:
+        """Return how many replies end the wait; a pass before the first round waits for all."""
+        if all(self._open[id].round == 0 for id in ids):
+            return math.inf
+        return math.ceil(self._quorum * len(ids) - 1e-9)
+
+    def _pass_time(self, began_us: int) -> None:
+        """Let something happen before the strategy asks again, if all it asked for has failed at once."""
+        clock = self.world.clock
+        while clock.now == began_us and not self._time_up:
+            if clock.peek() == math.inf:
+                raise StalledError(
+                    "no client can be reached, and nothing will change that", sim_time_s=clock.now_s
+                )
+            clock.step()
+        if self._time_up:
+            raise TimeUp("the simulated time is over")
 
     def _check_idle(self) -> None:
         """Stop a strategy that asks nobody again and again, because no time passes by that."""
@@ -225,7 +245,10 @@ class SimGrid(Grid):
         ]
 
     def _pull(self, ids: list[str]) -> list[Message]:
-        replies = [self._open.pop(id).reply for id in self._arrived(ids)]
+        pulled = [self._open.pop(id) for id in self._arrived(ids)]
+        for instruction in pulled:
+            instruction.wanted = False
+        replies = [instruction.reply for instruction in pulled]
         together(reply.content for reply in replies if reply is not None and reply.has_content())
         return [reply for reply in replies if reply is not None]
 
@@ -316,7 +339,11 @@ class SimGrid(Grid):
         self.world.clock.after(self._detect_us, self._notice, instruction, why)
 
     def _notice(self, instruction: Instruction, why: str) -> None:
-        if instruction.wanted and instruction.retries and instruction.node.online and self.server.online:
+        if not (self.server.online or self.server.crashed):  # it will notice when it is back
+            back = self.server.back()
+            assert back.callbacks is not None  # it has not happened yet
+            back.callbacks.append(lambda _: self._notice(instruction, why))
+        elif instruction.wanted and instruction.retries and instruction.node.online and self.server.online:
             instruction.retries -= 1
             instruction.started = False
             self._send(instruction)

@@ -320,9 +320,9 @@ def _disturb(
     starts_us = moments(at_s, every_s, times)
     length_us = None if for_s is None else span("for_s", for_s)
     hazards: list[Hazard] = []
-    for _ in starts_us:
+    for index in range(len(starts_us)):
         hit = None if who == (None, None, None) else {node.id for node in choose(world, rng, *who)}
-        hazards.append(partial(_befall, world, seed, name, effect, hit))
+        hazards.append(partial(_befall, world, seed, f"{name} {index}", effect, hit))
     network = world.network
     return play(world, windows(starts_us, length_us, hazards, network.hazards.append, network.hazards.remove))
 

@@ -268,10 +268,14 @@ def corrupt(
         raise BadValue("scale", scale, f"means nothing for the kind {kind}", "leave it out")
     starts_us = moments(at_s, every_s, times)
     victims = [choose(world, rng, nodes, count, fraction) for _ in starts_us]
-    corruption = Corruption(kind, scale, int(rng.integers(2**63)), checked)
-    begin, end = _each(partial(_corrupt, corruption)), _each(partial(_mend, corruption))
+    seeds = [int(seed) for seed in rng.integers(2**63, size=len(starts_us))]
     length_us = None if for_s is None else span("for_s", for_s)
-    return play(world, windows(starts_us, length_us, victims, begin, end))
+    steps = []
+    for start_us, hit, seed in zip(starts_us, victims, seeds, strict=True):
+        corruption = Corruption(kind, scale, seed, checked)
+        begin, end = _each(partial(_corrupt, corruption)), _each(partial(_mend, corruption))
+        steps += windows([start_us], length_us, [hit], begin, end)
+    return play(world, steps)
 
 
 def _each(act: Callable[[Node], None]) -> Callable[[list[Node]], None]:

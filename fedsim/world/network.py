@@ -124,7 +124,7 @@ class Access:
 
 @dataclass
 class Traffic:
-    """Bytes counted at one node; every byte sent is delivered or lost."""
+    """Bytes counted at one node when a transfer ends; every byte sent is delivered or lost."""
 
     up: int = 0
     down: int = 0
