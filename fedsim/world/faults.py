@@ -270,12 +270,19 @@ def corrupt(
     victims = [choose(world, rng, nodes, count, fraction) for _ in starts_us]
     seeds = [int(seed) for seed in rng.integers(2**63, size=len(starts_us))]
     length_us = None if for_s is None else span("for_s", for_s)
-    steps = []
-    for start_us, hit, seed in zip(starts_us, victims, seeds, strict=True):
-        corruption = Corruption(kind, scale, seed, checked)
-        begin, end = _each(partial(_corrupt, corruption)), _each(partial(_mend, corruption))
-        steps += windows([start_us], length_us, [hit], begin, end)
-    return play(world, steps)
+    corruptions = [Corruption(kind, scale, seed, checked) for seed in seeds]
+
+    def begin(occurrence: tuple[Corruption, list[Node]]) -> None:
+        for node in occurrence[1]:
+            _corrupt(occurrence[0], node)
+
+    def end(occurrence: tuple[Corruption, list[Node]]) -> None:
+        for node in occurrence[1]:
+            _mend(occurrence[0], node)
+
+    return play(
+        world, windows(starts_us, length_us, list(zip(corruptions, victims, strict=True)), begin, end)
+    )
 
 
 def _each(act: Callable[[Node], None]) -> Callable[[list[Node]], None]:
