@@ -25,7 +25,7 @@ from fedsim.errors import MISSING, BadValue
 from fedsim.flower.arrays import layout_of, pack, unpack
 from fedsim.flower.cohort import draw, online
 from fedsim.learn.deferred import Deferred, combine, mean
-from fedsim.learn.local import LocalUpdate, State, shuffled_batches
+from fedsim.learn.local import LocalUpdate, State, batch_width, rate, samples_used, shuffled_batches
 from fedsim.learn.task import Batch, Gradient
 from fedsim.parts import Count, Positive, Share
 
@@ -117,7 +117,7 @@ class FedAMD(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Move the model by the mean of the miners' progress, then refresh the anchors' caches."""
-        heard = sorted((r for r in replies if r.has_content()), key=lambda r: r.metadata.src_node_id)
+        heard = _heard(replies)
         anchors = [reply for reply in heard if reply.metadata.message_type == ANCHOR]
         progress = [unpack(_arrays(reply)) for reply in heard if reply.metadata.message_type == MINER]
         if progress:
@@ -145,10 +145,7 @@ class FedAMD(Strategy):
         config["server-round"] = 0
         content = RecordDict({"arrays": arrays, "config": config})
         messages = [Message(content, node, ANCHOR) for node in online(grid)]
-        replies = grid.send_and_receive(messages, timeout=self.timeout_s)
-        self._refresh(sorted((r for r in replies if r.has_content()), key=lambda r: r.metadata.src_node_id))
-        if self.caches:
-            self._sum = _sum(self.caches)
+        self._refresh(_heard(grid.send_and_receive(messages, timeout=self.timeout_s)))
 
     def _refresh(self, anchors: Iterable[Message]) -> None:
         """Replace the anchors' cached gradients, and keep the running sum in step."""
@@ -162,6 +159,11 @@ class FedAMD(Strategy):
                 )
         if self._sum is None and self.caches:
             self._sum = _sum(self.caches)
+
+
+def _heard(replies: Iterable[Message]) -> list[Message]:
+    """Return the replies that are not errors in the order of node ids, in which everything is summed."""
+    return sorted((r for r in replies if r.has_content()), key=lambda r: r.metadata.src_node_id)
 
 
 def _sum(caches: dict[int, Deferred]) -> Deferred:
@@ -251,13 +253,11 @@ class Miner(LocalUpdate):
 
     def work(self, samples: int) -> int:
         """Count two gradients for each sample of the K-1 batches."""
-        width = self.width(samples)
-        passes, rest = divmod(self.steps - 1, -(-samples // width))
-        return 2 * (passes * samples + min(rest * width, samples))
+        return 2 * samples_used(samples, self.width(samples), None, self.steps - 1)
 
     def width(self, samples: int) -> int:
         """Return b', or all samples if there are fewer."""
-        return min(self.local.batch_size or samples, samples)
+        return batch_width(self.local, samples)
 
     def batches(self, samples: int, rng: np.random.Generator) -> np.ndarray:
         """Draw one mini-batch for each step but the first."""
@@ -265,8 +265,7 @@ class Miner(LocalUpdate):
 
     def scalars(self, client: int) -> dict[str, float]:
         """Return the learning rate."""
-        lr = self.local.lr
-        return {"lr": lr[client] if isinstance(lr, list) else lr}
+        return {"lr": rate(self.local, client)}
 
     def init(self, given: State) -> State:
         """Take the first step: y_1 = x - lr ḡ."""

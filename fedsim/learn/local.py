@@ -83,15 +83,11 @@ class LocalSGD(LocalUpdate):
 
     def work(self, samples: int) -> int:
         """Count one gradient for each sample of each batch."""
-        width = self.width(samples)
-        if self.local.steps is None:
-            return samples * (self.local.epochs or 1)
-        passes, rest = divmod(self.local.steps, -(-samples // width))
-        return passes * samples + min(rest * width, samples)
+        return samples_used(samples, self.width(samples), self.local.epochs, self.local.steps)
 
     def width(self, samples: int) -> int:
         """Return the batch size, or all samples if there are fewer."""
-        return min(self.local.batch_size or samples, samples)
+        return batch_width(self.local, samples)
 
     def batches(self, samples: int, rng: np.random.Generator) -> np.ndarray:
         """Cut shuffled passes into batches."""
@@ -99,8 +95,7 @@ class LocalSGD(LocalUpdate):
 
     def scalars(self, client: int) -> Mapping[str, float]:
         """Return the client's learning rate."""
-        lr = self.local.lr
-        return {"lr": lr[client] if isinstance(lr, list) else lr}
+        return {"lr": rate(self.local, client)}
 
     def init(self, given: State) -> State:
         """Start at the weights received, at rest."""
@@ -127,6 +122,28 @@ class LocalSGD(LocalUpdate):
     def final(self, state: State) -> State:
         """Send the weights and the mean loss over the steps."""
         return {"arrays": state["weights"], "train_loss": state["loss"] / state["steps"]}
+
+
+def rate(local: Local, client: int) -> float:
+    """Return a client's learning rate."""
+    return local.lr[client] if isinstance(local.lr, list) else local.lr
+
+
+def batch_width(local: Local, samples: int) -> int:
+    """Return the batch size of a client, or all its samples if there are fewer."""
+    return min(local.batch_size or samples, samples)
+
+
+def samples_used(samples: int, width: int, epochs: int | None, steps: int | None) -> int:
+    """Return how many samples the batches of :func:`shuffled_batches` hold in all.
+
+    >>> samples_used(5, 2, None, 4)
+    7
+    """
+    if steps is None:
+        return samples * (epochs or 1)
+    passes, rest = divmod(steps, -(-samples // width))
+    return passes * samples + min(rest * width, samples)
 
 
 def shuffled_batches(
