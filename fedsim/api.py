@@ -20,6 +20,7 @@ from fedsim.progress import Progress
 if TYPE_CHECKING:
     from fedsim.observer import Observer
     from fedsim.setup import Setup
+    from fedsim.world.world import World
 
 __all__ = ["Progress", "Result", "check", "load", "parts", "report", "run"]
 
@@ -121,7 +122,7 @@ def run(
 
     with limited(experiment.compute.threads):
         setup = prepare(experiment, dry=timing_only)
-        path = _make_folder(Path(out), experiment, timing_only)
+        path = make_folder(Path(out), experiment, timing_only)
         try:
             return _run(setup, path, progress)
         except (RunError, KeyboardInterrupt) as error:
@@ -156,7 +157,7 @@ def _dotted(keywords: Mapping[str, Any]) -> dict[str, Any]:
     return {key.replace("__", "."): value for key, value in keywords.items()}
 
 
-def _make_folder(out: Path, experiment: Experiment, timing_only: bool) -> Path:
+def make_folder(out: Path, experiment: Experiment, timing_only: bool) -> Path:
     """Make the run's folder; a run never writes over another one."""
     stem = f"{experiment.name}-{experiment.digest()[:8]}" + ("-timing" if timing_only else "")
     number = 1
@@ -205,34 +206,51 @@ def _drive(setup: Setup, observer: Observer) -> None:
 
         run_server(setup.experiment, setup.strategy, setup.world, setup.learner, observer)
     else:
-        from fedsim.peer import PeerRun
+        from fedsim.garbage import settled
+        from fedsim.peerrun import PeerRun
 
-        PeerRun(setup.world, setup.learner, setup.strategy, observer).run()
+        with settled():
+            PeerRun(setup.world, setup.learner, setup.strategy, observer).run()
 
 
 def _record_start(setup: Setup, record: Any) -> None:
-    from fedsim.setup import describe
-    from fedsim.world.log import FAULTS
+    from fedsim.setup import describe, ordering
 
     for table, rows in describe(setup).items():
         record.write(table, rows)
+    for name, value in ordering(setup).items():
+        record.fact(name, value)
     if setup.experiment.stop.target is not None:
         record.fact("target_accuracy", setup.experiment.stop.target.accuracy)
+    record_events(setup.world, record, setup.experiment.record.events)
+
+
+def record_events(world: World, record: Any, every: bool) -> None:
+    """Write what happens in a world as it happens: presence and faults, and every other event if that is asked for."""
+    from fedsim.world.log import FAULTS, KINDS
 
     def listen(time_us: int, kind: str, node: int, peer: int, size: int, round: int) -> None:
-        if kind in ("online", "offline"):
+        if kind in presence:
             record.presence(time_us, node, kind == "online")
-        if setup.experiment.record.events or kind in FAULTS:
+        if every or kind in FAULTS:
             record.event(time_us, kind, node, peer, size, round)
 
-    for event in setup.world.log.early:
+    presence = ("online", "offline")
+
+    for event in world.log.early:
         if event[1] in FAULTS:  # who is online at the start has been written above
             listen(*event)
-    setup.world.log.listener = listen
+    world.log.listen(listen, KINDS if every else (*presence, *FAULTS))
 
 
 def _record_end(setup: Setup, record: Any) -> None:
-    world = setup.world
+    record_totals(setup.world, record)
+    if setup.learner.dry and setup.experiment.assume.numbers:
+        record.fact("assumed", setup.experiment.assume.numbers)
+
+
+def record_totals(world: World, record: Any) -> None:
+    """Write what each node and link has done in a world, at the end of a run."""
     traffic = world.network.traffic
     record.write(
         "nodes",
@@ -245,7 +263,7 @@ def _record_end(setup: Setup, record: Any) -> None:
                 traffic[n.id].lost,
                 n.work,
                 n.wasted,
-                n.busy_us,
+                *world.usage(n),
             )
             for n in world.nodes
         ],
@@ -256,9 +274,7 @@ def _record_end(setup: Setup, record: Any) -> None:
 
 def summarise(setup: Setup, observer: Observer) -> dict[str, Any]:
     """Return a run's final numbers by name."""
-    experiment, world = setup.experiment, setup.world
-    totals = world.totals()
-    per_node = [world.network.traffic[n.id].up + world.network.traffic[n.id].down for n in world.members]
+    experiment, world, dry = setup.experiment, setup.world, setup.learner.dry
     return {
         "name": experiment.name,
         "strategy": experiment.strategy.name,
@@ -266,10 +282,26 @@ def summarise(setup: Setup, observer: Observer) -> dict[str, Any]:
         "rounds": observer.round,
         "sim_time_s": world.clock.now_s,
         "wall_time_s": round(observer.wall_time_s, 3),
-        "accuracy": observer.scores.get("accuracy"),
-        "best_accuracy": observer.best_accuracy,
-        "loss": observer.scores.get("loss"),
+        "accuracy": None if dry else observer.scores.get("accuracy"),
+        "best_accuracy": None if dry else observer.best_accuracy,
+        "loss": None if dry else observer.scores.get("loss"),
+        "assumed": experiment.assume.numbers or None if dry else None,
         "time_to_target_s": observer.time_to_target_s,
+        **costs(world),
+        "dropped_updates": observer.dropped,
+        "memory_mb": None if setup.needs_mb is None else max(setup.needs_mb),
+        "engine": type(setup.learner.engine).__name__.lower(),
+        "event_hash": world.log.hexdigest(),
+        "weights_hash": None,
+        "run_hash": None,
+    }
+
+
+def costs(world: World) -> dict[str, Any]:
+    """Return what a run has cost by name: bytes, work, and the nodes' time."""
+    totals = world.totals()
+    per_node = [world.network.traffic[n.id].up + world.network.traffic[n.id].down for n in world.members]
+    return {
         "bytes_up": totals["bytes_up"],
         "bytes_down": totals["bytes_down"],
         "bytes_lost": totals["bytes_lost"],
@@ -277,10 +309,7 @@ def summarise(setup: Setup, observer: Observer) -> dict[str, Any]:
         "bytes_min_node": min(per_node),
         "work_samples": totals["work"],
         "wasted_samples": totals["wasted"],
-        "engine": type(setup.learner.engine).__name__.lower(),
-        "event_hash": world.log.hexdigest(),
-        "weights_hash": None,
-        "run_hash": None,
+        **world.spent(),
     }
 
 

@@ -21,14 +21,17 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Column, Table
 
-from fedsim import tracecli
+from fedsim import flowercli, tracecli
 from fedsim.errors import ConfigError, Problem, RunError, did_you_mean
 from fedsim.version import __version__
 
 if TYPE_CHECKING:
     from fedsim.api import Progress, Result
 
-KINDS = ("strategies", "topologies", "datasets", "models", "partitions", "churn", "faults")
+KINDS = (
+    *("strategies", "selectors", "transforms", "topologies", "datasets"),
+    *("models", "partitions", "churn", "faults"),
+)
 SUMMARY = (
     "accuracy",
     "loss",
@@ -38,6 +41,12 @@ SUMMARY = (
     "bytes_up",
     "bytes_down",
     "bytes_lost",
+    "busy_s",
+    "idle_s",
+    "offline_s",
+    "wasted_s",
+    "joules",
+    "assumed",
     "run_hash",
 )
 
@@ -49,6 +58,7 @@ app = typer.Typer(
 )
 
 app.add_typer(tracecli.app, name="trace")
+app.add_typer(flowercli.app, name="flower")
 
 Files = Annotated[
     list[Path], typer.Argument(metavar="FILE...", help="Experiment files, run one after the other.")
@@ -177,6 +187,8 @@ def _explained() -> Iterator[None]:
         _say(str(error))
         if error.__cause__ is not None:
             _say("".join(traceback.format_exception(error.__cause__)).rstrip())
+        for note in getattr(error, "__notes__", ()):
+            _say(note)
         _kept(error)
         raise typer.Exit(RunError.exit_code) from None
     except KeyboardInterrupt as stop:
@@ -282,4 +294,6 @@ def _print_result(result: Result) -> None:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} = {_cell(inner)}" for name, inner in value.items())
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import (
+    ConfigDict,
     Discriminator,
     Field,
     PrivateAttr,
@@ -39,6 +40,7 @@ from fedsim.blocks import (
 )
 from fedsim.errors import BadValue, ConfigError
 from fedsim.explain import explain, place
+from fedsim.learn.curriculum import Curriculum, Expert
 from fedsim.worldblocks import Devices, Network
 from fedsim.yamlfile import Document, Steps, read, write
 
@@ -85,6 +87,14 @@ class Local(Block):
     weight_decay: NonNegative = Field(
         default=0.0, description="factor of the weights added to the gradient (no unit)"
     )
+    lr_decay: NonNegative = Field(
+        default=0.0,
+        description="d of the learning rate lr (1 + d t)^-power at local step t, afresh at each visit",
+    )
+    lr_power: NonNegative = Field(default=0.75, description="power of that decay")
+    curriculum: Curriculum | None = Field(
+        default=None, description="which samples a client learns first; null takes all of them in each pass"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -92,6 +102,11 @@ class Local(Block):
         if isinstance(given, dict) and given.get("epochs") is None and given.get("steps") is None:
             return {**given, "epochs": 1}
         return given
+
+    @property
+    def paced(self) -> Curriculum | None:
+        """The curriculum, where it changes which samples take part."""
+        return None if self.curriculum is None or self.curriculum.order == "vanilla" else self.curriculum
 
     @field_validator("steps")
     @classmethod
@@ -107,6 +122,10 @@ class Strategy(OpenBlock):
 
     name: str = Field(description="the strategy")
     local: Local = Field(default_factory=Local, description="local training")
+    on_failure: Literal["stop", "drop"] = Field(
+        default="stop",
+        description="whether a client's update that fails or has NaN in it stops the run, or is dropped by the server",
+    )
     timeout_s: Positive | None = Field(
         default=3600.0,
         description="how long to wait for other nodes in a round, in simulated seconds; null waits for ever",
@@ -117,6 +136,13 @@ class Strategy(OpenBlock):
     retries: int = Field(
         default=0, ge=0, description="how often a server asks a client again whose message or reply was lost"
     )
+    select: Part | None = Field(
+        default=None,
+        description="how a server chooses the clients of a round; null is the strategy's own way",
+    )
+    around: list[Part] = Field(
+        default_factory=list, description="what is done to all that clients send, the first one first"
+    )
 
 
 class Evaluate(Block):
@@ -124,6 +150,12 @@ class Evaluate(Block):
 
     every: Count = Field(default=1, description="rounds between two evaluations")
     batch_size: Count = Field(default=1000, description="test samples per batch")
+    nodes: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="share of the peers whose models are evaluated, drawn anew for every evaluation",
+    )
 
 
 class Target(Block):
@@ -144,6 +176,27 @@ class Stop(Block):
         if self.rounds is None and self.sim_time_s is None and self.target is None:
             raise ValueError("give at least one of rounds, sim_time_s and target")
         return self
+
+
+class Assume(Block):
+    """Numbers that stand in for those of training where only time is kept; any other metric may be a key, too.
+
+    >>> Assume(loss=0.5, train_loss=0.7).numbers
+    {'loss': 0.5, 'train_loss': 0.7}
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float] = Field(init=False)
+
+    loss: NonNegative | None = Field(default=None, description="the loss of every evaluation")
+    accuracy: float | None = Field(
+        default=None, ge=0, le=1, description="the share that is classified correctly in every evaluation"
+    )
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What is assumed, by name."""
+        return {name: value for name, value in self.model_dump().items() if value is not None}
 
 
 class Compute(Block):
@@ -183,6 +236,10 @@ class Experiment(Block):
     seed: int = Field(default=0, ge=0, description="the seed of everything random")
     data: Data = Field(description="the data and how they are divided")
     model: Part = Field(default=Part(name="mlp"), description="the model")
+    expert: Expert = Field(
+        default_factory=Expert,
+        description="the model that says how hard samples are, where that is asked for",
+    )
     strategy: Strategy = Field(description="the algorithm")
     topology: Part = Field(default=Part(name="star"), description="who is linked with whom")
     network: Network = Field(default_factory=Network, description="links and nodes of the network")
@@ -191,6 +248,9 @@ class Experiment(Block):
     faults: list[Part] = Field(default_factory=list, description="what goes wrong")
     evaluate: Evaluate = Field(default_factory=Evaluate, description="when and how models are evaluated")
     stop: Stop = Field(description="when the run ends")
+    assume: Assume = Field(
+        default_factory=Assume, description="what --timing-only takes for the numbers that nobody computes"
+    )
     compute: Compute = Field(default_factory=Compute, description="how the numbers are computed")
     record: Record = Field(default_factory=Record, description="what the run leaves behind")
 

@@ -14,6 +14,7 @@ from fedsim.learn.deferred import Deferred, compute
 from fedsim.learn.learner import Learner
 from fedsim.progress import Progress
 from fedsim.record.store import Record
+from fedsim.rng import stream
 from fedsim.world.clock import MICRO
 from fedsim.world.world import World
 
@@ -48,7 +49,13 @@ class Observer:
         self.scores: dict[str, float] = {}
         self.best_accuracy: float | None = None
         self.time_to_target_s: float | None = None
+        self.dropped = 0
         self.models: Models = {}
+        self.subject = ""
+        numbers = experiment.assume.numbers
+        self._assumed: dict[str, float] = {
+            name: numbers[name] for name in ("loss", "accuracy") if name in numbers
+        }
         self._measured = -1
         self._time_us = 0
         self._began = time.perf_counter()
@@ -58,9 +65,13 @@ class Observer:
         """Real seconds since the run began."""
         return time.perf_counter() - self._began
 
+    @property
+    def _has_scores(self) -> bool:
+        return bool(self._assumed) or not self.learner.dry
+
     def due(self, round: int) -> bool:
-        """Whether the models of a round will be measured."""
-        return not self.learner.dry and round % self.experiment.evaluate.every == 0
+        """Whether the models of a round will be measured, or assumed to have been."""
+        return self._has_scores and round % self.experiment.evaluate.every == 0
 
     def on_round(self, round: int, models: Models, updates: int) -> bool:
         """Take note of a round that has ended.
@@ -86,17 +97,22 @@ class Observer:
 
     def close(self) -> None:
         """Measure the last models if that has not been done."""
-        if not self.learner.dry and self._measured != self.round:
+        if self._has_scores and self._measured != self.round:
             self._measure()
 
     def _measure(self) -> None:
         self._measured = self.round
-        each = {node: self.learner.evaluate(model) for node, model in self.models.items()}
+        if self.learner.dry:
+            self.scores = self._assumed
+            self._judge(self.scores.get("accuracy"))
+            return
+        each = {node: self.learner.evaluate(self.models[node]) for node in self._chosen()}
         compute(each.values())
         scores = {node: dict(result.value()) for node, result in each.items()}
         for node, values in scores.items():
+            values |= self._distance(self.models[node])
             self._check(node, values)
-        self.scores = scores[SYSTEM] if SYSTEM in scores else self._summarise(scores)
+        self.scores = self._named(scores[SYSTEM]) if SYSTEM in scores else self._summarise(scores)
         now = self._time_us
         for name, value in self.scores.items():
             self.record.metric(self.round, now, name, value)
@@ -106,13 +122,41 @@ class Observer:
                     self.record.metric(self.round, now, name, value, node)
         self._judge(self.scores.get("accuracy"))
 
+    def _distance(self, model: Deferred) -> dict[str, float]:
+        """Return how far a model is from the best one, where that is known."""
+        if self.learner.optimum is None:
+            return {}
+        gap = model.value().double() - self.learner.optimum.double()
+        return {"distance": float(torch.linalg.vector_norm(gap))}
+
+    def _chosen(self) -> list[int]:
+        """Return the nodes whose own models are evaluated: all of them, or a share drawn for the round."""
+        nodes, share = list(self.models), self.experiment.evaluate.nodes
+        if share == 1 or len(nodes) == 1:
+            return nodes
+        count = math.ceil(share * len(nodes) - 1e-9)
+        rng = stream(self.learner.seed, "evaluate", round=self.round)
+        return [nodes[i] for i in sorted(rng.choice(len(nodes), count, replace=False))]
+
+    def _named(self, scores: dict[str, float]) -> dict[str, float]:
+        """Return the scores of a round's one model; where it is not a server's, also under what it is."""
+        return scores | {f"{name}_of_{self.subject}": scores[name] for name in scores if self.subject}
+
     def _summarise(self, scores: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
-        """Return mean and extremes over nodes, the average model's scores, and how far apart the models are."""
-        summary = {}
+        """Return scores by what was evaluated.
+
+        ``accuracy`` is the mean over the ``nodes_evaluated`` nodes, ``accuracy_min``, ``accuracy_max`` and
+        ``accuracy_worst_decile`` are theirs, too (the last is the mean of the worst tenth); ``accuracy_of_average`` is
+        the score of the average of all nodes' models, and ``consensus_distance`` is how far all models are from it.
+        """
+        summary = {"nodes_evaluated": float(len(scores))}
         for name in next(iter(scores.values())):
-            values = [one[name] for one in scores.values()]
+            values = sorted(one[name] for one in scores.values())
             summary[name] = math.fsum(values) / len(values)
-            summary[f"{name}_min"], summary[f"{name}_max"] = min(values), max(values)
+            summary[f"{name}_min"], summary[f"{name}_max"] = values[0], values[-1]
+            tenth = math.ceil(len(values) / 10)
+            worst = values[:tenth] if name == "accuracy" else values[-tenth:]
+            summary[f"{name}_worst_decile"] = math.fsum(worst) / tenth
         stack = torch.stack([model.value() for model in self.models.values()]).double()
         average = stack.mean(0)
         found = self.learner.evaluate(Deferred.known(average.to(self.learner.engine.task.dtype))).value()

@@ -1,4 +1,4 @@
-"""Parts are found by name: strategies, topologies, datasets, models, partitions, churn and faults.
+"""Parts are found by name: strategies, selectors, transforms, topologies, datasets, models and so on (:data:`KINDS`).
 
 A part is a callable. Its name is an entry point (``fedsim.topologies`` and so on, which any installed package can
 add to) or a dotted path such as ``my_lab.graphs:wheel``. Its parameters are its signature: the user's values are
@@ -28,7 +28,17 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
-KINDS = ("strategies", "topologies", "datasets", "models", "partitions", "churn", "faults")
+KINDS = (
+    "strategies",
+    "selectors",
+    "transforms",
+    "topologies",
+    "datasets",
+    "models",
+    "partitions",
+    "churn",
+    "faults",
+)
 
 
 @functools.cache
@@ -61,10 +71,20 @@ def find(kind: str, name: str) -> Part:
     """
     entry = _entries(kind).get(name)
     if entry is not None:
-        return typing.cast(Part, entry.load())
+        return _load(entry, name)
     if ":" in name or "." in name:
         return _dotted(name)
     raise BadValue("name", name, f"no such {_one(kind)}", did_you_mean(name, names(kind)))
+
+
+def _load(entry: EntryPoint, name: str) -> Part:
+    try:
+        return typing.cast(Part, entry.load())
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        extra = {"flwr": "flower", "torchvision": "datasets", "ray": "ray"}.get(missing)
+        hint = f"pip install 'fedsim[{extra}]'" if extra else ""
+        raise BadValue("name", name, f"needs {missing}, which is not installed", hint) from error
 
 
 def _one(kind: str) -> str:

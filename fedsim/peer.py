@@ -2,39 +2,60 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from fedsim.errors import RunError, StalledError
+import simpy
+
 from fedsim.learn.corrupt import corrupted
 from fedsim.learn.deferred import Deferred
-from fedsim.learn.learner import Learner, Place
+from fedsim.learn.learner import Place
 from fedsim.learn.local import LocalUpdate
-from fedsim.observer import Observer
 from fedsim.world.clock import Process, micros
-from fedsim.world.graph import Graph
+from fedsim.world.graph import Graph, receivers, rounds, senders
 from fedsim.world.network import Message
 from fedsim.world.node import Node
-from fedsim.world.world import World
 
-WATCH_S = 600.0
-"""How often to check that somebody can still make progress, in simulated seconds."""
-
-PATIENCE_S = 10_000_000.0
-"""How long to wait while nobody does anything, in simulated seconds."""
+if TYPE_CHECKING:
+    from fedsim.peerrun import PeerRun
 
 
 class PeerStrategy(ABC):
-    """A decentralized algorithm; see ``strategies/dpsgd.py`` for one that reads like its paper."""
+    """A decentralized algorithm; see ``strategies/dpsgd.py`` for one that reads like its paper.
+
+    Attributes:
+        timing_depends_on_values: whether what happens depends on numbers that only training can give.
+        directed: whether it can use links that only work one way.
+        varying: whether it can use a topology that changes from round to round.
+        one_model: whether a round has one model, which :meth:`Peer.conclude` names, and not one for each node.
+    """
 
     timing_depends_on_values = False
+    directed = False
+    varying = False
+    one_model = False
 
     @abstractmethod
     def run(self, node: Peer) -> Process:
         """One node's life, as a SimPy generator."""
 
+    def check(self, clients: int) -> None:  # noqa: B027 - most strategies run with any number
+        """Refuse parameters that do not fit the number of peers, before the start."""
+
     def setup(self, graph: Graph) -> None:  # noqa: B027 - most strategies have nothing to prepare
         """Prepare what all nodes share, such as mixing weights; called once, before the start."""
+
+    def facts(self) -> Mapping[str, float]:
+        """Return numbers about the prepared strategy that belong in the record, by name."""
+        return {}
+
+    def holders(self, round: int) -> Container[int] | None:
+        """Return the nodes whose models count at the end of a round; None stands for all."""
+        del round
+        return None
 
 
 class Peer:
@@ -47,8 +68,13 @@ class Peer:
 
     def __init__(self, node: Node, run: PeerRun) -> None:
         self.node, self.id = node, node.id
-        self.neighbours = sorted(run.world.network.graph[node.id])
-        self.finished = 0
+        self._graph = run.world.network.graph
+        self._changes = rounds(self._graph) != (self._graph,)
+        self.neighbours = sorted(self._graph[node.id])
+        self.finished = self.sleeping = 0
+        self.was_away = False
+        self._kept: dict[str, Deferred] = {}
+        self.waiting_for: Callable[[], str] = node.waiting_for
         self._run = run
 
     @property
@@ -56,12 +82,57 @@ class Peer:
         """The weights that everybody starts from."""
         return self._run.learner.initial
 
-    def rounds(self) -> Iterator[int]:
-        """Count rounds from 1; a node that was away goes on with the latest round it has heard of."""
+    @property
+    def zeros(self) -> Deferred:
+        """A vector of zeros, as long as the model."""
+        return self._run.learner.zeros
+
+    @property
+    def founders(self) -> list[int]:
+        """The nodes that are online at the start, in the order of ids."""
+        return self._run.founders
+
+    def mbps(self, other: int) -> float:
+        """Return what a node can both send and receive, in Mbit/s; infinite where it is not limited."""
+        access = self._run.world.network.access[other]
+        return min(bps / 1e6 if bps else math.inf for bps in (access.up_bps, access.down_bps))
+
+    @property
+    def samples(self) -> int:
+        """The number of samples that its data has."""
+        return self._run.learner.sizes[self.id]
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights of the model."""
+        return self._run.learner.engine.task.size
+
+    @property
+    def model_bytes(self) -> int:
+        """The size of a model in a message."""
+        return self._run.model_bytes
+
+    def receivers(self, round: int) -> list[int]:
+        """Return whom this node sends to in a round, in the order of ids."""
+        return receivers(self._graph, self.id, round) if self._changes else self.neighbours
+
+    def senders(self, round: int) -> list[int]:
+        """Return who sends to this node in a round, in the order of ids."""
+        return senders(self._graph, self.id, round) if self._changes else self.neighbours
+
+    def rounds(self, every: bool | None = None) -> Iterator[int]:
+        """Count rounds from 1; a node that was away goes on with the latest round it has heard of.
+
+        Args:
+            every: take no round but after an absence as missed; where the nodes that a node hears from do not wait
+                for it, those may be ahead of it by several rounds. By default so where links are directed or change.
+        """
+        every = self._changes if every is None else every
         last = self._run.rounds
         while last is None or self.finished < last:
             heard = self.node.heard if last is None else min(self.node.heard, last)
-            yield max(self.finished + 1, heard)
+            skips, self.was_away = self.was_away or not every, False
+            yield max(self.finished + 1, heard if skips else 0)
 
     def train(self, update: LocalUpdate, model: Deferred, round: int) -> Process:
         """Train on the node's own data; work that is interrupted is done again when the node is back.
@@ -69,151 +140,124 @@ class Peer:
         Returns:
             The trained model.
         """
-        learner, node = self._run.learner, self.node
+        result = yield from self.visit(update, {"arrays": model}, round)
+        return result.pick("arrays")
+
+    def visit(self, update: LocalUpdate, given: Mapping[str, Deferred], round: int) -> Process:
+        """Do a local update that takes or gives more than a model, as :meth:`train` does.
+
+        Returns:
+            What the update sends, as a deferred dictionary.
+        """
+        learner, node, update = self._run.learner, self.node, update.at(round)
         while True:
-            yield node.back()
+            if not node.online:
+                yield node.back()
             place = Place(self.id, round, node.clock.now_s)
-            finished = yield node.compute(update.work(learner.sizes[self.id]), round)
+            job = node.compute(update.work(self.samples), round)
+            try:
+                finished = yield job
+            except simpy.Interrupt:
+                job.cancel()
+                raise
             if finished:
-                return learner.train(update, self.id, {"arrays": model}, place).pick("arrays")
+                kept = {name: self._kept.get(name, self.zeros) for name in update.keeps if name not in given}
+                result = learner.train(update, self.id, {**kept, **given}, place)
+                self._kept.update((name, result.pick(name)) for name in kept)
+                return result
 
     def send_model(self, to: Iterable[int], model: Deferred, round: int) -> None:
         """Send a model to several nodes; one that a fault corrupts sends something else."""
         place = Place(self.id, round, self.node.clock.now_s)
         model = corrupted(model, self.node.corruptions, place)
         message = Message("model", model, self._run.model_bytes, round, self.id)
-        nodes = self._run.world.nodes
-        for other in to:
-            self.node.send(nodes[other], message)
+        self.node.send_all(map(self._run.world.nodes.__getitem__, to), message)
 
-    def receive_models(self, senders: Iterable[int], round: int, timeout_s: float | None = None) -> Process:
+    def send(
+        self,
+        to: Collection[int],
+        payload: tuple[Any, ...],
+        size_bytes: int,
+        round: int,
+        kind: str = "model",
+        on_end: Callable[[int, bool], None] | None = None,
+    ) -> None:
+        """Send more or less than a model; faults corrupt the deferred vectors of the payload.
+
+        What a node sends to itself is handed over at once and costs nothing. ``on_end`` is told the receiver and
+        whether the message was delivered.
+        """
+        place, faults = Place(self.id, round, self.node.clock.now_s), self.node.corruptions
+        sent = tuple(
+            corrupted(one, faults, place, f"{kind}/{i}") if isinstance(one, Deferred) else one
+            for i, one in enumerate(payload)
+        )
+        message = Message(kind, sent, size_bytes, round, self.id)
+        nodes, others = self._run.world.nodes, [other for other in to if other != self.id]
+        if on_end is None:
+            self.node.send_all(map(nodes.__getitem__, others), message)
+        else:
+            for other in others:
+                self.node.send(nodes[other], message, partial(on_end, other))
+        if len(others) < len(to):
+            self.node.deliver(message)
+
+    def receive_models(
+        self, senders: Iterable[int], round: int, timeout_s: float | None = None, kind: str = "model"
+    ) -> Process:
         """Wait for the models of a round.
 
         Returns:
-            The models that came in time, by sender.
+            The models (or what else was sent) that came in time, by sender, in the order of ids.
         """
         timeout_us = None if timeout_s is None else micros(timeout_s)
-        heard = yield self.node.gather("model", round, senders, timeout_us)
+        heard = yield self.node.gather(kind, round, senders, timeout_us)
         return {sender: message.payload for sender, message in heard.items()}
 
-    def finish(self, round: int, model: Deferred) -> None:
-        """Declare a round finished, with the model that the node has now."""
-        self._run.finish(self, round, model)
+    def receive(self, kind: str = "model") -> Process:
+        """Wait for the next message of a kind, from whomever, and return it."""
+        message: Message = yield self.node.receive(lambda message: message.kind == kind)
+        return message
 
-
-class PeerRun:
-    """Runs a peer strategy: one process a node, and a round ends when every node that is online has finished it.
-
-    Args:
-        world: the peers.
-        learner: model, data and engine.
-        strategy: what they do.
-        observer: told of every round.
-    """
-
-    def __init__(self, world: World, learner: Learner, strategy: PeerStrategy, observer: Observer) -> None:
-        self.world, self.learner, self.strategy, self.observer = world, learner, strategy, observer
-        self.rounds = observer.experiment.stop.rounds
-        self.model_bytes = learner.engine.task.size * learner.engine.task.initial.element_size()
-        self.updates = 0
-        self.peers = {node.id: Peer(node, self) for node in world.members}
-        self.latest = {id: learner.initial for id in self.peers}
-        self._round = 0
-        self._kept: dict[int, dict[int, Deferred]] = {}
-        self._behind = 0
-        self._ended: set[int] = set()
-        self._over = world.clock.event()
-        self._progress = (-1, -1)
-
-    def run(self) -> None:
-        """Run until the experiment's stop condition.
-
-        Raises:
-            StalledError: if nobody can make progress any more; says who waits for whom.
-        """
-        clock, limit_s = self.world.clock, self.observer.experiment.stop.sim_time_s
-        self.strategy.setup(self.world.network.graph)
-        self.observer.on_round(0, self.latest, 0)
-        for peer in self.peers.values():
-            peer.node.on_change.append(self._changed)
-            clock.process(self._life(peer))
-        self._count()
-        clock.process(self._watch())
-        if limit_s is not None:
-            clock.after(micros(limit_s), self._end)
-        clock.wait(self._over, self.diagnosis)
-
-    def finish(self, peer: Peer, round: int, model: Deferred) -> None:
-        """Take note that a node has finished a round."""
-        if peer.node.online and peer.finished <= self._round < round:
-            self._behind -= 1
-        peer.finished = round
-        self.updates += 1
-        self.latest[peer.id] = model
-        if round > self._round and not self.learner.dry:
-            self._kept.setdefault(round, {})[peer.id] = model
-        self._advance()
-
-    def diagnosis(self) -> str:
-        """Say who waits for whom."""
-        alive = {id: p for id, p in self.peers.items() if not p.node.crashed and id not in self._ended}
-        lines = [
-            f"node {id} (round {peer.finished} done) waits for {peer.node.waiting_for()}"
-            for id, peer in alive.items()
-        ]
-        more = f"; and {len(lines) - 5} more" if len(lines) > 5 else ""
-        return "; ".join(lines[:5]) + more or "every node has crashed or come to its end"
-
-    def _life(self, peer: Peer) -> Process:
+    def sleep(self, time_s: float) -> Process:
+        """Let simulated time pass."""
+        self.sleeping += 1
         try:
-            yield from self.strategy.run(peer)
-            self._ended.add(peer.id)
-        except RunError:
-            raise
-        except Exception as error:
-            now_s = self.world.clock.now_s
-            reason = f"{type(error).__name__}: {error}"
-            raise RunError(reason, peer.id, peer.finished + 1, now_s, type(self.strategy).__name__) from error
+            yield self.node.clock.timeout(micros(time_s))
+        finally:
+            self.sleeping -= 1
 
-    def _changed(self, node: Node) -> None:
-        if self.peers[node.id].finished <= self._round:
-            self._behind += 1 if node.online else -1
-        self._advance()
+    def start(self, process: Process) -> simpy.Process:
+        """Do something else beside :meth:`PeerStrategy.run`; a mistake in it stops the run, too.
 
-    def _count(self) -> None:
-        """Count the nodes that are online and have not finished the round that is going on."""
-        online = (p for p in self.peers.values() if p.node.online)
-        self._behind = sum(peer.finished <= self._round for peer in online)
+        Returns:
+            The SimPy process; interrupting it ends it, and the training that it is in is wasted.
+        """
+        return self.node.clock.process(self._run.guard(self, process))
 
-    def _advance(self) -> None:
-        while (
-            self._behind == 0 and not self._over.triggered and any(p.node.online for p in self.peers.values())
-        ):
-            self._round += 1
-            kept = self._kept.pop(self._round, {})
-            alive = [id for id, peer in self.peers.items() if not peer.node.crashed]
-            models = {id: kept.get(id, self.latest[id]) for id in alive}
-            if self.observer.on_round(self._round, models, self.updates) or self._round == self.rounds:
-                self._end()
-            self._count()
+    def after(self, delay_s: float, call: Callable[..., Any], *args: Any) -> None:
+        """Call a function later; until then, the node counts as one that has something to do."""
+        self.sleeping += 1
+        self.node.clock.after(micros(delay_s), self._wake, call, args)
 
-    def _end(self) -> None:
-        if not self._over.triggered:
-            self._over.succeed()
+    def _wake(self, call: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self.sleeping -= 1
+        call(*args)
 
-    def _watch(self) -> Process:
-        """Stop a run in which nobody computes, sends, or waits for anything that time alone could bring."""
-        since_s = 0.0
-        while True:
-            yield self.world.clock.timeout(micros(WATCH_S))
-            totals = self.world.totals()
-            progress = (totals["work"], totals["bytes_up"])
-            idle = (id in self._ended or peer.node.stuck for id, peer in self.peers.items())
-            if progress != self._progress:
-                since_s = self.world.clock.now_s
-            elif all(idle) or self.world.clock.now_s - since_s > PATIENCE_S:
-                now_s = self.world.clock.now_s
-                raise StalledError(
-                    f"nobody can make progress: {self.diagnosis()}", None, self._round + 1, now_s
-                )
-            self._progress = progress
+    def on_retire(self, goodbye: Callable[[], Process]) -> None:
+        """Let a process run before the node leaves for good by its own choice, while it is still online."""
+        self.node.goodbye = goodbye
+
+    def finish(self, round: int, model: Deferred, updates: int = 1) -> None:
+        """Declare a round finished, with the model that the node has now and how often it was trained."""
+        self._run.finish(self, round, model, updates)
+
+    def conclude(self, round: int, model: Deferred, updates: int) -> None:
+        """Declare a round finished for everybody, with its one model; of several such declarations the first counts.
+
+        Args:
+            round: the round.
+            model: what came out of it.
+            updates: how many trained models it is made of.
+        """
+        self._run.conclude(round, model, updates)

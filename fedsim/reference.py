@@ -29,11 +29,14 @@ SUPPLIED = {
     "labels",
     "clients",
     "groups",
+    "difficulty",
+    "known",
     "root",
     "shape",
     "classes",
     "local",
     "timeout_s",
+    "select",
 }
 SUPPLIED |= {"node", "world"}
 """Parameters that the engine fills in, or that have a key of their own in the experiment file."""

@@ -5,22 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import networkx as nx
 import numpy as np
 
 from fedsim import parts
-from fedsim.config import Experiment
+from fedsim.config import Experiment, Strategy
 from fedsim.errors import MISSING, BadValue, ConfigError, Problem
 from fedsim.learn import build as learning
+from fedsim.learn.curriculum_expert import consistency
+from fedsim.learn.curriculum_update import ordered
 from fedsim.learn.data import Dataset
 from fedsim.learn.learner import Learner
+from fedsim.learn.local import LocalSGD, LocalUpdate, pace_of
 from fedsim.logs import quiet
+from fedsim.memory import check_memory, need_mb
 from fedsim.peer import PeerStrategy
 from fedsim.world import world as worlds
-from fedsim.world.graph import Graph
+from fedsim.world.graph import Graph, joined, rounds
 from fedsim.world.world import World
 
 
@@ -36,6 +40,7 @@ class Setup:
         graph: the topology.
         dataset: the data.
         owned: the training samples of each client.
+        needs_mb: the memory that each client needs, where the experiment says how much it has.
     """
 
     experiment: Experiment
@@ -45,6 +50,7 @@ class Setup:
     graph: Graph
     dataset: Dataset
     owned: list[np.ndarray]
+    needs_mb: list[float] | None = None
 
     @property
     def has_server(self) -> bool:
@@ -69,6 +75,7 @@ def prepare(experiment: Experiment, dry: bool = False) -> Setup:
             check_timing_only(experiment, strategy)
         server = not isinstance(strategy, PeerStrategy)
         graph = make_graph(experiment, server)
+        check_use(experiment, strategy, graph)
     with _collect(mistakes):
         learner, dataset, owned = learning.build(experiment, dry)
     with _collect(mistakes), experiment.blame("churn"):
@@ -79,9 +86,16 @@ def prepare(experiment: Experiment, dry: bool = False) -> Setup:
             parts.check(parts.find("faults", fault.name), fault.params, {"world": 0, "rng": 0})
     if mistakes:
         raise ConfigError(mistakes)
+    if dry and depends_on_values(strategy) is not False:
+        learner = replace(learner, assumed=experiment.assume.numbers)
     world = worlds.build(experiment, graph, server)
+    needs = None
+    if any(kit.memory_mb is not None for kit in world.kits):
+        needs = need_mb(learner.engine, _updates(strategy, experiment))
+        with experiment.blame("devices"):
+            check_memory(world.kits, needs)
     worlds.start(world, experiment)
-    return Setup(experiment, strategy, world, learner, graph, dataset, owned)
+    return Setup(experiment, strategy, world, learner, graph, dataset, owned, needs)
 
 
 @contextmanager
@@ -98,18 +112,67 @@ def make_strategy(experiment: Experiment) -> Any:
     block = experiment.strategy
     with experiment.blame("strategy"):
         part = parts.find("strategies", block.name)
-        supplied = {"local": block.local, "seed": experiment.seed, "timeout_s": block.timeout_s}
+        supplied: dict[str, Any] = {
+            "local": block.local,
+            "seed": experiment.seed,
+            "timeout_s": block.timeout_s,
+        }
+        select = make_selector(experiment)
+        if select is not None:
+            supplied["select"] = select
         with quiet("flwr"):
             strategy = parts.call(part, block.params, supplied)
         if isinstance(strategy, PeerStrategy):
-            for key, default in (("quorum", 1.0), ("retries", 0)):
-                if getattr(block, key) != default:
-                    rule = f"belongs to a server, and {block.name} has only peers"
-                    raise BadValue(key, getattr(block, key), rule)
-        else:
-            from fedsim.flower.server import check_strategy
+            _check_peers(block)
+            strategy.check(experiment.data.clients)
+            _order(strategy, block)
+            return strategy
+    return _as_server(experiment, part, strategy, select)
 
-            check_strategy(strategy, experiment.data.clients)
+
+def _order(strategy: Any, block: Strategy) -> None:
+    """Put the curriculum, if there is one, around what the peers of a strategy train with."""
+    own = {"train": strategy.update} if hasattr(strategy, "update") else {}
+    if own or block.local.curriculum is not None or block.local.lr_decay:
+        strategy.update = ordered(own, block.local)["train"]
+
+
+def make_selector(experiment: Experiment) -> Any:
+    """Make what chooses the clients of a round; None if the experiment names nothing."""
+    block = experiment.strategy.select
+    if block is None:
+        return None
+    supplied = {"seed": experiment.seed, "timeout_s": experiment.strategy.timeout_s}
+    with experiment.blame("strategy", "select"):
+        select = parts.call(parts.find("selectors", block.name), block.params, supplied)
+        if not hasattr(select, "choose"):
+            raise BadValue("name", block.name, "is not a selector; it has no method choose")
+        select.check(experiment.data.clients)
+    return select
+
+
+def _check_peers(block: Strategy) -> None:
+    defaults = {"on_failure": "stop", "quorum": 1.0, "retries": 0, "select": None, "around": []}
+    for key, default in defaults.items():
+        value = getattr(block, key)
+        if value != default:
+            shown = MISSING if key in ("select", "around") else value
+            raise BadValue(key, shown, f"belongs to a server, and {block.name} has only peers")
+
+
+def _as_server(experiment: Experiment, part: parts.Part, strategy: Any, select: Any) -> Any:
+    """Check one of Flower's strategies or ours, and put around it what it does not take itself."""
+    from fedsim.flower.central import Central
+    from fedsim.flower.chosen import Chosen
+    from fedsim.flower.server import check_strategy, transforms_of, updates_of
+
+    with experiment.blame("strategy"):
+        check_strategy(strategy, experiment.data.clients)
+    updates = updates_of(strategy, experiment)
+    if select is not None and "select" not in parts.parameters(part):
+        strategy = Chosen(strategy, select)
+    for transform in transforms_of(experiment):
+        strategy = transform.around(strategy, updates) if isinstance(transform, Central) else strategy
     return strategy
 
 
@@ -122,16 +185,49 @@ def make_graph(experiment: Experiment, server: bool) -> Graph:
             alone.add_node(0)
             return alone
         part = parts.find("topologies", experiment.topology.name)
-        graph: Graph = parts.call(part, experiment.topology.params, {"n": size, "seed": experiment.seed})
-        _check_graph(experiment.topology.name, graph, size)
+        made = parts.call(part, experiment.topology.params, {"n": size, "seed": experiment.seed})
+        graph = _one_graph(experiment.topology.name, made, size)
+        _check_graph(experiment.topology.name, graph, experiment.network.overlay)
     return graph
 
 
-def _check_graph(name: str, graph: Any, size: int) -> None:
-    if not isinstance(graph, nx.Graph) or graph.is_directed():
-        raise BadValue("name", name, "must return an undirected networkx.Graph")
-    if sorted(graph) != list(range(size)):
-        raise BadValue("name", name, f"must return a graph with the nodes 0 to {size - 1}")
+def _one_graph(name: str, made: Any, size: int) -> Graph:
+    """Return an ordinary graph as it is, and the links of a directed one or of a sequence of graphs."""
+    graphs = list(made) if isinstance(made, list | tuple) else [made]
+    if not graphs or not all(isinstance(graph, nx.Graph) for graph in graphs):
+        raise BadValue(
+            "name", name, "must return a networkx.Graph or a list of such graphs, one for each round"
+        )
+    for graph in graphs:
+        if not all(isinstance(node, int) for node in graph) or sorted(graph) != list(range(size)):
+            rule = f"must return a graph with the nodes 0 to {size - 1}; this one has {len(graph)} nodes"
+            raise BadValue("name", name, rule)
+    if any(graph.is_directed() for graph in graphs):
+        arrows: nx.DiGraph[int] = nx.compose_all([nx.DiGraph(graph) for graph in graphs])
+        if not nx.is_strongly_connected(arrows):
+            count = nx.number_strongly_connected_components(arrows)
+            rule = f"must let every node reach every other one; this one has {count} strong components"
+            raise BadValue("name", name, rule)
+    return graphs[0] if len(graphs) == 1 and not graphs[0].is_directed() else joined(graphs)
+
+
+def check_use(experiment: Experiment, strategy: Any, graph: Graph) -> None:
+    """Refuse a topology whose links have directions, or change, for a strategy that has no use for that.
+
+    Raises:
+        ConfigError: naming the topology.
+    """
+    graphs, name, method = rounds(graph), experiment.topology.name, experiment.strategy.name
+    with experiment.blame("topology"):
+        if any(one.is_directed() for one in graphs) and not getattr(strategy, "directed", False):
+            rule = f"is directed, and {method} needs links that work both ways"
+            raise BadValue("name", name, rule, "take an undirected topology, or push_sum")
+        if len(graphs) > 1 and not getattr(strategy, "varying", False):
+            rule = f"is a sequence of {len(graphs)} graphs, and {method} needs one that does not change"
+            raise BadValue("name", name, rule)
+
+
+def _check_graph(name: str, graph: Graph, overlay: bool) -> None:
     for a, b, edge in graph.edges(data=True):
         for key, least in (("latency_ms", 0.0), ("mbps", 1e-6)):
             value = edge.get(key, 1.0)
@@ -139,47 +235,102 @@ def _check_graph(name: str, graph: Any, size: int) -> None:
                 raise BadValue(
                     "name", name, f"gives edge {a}-{b} {key} = {value!r}; it must be at least {least:g}"
                 )
-    if not nx.is_connected(graph):
+    if not overlay and not nx.is_connected(graph):
         count = nx.number_connected_components(graph)
         raise BadValue("name", name, f"must return a connected graph; this one has {count} components")
 
 
+def _updates(strategy: Any, experiment: Experiment) -> list[LocalUpdate]:
+    """Return what clients or peers compute: a strategy's own updates, or plain local SGD."""
+    if isinstance(strategy, PeerStrategy):
+        return [getattr(strategy, "update", None) or LocalSGD(experiment.strategy.local)]
+    from fedsim.flower.server import updates_of
+
+    return list(updates_of(strategy, experiment).values())
+
+
+def _innermost(strategy: Any) -> Any:
+    """Return the strategy that others are wrapped around."""
+    while hasattr(strategy, "strategy"):
+        strategy = strategy.strategy
+    return strategy
+
+
+def depends_on_values(strategy: Any) -> bool | None:
+    """Tell whether what happens when depends on computed numbers; None if the strategy does not say."""
+    declared = getattr(strategy, "timing_depends_on_values", None)
+    if declared is None and type(_innermost(strategy)).__module__.startswith("flwr."):
+        return False  # none of Flower's own strategies chooses clients by values
+    return declared
+
+
 def check_timing_only(experiment: Experiment, strategy: Any) -> None:
-    """Refuse to keep time only where what happens depends on values.
+    """Refuse to keep time only where what happens depends on values, and nothing is assumed of them.
 
     Raises:
         ConfigError: naming the choice that does.
     """
-    if experiment.stop.target is not None:
-        with experiment.blame("stop"):
-            rule = "a timing-only run has no accuracy to compare with"
-            raise BadValue("target", MISSING, rule, "leave it out with --set stop.target=null")
-    declared = getattr(strategy, "timing_depends_on_values", None)
-    if declared is None and type(strategy).__module__.startswith("flwr."):
-        declared = False  # none of Flower's own strategies chooses clients by values
-    if declared is not False:
+    _check_target(experiment)
+    depends = depends_on_values(strategy)
+    if depends is not False and not experiment.assume.numbers:
         with experiment.blame("strategy"):
-            name = type(strategy).__name__
-            why = "its choices depend on values" if declared else "it does not say whether its choices do not"
-            hint = "" if declared else f"if they do not, set {name}.timing_depends_on_values = False"
+            name = type(_innermost(strategy)).__name__
+            why = "its choices depend on values" if depends else "it does not say whether its choices do not"
+            names = dict.fromkeys(name for one in _updates(strategy, experiment) for name in one.metrics)
+            hint = f"say what to assume of them: assume: {{{', '.join(f'{one}: 1.0' for one in names)}}}"
+            if not depends:
+                hint = f"if they do not, set {name}.timing_depends_on_values = False; if they do, {hint}"
             raise BadValue("name", experiment.strategy.name, f"cannot run timing-only: {why}", hint)
+
+
+def _check_target(experiment: Experiment) -> None:
+    stop, assumed = experiment.stop, experiment.assume.accuracy
+    if stop.target is None:
+        return
+    with experiment.blame("stop"):
+        if assumed is None:
+            hint = "leave it out with --set stop.target=null, or say what to assume: --set assume.accuracy=1"
+            raise BadValue("target", MISSING, "a timing-only run has no accuracy to compare with", hint)
+        if assumed < stop.target.accuracy and stop.rounds is None and stop.sim_time_s is None:
+            rule = f"the assumed accuracy of {assumed:g} never reaches {stop.target.accuracy:g}"
+            raise BadValue("target", MISSING, rule, "give stop.rounds or stop.sim_time_s as well")
 
 
 def describe(setup: Setup) -> dict[str, Any]:
     """Return what the start of a run is recorded with: presence, edges, labels."""
-    world, dataset = setup.world, setup.dataset
-    edges = world.network.graph.edges(data=True)
+    dataset = setup.dataset
     labels = np.asarray(dataset.y)
     counts = []
     if dataset.classes:
         for client, own in enumerate(setup.owned):
             found, count = np.unique(labels[own], return_counts=True)
             counts += [(client, int(label), int(k)) for label, k in zip(found, count, strict=True)]
+    return {**describe_world(setup.world), "labels": counts}
+
+
+def ordering(setup: Setup) -> dict[str, Any]:
+    """Return what there is to record of a curriculum: the pace of a client of median size, and how clients differ."""
+    local, data = setup.experiment.strategy.local, setup.experiment.data
+    found: dict[str, Any] = {}
+    pace = pace_of(local, int(np.median(setup.learner.sizes)))
+    if pace:
+        assert local.curriculum is not None  # without one, there is no pace
+        found["pace"] = {"clock": "step" if local.curriculum.rounds is None else "round", "sizes": pace}
+    if data.partition.name == "by_difficulty":
+        known = data.partition.params.get("by") == "known"
+        hard = setup.dataset.difficulty if known else setup.learner.engine.data.expert_losses()
+        between, within = consistency(np.asarray(hard), setup.owned)
+        found |= {"difficulty_between_clients": between, "difficulty_within_clients": within}
+    return found
+
+
+def describe_world(world: World) -> dict[str, Any]:
+    """Return what the start of a run in this world is recorded with: presence and edges."""
+    edges = world.network.graph.edges(data=True)
     return {
         "edges": [
             (a, b, e["latency_us"] / 1000, e["bits_per_s"] / 1e6 if e["bits_per_s"] else None)
             for a, b, e in edges
         ],
-        "labels": counts,
         "presence": [(0, node.id, int(node.online)) for node in world.nodes],
     }

@@ -137,7 +137,7 @@ def generate(churn: Mapping[str, Any], nodes: int, period_s: float, seed: int) -
     world = worlds.build(experiment, nx.empty_graph(nodes), server=False)
     worlds.start(world, experiment)
     edges: list[list[int]] = [[0] if node.online else [] for node in world.nodes]
-    world.log.listener = lambda time_us, _kind, node, *_: edges[node].append(time_us)
+    world.log.listen(lambda time_us, _kind, node, *_: edges[node].append(time_us))
     end_us = micros(period_s)
     world.clock.run(until=end_us)
     sessions = []

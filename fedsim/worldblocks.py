@@ -7,6 +7,10 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from fedsim.blocks import Block, Constant, Draw, NonNegative, Positive, PositiveDraw
+from fedsim.errors import MISSING, BadValue
+
+EXTRAS = ("joules_per_sample", "joules_per_byte", "memory_mb")
+"""What devices may have besides their speed."""
 
 
 class Server(Block):
@@ -37,10 +41,12 @@ class Network(Block):
         default=Constant(value=0), description="latency added at each client or peer in milliseconds"
     )
     up_mbps: PositiveDraw | None = Field(
-        default=None, description="upload of each client or peer in Mbit/s; null is unlimited"
+        default=None,
+        description="upload of each client or peer in Mbit/s; null is what devices.trace records, or unlimited",
     )
     down_mbps: PositiveDraw | None = Field(
-        default=None, description="download of each client or peer in Mbit/s; null is unlimited"
+        default=None,
+        description="download of each client or peer in Mbit/s; null is what devices.trace records, or unlimited",
     )
     edge_mbps: PositiveDraw | None = Field(
         default=None, description="capacity of each link in Mbit/s; null is unlimited"
@@ -62,7 +68,23 @@ class Network(Block):
         return path
 
 
-class DeviceClass(Block):
+class Extras(Block):
+    """What a device may have besides its speed; nothing of it changes what happens when."""
+
+    joules_per_sample: Draw | None = Field(
+        default=None, description="energy per gradient of one sample in joules, for each node"
+    )
+    joules_per_byte: Draw | None = Field(
+        default=None, description="energy per byte sent or received in joules, for each node"
+    )
+    memory_mb: PositiveDraw | None = Field(
+        default=None,
+        description="memory of each node in megabytes of 10^6 bytes; the weights that local training holds and one "
+        "batch must fit into it; null is unlimited",
+    )
+
+
+class DeviceClass(Extras):
     """Devices of one kind."""
 
     share: float = Field(gt=0, le=1, description="the class's share of the nodes")
@@ -76,17 +98,20 @@ class Stragglers(Block):
     factor: float = Field(ge=1, description="how many times longer everything takes them")
 
 
-class Devices(Block):
-    """How fast the nodes compute, from exactly one source."""
+class Devices(Extras):
+    """How fast the nodes compute, from exactly one source; and what else they have, in all classes or in none."""
 
     seconds_per_sample: PositiveDraw | None = Field(
         default=Constant(value=0.001), description="seconds per gradient of one sample, for each node"
     )
     classes: list[DeviceClass] | None = Field(
-        default=None, description="instead: kinds of devices, each with its share and seconds_per_sample"
+        default=None,
+        description="instead: kinds of devices, each with its share and seconds_per_sample; energy and memory that a "
+        "class does not name are those of all devices",
     )
     trace: str | None = Field(
-        default=None, description="instead: a capacity trace; node i is the row i modulo the number of rows"
+        default=None,
+        description="instead: a capacity trace; node i is the row i modulo the number of rows, bandwidths included",
     )
     stragglers: Stragglers | None = Field(default=None, description="how the slowest nodes are slowed down")
 
@@ -103,6 +128,16 @@ class Devices(Block):
         if classes is not None and abs(total - 1) > 1e-9:
             raise ValueError(f"the shares of the classes add up to {total:.9g}, must add up to 1")
         return classes
+
+    @model_validator(mode="after")
+    def _all_classes(self) -> Devices:
+        for key in EXTRAS:
+            named = [getattr(one, key) is not None for one in self.classes or ()]
+            if getattr(self, key) is None and any(named) and not all(named):
+                rule = f"has no {key}, and class {named.index(True)} has one"
+                hint = f"give it to every class, or say devices.{key} for the others"
+                raise BadValue(f"classes.{named.index(False)}", MISSING, rule, hint)
+        return self
 
     @model_validator(mode="after")
     def _one_source(self) -> Devices:

@@ -70,7 +70,7 @@ def grid_of(clients, *faults, limit_s=None):
     )
     world = worlds.build(experiment, star(clients + 1), True)
     events = []
-    world.log.listener = lambda *event: events.append(event)
+    world.log.listen(lambda *event: events.append(event))
     worlds.start(world, experiment)
     return SimGrid(world, Clients(), DETECT_US / 1e6, limit_s), events
 

@@ -10,9 +10,11 @@ import pytest
 
 from fedsim.config import Local, load
 from fedsim.errors import NotFiniteError, RunError, StalledError
+from fedsim.learn.learner import Place
 from fedsim.learn.local import LocalSGD
 from fedsim.observer import Observer
-from fedsim.peer import PeerRun, PeerStrategy
+from fedsim.peer import PeerStrategy
+from fedsim.peerrun import PeerRun
 from fedsim.record.store import Record
 from fedsim.setup import prepare
 from fedsim.threads import limited
@@ -77,7 +79,7 @@ def make(tmp_path):
             Noting(setup.experiment, setup.learner, setup.world, records[-1]),
         )
         run.events = []
-        setup.world.log.listener = lambda *event: run.events.append(event)
+        setup.world.log.listen(lambda *event: run.events.append(event))
         return run
 
     yield make
@@ -205,7 +207,7 @@ def test_nodes_train_on_their_own_data_from_their_own_model(make):
     for node in range(3):
         model = learner.initial
         for round in (1, 2):
-            place = type("Place", (), {"node": node, "round": round, "sim_time_s": 0.0})
+            place = Place(node, round, 0.0)
             model = learner.train(update, node, {"arrays": model}, place).pick("arrays")
         assert np.array_equal(model.value(), run.observer.models[node].value())
 
@@ -287,9 +289,9 @@ def finished(run, strategy):
     notes = {}
     finish = run.finish
 
-    def noting(peer, round, model):
+    def noting(peer, round, model, updates):
         notes.setdefault(peer.id, []).append((round, run.world.clock.now_s))
-        finish(peer, round, model)
+        finish(peer, round, model, updates)
 
     run.finish = noting
     return notes

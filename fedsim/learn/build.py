@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from fedsim import parts
 from fedsim.config import Experiment
 from fedsim.errors import BadValue
 from fedsim.learn import models
+from fedsim.learn.curriculum_expert import Judge
 from fedsim.learn.data import Dataset
 from fedsim.learn.engines import Shard
 from fedsim.learn.engines.choose import choose
@@ -37,11 +41,10 @@ def build(experiment: Experiment, dry: bool = False) -> tuple[Learner, Dataset, 
     Raises:
         ConfigError: if a part refuses its parameters.
     """
-    dataset, owned = load(experiment)
-    with experiment.blame("model"):
-        part = parts.find("models", experiment.model.name)
-        shape, rng = tuple(dataset.x.shape[1:]), stream(experiment.seed, "model")
-        module = models.build(part, experiment.model.params, shape, dataset.classes, rng)
+    dataset = load(experiment)
+    judge = functools.cache(lambda: _judge(experiment, dataset))
+    owned = deal(experiment, dataset, lambda: judge().losses)
+    module = _model(experiment, dataset)
     settings = experiment.compute
     with experiment.blame("compute"):
         device = find_device(settings.device)
@@ -50,45 +53,86 @@ def build(experiment: Experiment, dry: bool = False) -> tuple[Learner, Dataset, 
     with experiment.blame("model"):
         _try(task, dataset, experiment.model.name)
     cast = [_cast(values, task) for values in (dataset.x, dataset.y, dataset.x_test, dataset.y_test)]
-    shard = Shard(cast[0], cast[1], [torch.from_numpy(own).to(device) for own in owned])
+    _check_measure(experiment, task)
+    difficulty = functools.cache(lambda: _cast(torch.from_numpy(judge().losses), task))
+    shard = Shard(cast[0], cast[1], [torch.from_numpy(own).to(device) for own in owned], difficulty)
     engine, reason = choose(task, shard, settings.engine, settings.slots)
     log.info("engine: %s (%s)", type(engine).__name__.lower(), reason)
+    seed, chunk = experiment.seed, experiment.evaluate.batch_size
     return (
-        Learner(engine, cast[2], cast[3], experiment.seed, experiment.evaluate.batch_size, dry),
+        Learner(engine, cast[2], cast[3], seed, chunk, dry, optimum=_optimum(dataset, task)),
         dataset,
         owned,
     )
 
 
-def load(experiment: Experiment) -> tuple[Dataset, list[np.ndarray]]:
-    """Load the dataset and deal its training samples out to the clients."""
-    data, seed = experiment.data, experiment.seed
+def _optimum(dataset: Dataset, task: Task) -> Tensor | None:
+    """Return the best weights in the model's own form, if the data have them and the model is theirs."""
+    if dataset.optimum is None or len(dataset.optimum) != task.size:
+        return None
+    return _cast(dataset.optimum, task)
+
+
+def load(experiment: Experiment) -> Dataset:
+    """Load the dataset."""
+    data = experiment.data
     folder = data.root or os.environ.get("FEDSIM_DATA")
     with experiment.blame("data"):
         source = parts.find("datasets", data.name)
         supplied: dict[str, Any] = {
             "clients": data.clients,
-            "seed": seed,
+            "seed": experiment.seed,
             "root": Path(folder) if folder else None,
         }
         dataset = parts.call(source, data.params, supplied)
         if not isinstance(dataset, Dataset):
             raise BadValue("name", data.name, f"must return a Dataset, not {type(dataset).__name__}")
-    supplied = {
+    return dataset
+
+
+def deal(experiment: Experiment, dataset: Dataset, difficulty: Callable[[], np.ndarray]) -> list[np.ndarray]:
+    """Deal the training samples out to the clients; ``difficulty`` returns how hard an expert finds each [N]."""
+    data = experiment.data
+    supplied: dict[str, Any] = {
         "labels": np.asarray(dataset.y),
         "clients": data.clients,
-        "rng": stream(seed, "partition"),
+        "rng": stream(experiment.seed, "partition"),
         "groups": dataset.groups,
+        "difficulty": difficulty,
+        "known": dataset.difficulty,
     }
     try:
-        deal = parts.find("partitions", data.partition.name)
-        dealt = parts.call(deal, data.partition.params, supplied)
+        partition = parts.find("partitions", data.partition.name)
+        dealt = parts.call(partition, data.partition.params, supplied)
         owned = _check_deal(data.partition.name, dealt, data.clients, len(dataset.y))
     except BadValue as error:
         # The number of clients stands one level above the partition that refuses it.
         block = ("data",) if error.key == "clients" else ("data", "partition")
         raise experiment.problem(block, error) from error
-    return dataset, owned
+    return owned
+
+
+def _model(experiment: Experiment, dataset: Dataset) -> nn.Module:
+    with experiment.blame("model"):
+        part = parts.find("models", experiment.model.name)
+        shape, rng = tuple(dataset.x.shape[1:]), stream(experiment.seed, "model")
+        return models.build(part, experiment.model.params, shape, dataset.classes, rng)
+
+
+def _judge(experiment: Experiment, dataset: Dataset) -> Judge:
+    """Return the expert: the same model, on the same samples."""
+    device = find_device(experiment.compute.device)
+    x, y = dataset.x.to(device), dataset.y.to(device)
+    module = _model(experiment, dataset).to(device, x.dtype)
+    return Judge(module, x, y, experiment.expert, experiment.seed, dataset.loss)
+
+
+def _check_measure(experiment: Experiment, task: Task) -> None:
+    paced = experiment.strategy.local.curriculum
+    if paced is not None and paced.measure == "error" and not task.classifies:
+        with experiment.blame("strategy"):
+            rule = "needs classes, and these data have numbers to predict"
+            raise BadValue("local.curriculum.measure", paced.measure, rule, "take loss")
 
 
 def _check_deal(name: str, dealt: Any, clients: int, samples: int) -> list[np.ndarray]:

@@ -36,13 +36,12 @@ class Dataset:
         groups: [N] the natural client of each training sample, numbered 0..G-1, or None if there is none.
         loss: ``"cross_entropy"`` of logits, or ``"half_square"``: 0.5 (prediction - target)^2 of a sample.
         optimum: [d] the exact minimiser of the unweighted mean of the natural clients' mean losses, if known.
+        difficulty: [N] how hard each training sample is known to be, or None.
 
     Raises:
         BadValue: if the fields do not fit together; the key is the field.
 
     >>> line = torch.tensor([[0.0], [1.0]])
-    >>> Dataset("two", line, torch.tensor([0, 1]), line, torch.tensor([0, 1]), classes=2).shape
-    (1,)
     >>> Dataset("two", line, torch.tensor([0, 2]), line, torch.tensor([0, 1]), classes=2)
     Traceback (most recent call last):
     fedsim.errors.BadValue: y: 2: labels must be between 0 and 1, for 2 classes
@@ -57,6 +56,7 @@ class Dataset:
     groups: NDArray[np.int64] | None = None
     loss: str = "cross_entropy"
     optimum: Tensor | None = None
+    difficulty: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:

@@ -8,7 +8,7 @@ everything it depends on is computed, batch by batch; what nobody needs is never
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -16,6 +16,15 @@ from torch import Tensor
 from fedsim.errors import ValueNeeded
 
 Inputs = dict[str, Any]
+
+
+class Assumed(dict[str, float]):
+    """Numbers that stand in for computed ones; one that nobody has given is asked for by name."""
+
+    def __missing__(self, name: str) -> float:
+        """Refuse to make a number up."""
+        known = ", ".join(self) or "nothing"
+        raise ValueNeeded(f"the strategy reads {name}, and assume has only {known}; add {name} to assume")
 
 
 class Call(Protocol):
@@ -61,9 +70,17 @@ class Deferred:
         return deferred
 
     @classmethod
-    def phantom(cls) -> Deferred:
-        """Return a value that will never be there; all that depends on it will not be there either."""
-        deferred = cls.known(None)
+    def phantom(cls, assumed: Mapping[str, float] | None = None) -> Deferred:
+        """Return a value that will never be there; all that depends on it will not be there either.
+
+        Args:
+            assumed: numbers of a deferred dictionary that can be read as if they had been computed; None has none.
+
+        >>> result = Deferred.phantom({"train_loss": 0.5})
+        >>> result.pick("train_loss").value(), result.pick("arrays").is_phantom
+        (0.5, True)
+        """
+        deferred = cls.known(None if assumed is None else Assumed(assumed))
         deferred._phantom = True
         return deferred
 
@@ -77,6 +94,11 @@ class Deferred:
         """Whether the value will never be there, as in a timing-only run."""
         return self._phantom
 
+    @property
+    def assumed(self) -> Assumed | None:
+        """The numbers that stand in for those of a phantom, or None."""
+        return self._value if self._phantom else None
+
     def value(self) -> Any:
         """Compute the value if need be, and return it.
 
@@ -88,6 +110,9 @@ class Deferred:
 
     def pick(self, name: str) -> Deferred:
         """Return one entry of a deferred dictionary."""
+        if self._phantom:
+            known = self._value or {}
+            return Deferred.known(known[name]) if name in known else Deferred.phantom()
         return Deferred(_Pick(name), {"of": self})
 
     def __add__(self, other: Deferred) -> Deferred:
@@ -114,12 +139,30 @@ def combine(vectors: Sequence[Deferred], factors: Sequence[float]) -> Deferred:
     """
     if len(vectors) != len(factors) or not vectors:
         raise ValueError(f"{len(vectors)} vectors and {len(factors)} factors")
+    for vector in vectors:
+        if vector.is_phantom:
+            return vector
     return Deferred(_Combine(tuple(factors)), {str(i): vector for i, vector in enumerate(vectors)})
 
 
-def mean(vectors: Sequence[Deferred]) -> Deferred:
-    """Return the unweighted mean of vectors, summed in the order given."""
-    return combine(vectors, [1.0] * len(vectors)) / len(vectors)
+def mean(vectors: Sequence[Deferred], weights: Sequence[float] | None = None) -> Deferred:
+    """Return the mean of vectors, summed in the order given.
+
+    Args:
+        vectors: at least one deferred vector, all of one length.
+        weights: one number for each, not all 0; None counts all the same.
+    """
+    weights = [1.0] * len(vectors) if weights is None else weights
+    return combine(vectors, weights) / sum(weights)
+
+
+def apply(function: Callable[[Any], Any], to: Deferred) -> Deferred:
+    """Return what a function makes of a deferred value.
+
+    >>> apply(len, Deferred.known([3, 1])).value()
+    2
+    """
+    return Deferred(_Apply(function), {"of": to})
 
 
 def compute(wanted: Iterable[Deferred]) -> None:
@@ -162,9 +205,9 @@ def _closure(wanted: Iterable[Deferred]) -> tuple[dict[Deferred, int], dict[Defe
     stack = list(wanted)
     while stack:
         value = stack.pop()
-        if value._phantom:
+        if value._phantom and value.assumed is None:
             raise ValueNeeded("a timing-only run has no values; this choice depends on one")
-        if value.done or value in waiting:
+        if value._call is None or value in waiting:
             continue
         missing = [source for source in dict.fromkeys(value._inputs.values()) if not source.done]
         waiting[value] = len(missing)
@@ -196,6 +239,14 @@ class _Pick(_Cheap):
 
     def one(self, given: Inputs) -> Any:
         return given["of"][self.name]
+
+
+class _Apply(_Cheap):
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
+
+    def one(self, given: Inputs) -> Any:
+        return self.function(given["of"])
 
 
 class _Divide(_Cheap):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,13 +18,14 @@ from fedsim.learn.local import LocalUpdate, State
 from fedsim.rng import stream
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where in the simulated world a computation belongs; errors name it."""
 
     node: int
     round: int
     sim_time_s: float
+    visit: int = 1
+    """How often the node has worked in this round, this time included."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,9 @@ class Learner:
         seed: the experiment's seed.
         chunk: how many samples are evaluated at a time.
         dry: keep time only: every value is a phantom.
+        drop: a local update that fails gives a :class:`Failed`, instead of stopping the run.
+        assumed: numbers that can be read all the same, by name; None has none.
+        optimum: the best weights [P], where the data have a known one.
     """
 
     engine: Engine
@@ -43,11 +50,19 @@ class Learner:
     seed: int
     chunk: int = 1000
     dry: bool = False
+    drop: bool = False
+    assumed: Mapping[str, float] | None = None
+    optimum: Tensor | None = None
 
     @property
     def initial(self) -> Deferred:
         """The weights that everybody starts from [P]."""
         return Deferred.phantom() if self.dry else Deferred.known(self.engine.task.initial)
+
+    @cached_property
+    def zeros(self) -> Deferred:
+        """A vector of zeros [P]."""
+        return Deferred.phantom() if self.dry else Deferred.known(torch.zeros_like(self.engine.task.initial))
 
     @property
     def sizes(self) -> list[int]:
@@ -55,29 +70,54 @@ class Learner:
         return self.engine.data.sizes
 
     def train(
-        self, update: LocalUpdate, client: int, given: Mapping[str, Deferred], place: Place
+        self,
+        update: LocalUpdate,
+        client: int,
+        given: Mapping[str, Deferred],
+        place: Place,
+        numbers: Mapping[str, float] | None = None,
     ) -> Deferred:
-        """Return what a client will send back, as a deferred dictionary of vectors [P] and metrics [].
+        """Return what a client will send and keep, as a deferred dictionary of vectors [P] and metrics [].
 
         Args:
             update: what it does.
             client: whose data it uses.
-            given: the vectors that the update takes, by name.
-            place: where and when; the round names the client's random stream.
+            given: the vectors that the update takes, and those that the client keeps for it, by name.
+            place: where and when; the round and the visit name the client's random streams.
+            numbers: what is said to the client in place of the update's scalars of these names; others are ignored.
         """
-        missing = [name for name in update.takes if name not in given]
+        names = update.takes + update.keeps
+        missing = [name for name in names if name not in given]
         if missing:
             reason = f"the update needs {missing} and was given {sorted(given)}"
             raise RunError(reason, place.node, place.round, place.sim_time_s, "train")
         if self.dry:
-            return Deferred.phantom()
-        return Deferred(Train(self, update, client, place), {name: given[name] for name in update.takes})
+            return Deferred.phantom(self.assumed)
+        return Deferred(
+            Train(self, update, client, place, numbers or {}), {name: given[name] for name in names}
+        )
 
     def evaluate(self, weights: Deferred, client: int | None = None) -> Deferred:
         """Return loss (and accuracy) as a deferred dictionary, on the test data or on a client's own data."""
         if self.dry:
-            return Deferred.phantom()
+            return Deferred.phantom(self.assumed)
         return Deferred(Evaluate(self, client), {"weights": weights})
+
+
+class Failed(dict[str, Tensor]):
+    """What is left of a local update that failed: what the client keeps, as it was before; all else raises the error.
+
+    Args:
+        error: what happened, and where.
+        kept: vectors [P] by name.
+    """
+
+    def __init__(self, error: RunError, kept: State) -> None:
+        super().__init__(kept)
+        self.error = error
+
+    def __missing__(self, name: str) -> Tensor:
+        raise self.error
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +128,7 @@ class Train:
     update: LocalUpdate
     client: int
     place: Place
+    numbers: Mapping[str, float]
 
     @property
     def batch(self) -> tuple[str, int, int]:
@@ -99,29 +140,53 @@ class Train:
         try:
             jobs = [call._job(given) for call, given in zip(calls, inputs, strict=True)]
             results = self.learner.engine.train(jobs)
-        except FedsimError:
-            raise
         except Exception as error:
+            if isinstance(error, FedsimError) and not self.learner.drop:
+                raise
             if len(calls) > 1:  # one by one, so that the error names the client that fails
                 return [call.run([call], [given])[0] for call, given in zip(calls, inputs, strict=True)]
             place = self.place
             reason = f"{type(error).__name__}: {error}"
-            raise RunError(reason, place.node, place.round, place.sim_time_s, "train") from error
-        for call, result in zip(calls, results, strict=True):
-            call._check(result)
-        return results
+            broken = RunError(reason, place.node, place.round, place.sim_time_s, "train")
+            return [self._failed(broken, inputs[0], error)]
+        return [
+            call._checked(result, given) for call, result, given in zip(calls, results, inputs, strict=True)
+        ]
 
     def _job(self, given: Inputs) -> TrainJob:
         learner, client = self.learner, self.client
-        rng = stream(learner.seed, "batches", client, self.place.round)
-        return TrainJob(self.update, client, self.update.batches(learner.sizes[client], rng), given)
+        rows = self.update.batches(learner.sizes[client], self._stream("batches"))
+        task = learner.engine.task
+        drawn = {
+            name: torch.from_numpy(vector).to(task.device, task.dtype)
+            for name, vector in self.update.draws(task.size, self._stream("draws")).items()
+        }
+        own = self.update.scalars(client, learner.sizes[client])
+        said = {
+            name: torch.tensor(number, dtype=task.dtype, device=task.device)
+            for name, number in self.numbers.items()
+            if name in own
+        }
+        return TrainJob(self.update, client, rows, {**given, **drawn, **said})
 
-    def _check(self, result: State) -> None:
+    def _stream(self, purpose: str) -> np.random.Generator:
+        """Return a stream of this visit; the first of a round has the round's own."""
+        visit = self.place.visit
+        name = purpose if visit == 1 else f"{purpose} {visit}"
+        return stream(self.learner.seed, name, self.client, self.place.round)
+
+    def _checked(self, result: State, given: Inputs) -> State:
         bad = [name for name, value in result.items() if not bool(torch.isfinite(value).all())]
-        if bad:
-            place = self.place
-            reason = f"NaN or infinity in {', '.join(bad)}; a smaller learning rate may help"
-            raise NotFiniteError(reason, place.node, place.round, place.sim_time_s, "train")
+        if not bad:
+            return result
+        place = self.place
+        reason = f"NaN or infinity in {', '.join(bad)}; a smaller learning rate may help"
+        return self._failed(NotFiniteError(reason, place.node, place.round, place.sim_time_s, "train"), given)
+
+    def _failed(self, error: RunError, given: Inputs, cause: Exception | None = None) -> State:
+        if not self.learner.drop:
+            raise error from cause
+        return Failed(error, {name: given[name] for name in self.update.keeps})
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,9 +74,9 @@ def dirichlet(
     owner = np.empty(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        sizes = _sizes(rng.dirichlet(np.full(clients, alpha)), len(members))
+        sizes = cut(rng.dirichlet(np.full(clients, alpha)), len(members))
         owner[members] = np.repeat(np.arange(clients), sizes)
-    return _by_owner(_top_up(owner, clients, minimum, rng), clients)
+    return _by_owner(top_up(owner, clients, minimum, rng), clients)
 
 
 def shards(
@@ -127,7 +127,7 @@ def shards(
     for code in range(len(distinct)):
         members = rng.permutation(np.flatnonzero(codes == code))
         owner[members] = np.resize(holders[named == code], len(members))
-    return _by_owner(_top_up(owner, clients, minimum, rng), clients)
+    return _by_owner(top_up(owner, clients, minimum, rng), clients)
 
 
 def quantity(
@@ -156,9 +156,9 @@ def quantity(
     _check_enough(labels, clients, minimum)
     logarithms = sigma * rng.standard_normal(clients)
     # Only the ratios matter; the largest weight is set to 1, because exp overflows for a large sigma.
-    sizes = _sizes(np.exp(logarithms - logarithms.max()), len(labels))
+    sizes = cut(np.exp(logarithms - logarithms.max()), len(labels))
     owner = rng.permutation(np.repeat(np.arange(clients), sizes))
-    return _by_owner(_top_up(owner, clients, minimum, rng), clients)
+    return _by_owner(top_up(owner, clients, minimum, rng), clients)
 
 
 def natural(labels: Labels, clients: int, *, groups: NDArray[Any] | None = None) -> list[Indices]:
@@ -241,15 +241,23 @@ def _runs(
     return named[:places], holders[:places]
 
 
-def _sizes(weights: NDArray[np.float64], total: int) -> Indices:
-    """Round ``total`` shared in proportion to ``weights`` to whole numbers with exactly that sum."""
+def cut(weights: NDArray[np.float64], total: int) -> Indices:
+    """Round ``total`` shared in proportion to ``weights`` to whole numbers with exactly that sum.
+
+    >>> cut(np.array([1.0, 1.0, 2.0]), 10).tolist()
+    [2, 3, 5]
+    """
     edges = np.cumsum(weights)
     cuts: Indices = np.rint(edges / edges[-1] * total).astype(np.int64)
     return np.diff(cuts, prepend=0)
 
 
-def _top_up(owner: Indices, clients: int, minimum: int, rng: np.random.Generator) -> Indices:
-    """Move random samples from the largest client until each holds ``minimum``."""
+def top_up(owner: Indices, clients: int, minimum: int, rng: np.random.Generator) -> Indices:
+    """Move random samples from the largest client until each holds ``minimum``.
+
+    >>> top_up(np.array([0, 0, 0, 1]), 3, 1, np.random.default_rng(0)).tolist().count(2)
+    1
+    """
     owner, held = owner.copy(), np.bincount(owner, minlength=clients)
     for client in np.flatnonzero(held < minimum):
         while held[client] < minimum:

@@ -82,6 +82,26 @@ class Task:
         losses = self.losses(self.predict(weights, batch.x), batch.y)
         return (losses * batch.weight).sum() / batch.weight.sum().clamp(min=1.0)
 
+    @torch.no_grad()
+    def scores(self, weights: Tensor, x: Tensor, y: Tensor, measure: str = "loss") -> Tensor:
+        """Return how hard each sample is [B], without a trace in the model.
+
+        Args:
+            weights: of the model that judges [P].
+            x: inputs [B, …].
+            y: labels or targets [B].
+            measure: ``"loss"``, or ``"error"`` for 1 where a sample is classified wrongly and 0 elsewhere.
+        """
+        training = self.module.training
+        self.module.eval()
+        try:
+            outputs = self.predict(weights, x)
+        finally:
+            self.module.train(training)
+        if measure == "error":
+            return (outputs.argmax(-1) != y).to(outputs.dtype)
+        return self.losses(outputs, y)
+
     def gradient(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return gradient [P] and loss [] of one client's batch."""
         weights = weights.detach().requires_grad_()

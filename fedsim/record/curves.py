@@ -34,7 +34,8 @@ from fedsim.record.style import (
 
 @rc_context(STYLE)
 def curves(metrics: Table, rounds: Table, target: float | None = None, faults: Table | None = None) -> Figure:
-    """Draw test accuracy against rounds, simulated time and bytes sent; the loss if there is no accuracy.
+    """Draw test accuracy against rounds, simulated time and bytes sent; the distance to the known best model, or
+    else the loss, if there is no accuracy.
 
     Args:
         metrics: the table ``metrics``; from its per-node rows (or the metrics ``accuracy_min`` and
@@ -68,7 +69,9 @@ def curves(metrics: Table, rounds: Table, target: float | None = None, faults: T
             note = f"{target:g} at {write(cost[reached])}"
             _draw_target(ax, target, x[reached], table[name][reached], note, rising)
     mark_faults(panels[1], faults, scale(table["time_s"].max(initial=0), SECONDS)[1])
-    panels[0].set_ylabel(f"test {name}")
+    panels[0].set_ylabel("distance to the minimiser" if name == "distance" else f"test {name}")
+    if name == "distance" and spread(y) > WIDE_SPREAD:
+        panels[0].set_yscale("log")
     panels[0].xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
     if np.isfinite(low).any():
         panels[0].legend(loc="best", fontsize=8)
@@ -77,7 +80,9 @@ def curves(metrics: Table, rounds: Table, target: float | None = None, faults: T
 
 def quality(table: Table) -> str | None:
     """Return the name of the metric that tells how good the model is, if it was ever measured."""
-    return next((n for n in ("accuracy", "loss") if n in table and np.isfinite(table[n]).any()), None)
+    return next(
+        (n for n in ("accuracy", "distance", "loss") if n in table and np.isfinite(table[n]).any()), None
+    )
 
 
 def _band(metrics: Table, table: Table, name: str) -> tuple[Array, Array]:

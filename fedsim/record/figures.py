@@ -12,8 +12,9 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from fedsim.record.curriculum import curriculum, pace
 from fedsim.record.curves import curves, durations, is_loss, loss, progress, quality
-from fedsim.record.nodes import labels, topology, traffic, utilisation
+from fedsim.record.nodes import hours, labels, topology, traffic, utilisation
 from fedsim.record.spans import activity
 from fedsim.record.store import Table, facts, faults, read, wide
 from fedsim.record.style import STYLE
@@ -21,12 +22,15 @@ from fedsim.record.timelines import availability, node_timeline, round_timeline
 
 __all__ = [
     "availability",
+    "curriculum",
     "curves",
     "draw_all",
     "durations",
+    "hours",
     "labels",
     "loss",
     "node_timeline",
+    "pace",
     "progress",
     "round_timeline",
     "topology",
@@ -85,8 +89,14 @@ def _figures(run: Path) -> Iterator[tuple[str, Figure]]:
     yield from _timelines(run, tables, broken, end_us)
     if (nodes["bytes_up"] + nodes["bytes_down"]).any():
         yield "traffic", traffic(nodes)
+    if (nodes["busy_us"] + nodes["idle_us"] + nodes["offline_us"]).any():
+        yield "hours", hours(nodes)
     if len(counts["client"]):
         yield "labels", labels(counts)
+    if "pace" in known:
+        yield "pace", pace(known["pace"])
+    if "pool" in metrics["name"]:
+        yield "curriculum", curriculum(metrics)
 
 
 def _timelines(

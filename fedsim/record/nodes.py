@@ -19,6 +19,7 @@ from fedsim.record.store import Table
 from fedsim.record.style import (
     BLUE,
     BYTES,
+    FAULT,
     GREY,
     HUES,
     ORANGE,
@@ -130,6 +131,37 @@ def utilisation(did: Activity, nodes: Table, end_us: int) -> Figure:
 def _busy(lane: dict[int, Array], ids: Array, end_us: int) -> Array:
     nothing = np.zeros((0, 2))
     return np.array([length(clipped(lane.get(node, nothing), 0, end_us)) for node in ids.tolist()]) / end_us
+
+
+@rc_context(STYLE)
+def hours(nodes: Table) -> Figure:
+    """Draw how each client or peer divided the run between work, wasted work and idling; the rest is absence.
+
+    Raises:
+        BadValue: if there is no client or peer.
+    """
+    mine = nodes["role"] != "server"
+    if not mine.any():
+        raise BadValue("nodes", MISSING, "there is no node to draw")
+    busy, idle, offline, wasted = (
+        nodes[name][mine] for name in ("busy_us", "idle_us", "offline_us", "wasted_us")
+    )
+    order = np.argsort(-busy, kind="stable")
+    shown = {"computing": busy - wasted, "wasted": wasted, "idle": idle}
+    percent = 100 / np.maximum(busy + idle + offline, 1)[order]
+    figure = Figure(figsize=(10, 2.8), layout="constrained")
+    ax = figure.subplots()
+    bottom = np.zeros(len(order))
+    width = 0.8 if len(order) <= NAMED_NODES else 1.0
+    for (label, spent), colour in zip(shown.items(), (BLUE, FAULT, GREY)):
+        share = spent[order] * percent
+        ax.bar(np.arange(len(order)), share, bottom=bottom, width=width, color=colour, label=label)
+        bottom = bottom + share
+    ax.set(ylabel="% of the run", ylim=(0, 100))
+    ax.grid(visible=False, axis="x")
+    _name_columns(ax, nodes["node"][mine][order])
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    return figure
 
 
 @rc_context(STYLE)

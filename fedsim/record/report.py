@@ -20,6 +20,7 @@ from fedsim.record.style import Array, human_bytes, human_time, percentiles, rou
 KEYS = (
     *("name", "strategy", "seed", "rounds", "sim_time_s", "wall_time_s", "time_to_target_s"),
     *("accuracy", "best_accuracy", "loss", "work_samples", "wasted_samples"),
+    *("busy_s", "idle_s", "offline_s", "wasted_s", "joules", "memory_mb", "assumed"),
     *("bytes_up", "bytes_down", "bytes_lost", "bytes_max_node", "bytes_min_node"),
     *("event_hash", "weights_hash", "run_hash"),
 )
@@ -35,8 +36,11 @@ TITLES = {
     "node": "The busiest node",
     "utilisation": "Busy links",
     "traffic": "Bytes per node",
+    "hours": "What the nodes did with their time",
     "topology": "Topology",
     "labels": "Labels of each client",
+    "pace": "Pace of the samples",
+    "curriculum": "Curriculum of the clients",
 }
 
 REMARKS = {
@@ -44,6 +48,11 @@ REMARKS = {
     "round": "The round of median duration: every node that did something in it, in the order in which they "
     "finished. A transfer lasts from the beginning of its sending until it arrives, latency included.",
     "node": "What the client or peer that was busy for the longest time did in the whole run.",
+    "pace": "How many samples of a client of median size take part.",
+    "curriculum": "The pool of clients, their scores when they were last asked, and how often each took part, the "
+    "hardest on the right.",
+    "hours": "Work counts as wasted when the node left before its end, or when no server used what came of it. An idle "
+    "node is online and does not compute: it sends, receives or waits. What is missing to 100% is absence.",
     "utilisation": "The share of the run in which at least one transfer was under way, latency included.",
 }
 """What a figure needs said beside its title."""
@@ -87,6 +96,7 @@ def write_report(run: str | Path) -> Path:
         summary=summary,
         finished=all(key in given for key in KEYS),
         trained="accuracy" in table or "loss" in table,
+        assumed=", ".join(f"{name} = {value:g}" for name, value in (summary["assumed"] or {}).items()),
         steady=_steady(read(run, "presence")),
         tiles=_tiles(summary, target, round_times_s(read(run, "rounds")), role),
         figures=[
@@ -129,6 +139,7 @@ def _so_far(run: Path, table: Table, experiment: str, target: float | None) -> d
         strategy = chosen.get("strategy")
         summary["strategy"] = strategy.get("name") if isinstance(strategy, dict) else strategy
         summary["name"], summary["seed"] = chosen.get("name"), chosen.get("seed")
+    summary["assumed"] = facts(run).get("assumed")
     summary["name"] = summary["name"] or run.resolve().name
     rounds = read(run, "rounds")
     if len(rounds["round"]):
@@ -175,7 +186,22 @@ def _tiles(
         tiles.append((human_bytes(s["bytes_down"]), "received by all nodes", _extremes(s, member)))
     if s["work_samples"]:
         wasted = f"of {s['work_samples']:,.0f} sample gradients"
+        wasted += "" if s["wasted_s"] is None else f", {human_time(s['wasted_s'])}"
         tiles.append((f"{(s['wasted_samples'] or 0) / s['work_samples']:.1%}", "wasted work", wasted))
+    return tiles + _spent(s, member)
+
+
+def _spent(s: Mapping[str, Any], member: str) -> list[tuple[str, str, str]]:
+    """Return the tiles of what all clients or peers together spent: time, energy, memory."""
+    tiles = []
+    online_s = (s["busy_s"] or 0.0) + (s["idle_s"] or 0.0)
+    if online_s:
+        times = f"{human_time(s['busy_s'])} busy, {human_time(s['idle_s'])} idle, {human_time(s['offline_s'])} offline"
+        tiles.append((f"{s['busy_s'] / online_s:.1%}", "computing while online", times))
+    if s["joules"] is not None:
+        tiles.append((f"{s['joules']:,.4g} J", "energy", f"all {member}s together"))
+    if s["memory_mb"] is not None:
+        tiles.append((f"{s['memory_mb']:,.4g} MB", "memory needed", f"by the largest {member}"))
     return tiles
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, cast
 
 import simpy
 from simpy.core import EmptySchedule
@@ -19,6 +19,8 @@ LAST: Any = NORMAL + 1
 
 MICRO = 1_000_000
 """Microseconds in a second."""
+
+Calls = list[tuple[Callable[..., Any], tuple[Any, ...]]]
 
 
 def micros(seconds: float) -> int:
@@ -45,7 +47,7 @@ class Clock(simpy.Environment):
 
     def __init__(self) -> None:
         super().__init__(0)
-        self._due: dict[int, list[tuple[Callable[..., Any], tuple[Any, ...]]]] = {}
+        self._due: dict[int, Calls] = {}
 
     @property
     def now(self) -> int:
@@ -77,24 +79,18 @@ class Clock(simpy.Environment):
             call: the function.
             args: its arguments.
         """
-        due_us = self.now + delay_us
+        if delay_us < 0:
+            raise ValueError(f"a delay is at least 0, not {delay_us}")
+        due_us: int = self._now + delay_us  # type: ignore[assignment]  # as above
         calls = self._due.get(due_us)
         if calls is None:
             calls = self._due[due_us] = []
-            self.timeout(delay_us, due_us).callbacks.append(self._call)
+            self.schedule(_Moment(self, calls, due_us), NORMAL, delay_us)
         calls.append((call, args))
-
-    def _call(self, event: simpy.Event) -> None:
-        due_us: Any = event.value
-        for call, args in self._due.pop(due_us):
-            call(*args)
 
     def last(self, call: Callable[[], Any]) -> None:
         """Call a function at the end of this microsecond, after all that is already due in it."""
-        event = self.event()
-        event.callbacks = [lambda _: call()]
-        event._ok, event._value = True, None
-        self.schedule(event, LAST, 0)
+        self.schedule(_Moment(self, [(call, ())]), LAST, 0)
 
     def wait(self, event: simpy.Event, waiting_for: Callable[[], str]) -> Any:
         """Let time pass until an event has happened, and return its value.
@@ -106,12 +102,27 @@ class Clock(simpy.Environment):
         Raises:
             StalledError: if nothing is left that could make it happen.
         """
+        step, wanted = self.step, cast(Any, event)
         try:
-            while not event.processed:
-                self.step()
+            while wanted.callbacks is not None:  # quicker than asking whether it has been processed
+                step()
         except EmptySchedule:
             reason = f"nothing is left to happen, still waiting for {waiting_for()}"
             raise StalledError(reason, sim_time_s=self.now_s) from None
         if isinstance(event.value, BaseException) and not event.ok:
             raise event.value
         return event.value
+
+
+class _Moment(simpy.Event):
+    """The calls of one microsecond."""
+
+    def __init__(self, clock: Clock, calls: Calls, due_us: int = -1) -> None:
+        self.env, self._ok, self._value = clock, True, None
+        self.callbacks = [self._happen]
+        self._clock, self._calls, self._due_us = clock, calls, due_us
+
+    def _happen(self, _: simpy.Event) -> None:
+        self._clock._due.pop(self._due_us, None)
+        for call, args in self._calls:
+            call(*args)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
+import networkx as nx
 import numpy as np
 
 from fedsim.errors import MISSING, BadValue
@@ -35,6 +36,7 @@ def partition(
     at_s: NotNegative,
     for_s: Positive,
     groups: list[list[int]] | None = None,
+    cut: list[list[int]] | None = None,
     fraction: Share | None = None,
     every_s: Positive | None = None,
     times: Count = 1,
@@ -50,6 +52,7 @@ def partition(
         at_s: when, in simulated seconds.
         for_s: for how long, in seconds.
         groups: at least two groups of nodes; whoever is in none, such as the server, belongs to the first; or
+        cut: links of the topology, each as its two nodes; what hangs together without them is a group; or
         fraction: what share of the clients or peers is cut off from all others, chosen at random each time.
         every_s: seconds from one occurrence to the next.
         times: how many occurrences.
@@ -58,13 +61,15 @@ def partition(
         The process.
 
     Raises:
-        BadValue: unless exactly one of groups and fraction is given and it divides the nodes.
+        BadValue: unless exactly one of groups, cut and fraction is given and it divides the nodes.
     """
     starts_us = moments(at_s, every_s, times)
-    if (groups is None) == (fraction is None):
-        raise BadValue("groups", MISSING, "give exactly one of groups and fraction")
+    if sum(choice is not None for choice in (groups, cut, fraction)) != 1:
+        raise BadValue("groups", MISSING, "give exactly one of groups, cut and fraction")
     if groups is not None:
         walls = [_wall(world, groups)] * times
+    elif cut is not None:
+        walls = [_wall(world, _pieces(world, cut))] * times
     else:
         walls = [_random_wall(world, rng, fraction or 0.0) for _ in starts_us]
     steps = windows(starts_us, span("for_s", for_s), walls, partial(_part, world), partial(_heal, world))
@@ -84,6 +89,25 @@ def _wall(world: World, groups: list[list[int]]) -> Wall:
         listed |= set(group)
         wall.update(dict.fromkeys(group, number))
     return wall
+
+
+def _pieces(world: World, cut: list[list[int]]) -> list[list[int]]:
+    """Return the nodes that hang together without some links, piece by piece."""
+    links = {_known_link(f"cut.{number}", link, world) for number, link in enumerate(cut)}
+    rest = nx.restricted_view(world.network.graph, [], list(links))
+    pieces = sorted(sorted(piece) for piece in nx.connected_components(rest))
+    if len(pieces) < 2:
+        raise BadValue("cut", cut, "must divide the topology; without these links it still hangs together")
+    return pieces
+
+
+def _known_link(key: str, link: list[int], world: World) -> Edge:
+    """Refuse what is not a link of the topology, and return it with its smaller node first."""
+    check_known(key, link, world)
+    edge = min(link), max(link)
+    if len(link) != 2 or not world.network.graph.has_edge(*edge):
+        raise BadValue(key, link, "must be the two nodes of a link of the topology")
+    return edge
 
 
 def _random_wall(world: World, rng: np.random.Generator, fraction: float) -> Wall:
@@ -147,10 +171,7 @@ def _choose_edges(
         raise BadValue("edge", MISSING, "give exactly one of edge and count")
     edges = sorted((min(ends), max(ends)) for ends in world.network.graph.edges)
     if edge is not None:
-        check_known("edge", edge, world)
-        if tuple(sorted(edge)) not in edges:
-            raise BadValue("edge", edge, "must be the two nodes of a link of the topology")
-        return [(min(edge), max(edge))]
+        return [_known_link("edge", edge, world)]
     if (count or 0) > len(edges):
         raise BadValue("count", count, f"must be at most {len(edges)}, the number of links")
     return [edges[int(index)] for index in sorted(rng.choice(len(edges), size=count, replace=False))]
@@ -171,7 +192,7 @@ def _repair(world: World, edges: Sequence[Edge]) -> None:
 
 def _kill(world: World, doomed: Callable[[Transfer], bool]) -> None:
     """Lose the transfers under way that a fault hits, sender by sender."""
-    under_way = [t for node in world.nodes for t in node.transfers if t.src is node]
+    under_way = [t for node in world.nodes for t in world.network.transfers(node) if t.src is node]
     world.network.kill([transfer for transfer in under_way if doomed(transfer)])
 
 

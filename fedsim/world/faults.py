@@ -24,7 +24,7 @@ from fedsim.world.node import Corruption, Node
 from fedsim.world.schedule import Step, choose, moments, play, span, windows
 from fedsim.world.world import World
 
-Factor = Annotated[float, Field(ge=1)]
+Factor = Annotated[float, Field(ge=1, le=1_000_000)]
 
 Kind = Literal["nan", "sign_flip", "noise", "zeros", "scale"]
 
@@ -217,7 +217,7 @@ def slow_down(
     exact = Fraction(str(factor))
     starts_us = moments(at_s, every_s, times)
     victims = [choose(world, rng, nodes, count, fraction) for _ in starts_us]
-    begin, end = _each(partial(_slow, exact)), _each(partial(_slow, 1 / exact))
+    begin, end = _each(partial(_slow, "slow", exact)), _each(partial(_slow, "normal", 1 / exact))
     return play(world, windows(starts_us, span("for_s", for_s), victims, begin, end))
 
 
@@ -257,8 +257,8 @@ def corrupt(
         The process.
 
     Raises:
-        BadValue: unless exactly one of nodes, count and fraction is given and the world has such nodes; or for a
-            scale that is not finite or means nothing.
+        BadValue: unless exactly one of nodes, count and fraction is given and the world has such clients or peers;
+            or for a scale that is not finite or means nothing.
     """
     if not math.isfinite(scale):
         raise BadValue("scale", scale, "must be finite")
@@ -268,6 +268,10 @@ def corrupt(
         raise BadValue("scale", scale, f"means nothing for the kind {kind}", "leave it out")
     starts_us = moments(at_s, every_s, times)
     victims = [choose(world, rng, nodes, count, fraction) for _ in starts_us]
+    if any(node is world.server for each in victims for node in each):
+        raise BadValue(
+            "nodes", nodes, "names the server, and only what clients or peers send can be corrupted"
+        )
     seeds = [int(seed) for seed in rng.integers(2**63, size=len(starts_us))]
     length_us = None if for_s is None else span("for_s", for_s)
     corruptions = [Corruption(kind, scale, seed, checked) for seed in seeds]
@@ -307,9 +311,9 @@ def _recover(node: Node) -> None:
     node.unblock()
 
 
-def _slow(factor: Fraction, node: Node) -> None:
+def _slow(kind: str, factor: Fraction, node: Node) -> None:
     node.slow(factor)
-    node.log.add("slow" if factor > 1 else "normal", node.id, size=round(node.slowness * 1000))
+    node.log.add(kind, node.id, size=round(node.slowness * 1000))
 
 
 def _corrupt(corruption: Corruption, node: Node) -> None:

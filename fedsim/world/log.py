@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from fedsim.world.clock import Clock
 
@@ -50,6 +50,15 @@ FAULTS = (
 )
 """The kinds that mark the beginning and the end of a fault; what befalls single messages is not among them."""
 
+BUFFER = 1 << 16
+"""Bytes that are hashed at once."""
+
+_EVENT = struct.Struct("<qBiiqi").pack
+_HEAD, _PAIR, _TAIL = struct.Struct("<qB"), struct.Struct("<ii"), struct.Struct("<qi")
+
+pack_pair = _PAIR.pack
+"""Packs a node and its peer for :meth:`EventLog.writer`."""
+
 Listener = Callable[[int, str, int, int, int, int], None]
 
 
@@ -73,9 +82,20 @@ class EventLog:
         self._clock = clock
         self._hash = hashlib.sha256()
         self._code = {kind: code for code, kind in enumerate(KINDS)}
-        self._pack = struct.Struct("<qBiiqi").pack
-        self.listener = listener
+        self._buffer = bytearray()
+        self._pairs: list[bytes] = []
+        self._series = b"", b""
+        self.listen(listener)
         self.early: list[tuple[int, str, int, int, int, int]] = []
+
+    def listen(self, listener: Listener | None, kinds: Collection[str] = KINDS) -> None:
+        """Tell somebody of events from now on; others are told no more.
+
+        Args:
+            listener: called with every event, or None for nobody.
+            kinds: the kinds of events to tell of.
+        """
+        self._listener, self._told = listener, frozenset(kinds if listener is not None else ())
 
     def add(self, kind: str, node: int, peer: int = -1, size: int = 0, round: int = -1) -> None:
         """Write an event down.
@@ -87,14 +107,50 @@ class EventLog:
             size: bytes or per-sample gradients.
             round: the round it belongs to, or -1.
         """
+        if self._pairs:
+            self._end_series()
         now = self._clock.now
-        self._hash.update(self._pack(now, self._code[kind], node, peer, size, round))
-        if self.listener is None:
-            if now == 0:
-                self.early.append((now, kind, node, peer, size, round))
-        else:
-            self.listener(now, kind, node, peer, size, round)
+        self._buffer += _EVENT(now, self._code[kind], node, peer, size, round)
+        if now == 0 or kind in self._told:
+            self._tell(now, kind, node, peer, size, round)
+        if len(self._buffer) > BUFFER:
+            self._flush()
+
+    def writer(self, kind: str, size: int, round: int) -> Callable[[bytes], None]:
+        """Return a function that writes like events of this moment down, until another one is asked for.
+
+        Its argument is a node and its peer, packed by :func:`pack_pair`.
+        """
+        self._end_series()
+        now, pairs = self._clock.now, self._pairs
+        self._series = _HEAD.pack(now, self._code[kind]), _TAIL.pack(size, round)
+
+        def write_and_tell(pair: bytes) -> None:
+            node, peer = _PAIR.unpack(pair)
+            self.add(kind, node, peer, size, round)
+
+        return write_and_tell if now == 0 or kind in self._told else pairs.append
+
+    def _end_series(self) -> None:
+        if self._pairs:
+            head, tail = self._series
+            self._buffer += head + (tail + head).join(self._pairs) + tail
+            self._pairs.clear()
+            if len(self._buffer) > BUFFER:
+                self._flush()
 
     def hexdigest(self) -> str:
         """Return the SHA-256 of everything so far."""
+        self._end_series()
+        self._flush()
         return self._hash.hexdigest()
+
+    def _tell(self, now: int, kind: str, node: int, peer: int, size: int, round: int) -> None:
+        if self._listener is None:
+            self.early.append((now, kind, node, peer, size, round))
+        elif kind in self._told:
+            self._listener(now, kind, node, peer, size, round)
+
+    def _flush(self) -> None:
+        self._hash.update(self._buffer)
+        self._buffer.clear()

@@ -6,105 +6,30 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import networkx as nx
 
+from fedsim.world.broadcast import Broadcast, Broadcasts
 from fedsim.world.clock import MICRO, Clock
+from fedsim.world.flows import Link, Path
 from fedsim.world.graph import Graph
 from fedsim.world.log import EventLog
-from fedsim.world.sharing import KINDS, Flow, Link, Path
+from fedsim.world.messages import NOWHERE, First, Message, Route, Transfer
+from fedsim.world.sharing import KINDS
+
+__all__ = ["Access", "Hazard", "Message", "Network", "Route", "Traffic", "Transfer"]
 
 if TYPE_CHECKING:
     from fedsim.world.node import Node
 
 
-class Message(NamedTuple):
-    """What one node sends to another.
-
-    Args:
-        kind: what it is, such as ``"model"``.
-        payload: anything; the network does not look at it.
-        size_bytes: its size on the wire, without the network's header.
-        round: the round it belongs to, or -1.
-        src: the sender's id, filled in by :meth:`Node.send`.
-    """
-
-    kind: str
-    payload: Any
-    size_bytes: int
-    round: int = -1
-    src: int = -1
-
-
-class Route(NamedTuple):
-    """A way through the graph.
-
-    Args:
-        latency_us: the sum over its edges and both ends.
-        path: the limited links that it crosses.
-        links: its edges, as pairs of nodes with the smaller one first.
-    """
-
-    latency_us: int
-    path: Path
-    links: tuple[tuple[int, int], ...]
-
-    @property
-    def bits_per_s(self) -> int:
-        """The capacity of its narrowest place, or 0 for no limit."""
-        return round(min((link.capacity for link in self.path.links), default=0.0) * MICRO)
-
-
-NOWHERE = Route(0, Path(Link(), (), Link()), ())
-"""The way of what never leaves its node."""
-
-
-class Transfer(Flow):
-    """A message on its way.
-
-    Faults may change what becomes of it before it starts: ``doomed`` to be lost at its arrival, ``late_us`` later than
-    it should be, with so many ``copies`` beside it. ``number`` counts the sender's messages, ``copy`` those of one.
-    """
-
-    __slots__ = (
-        "alive",
-        "copies",
-        "copy",
-        "doomed",
-        "dst",
-        "is_sent",
-        "late_us",
-        "message",
-        "number",
-        "on_end",
-        "route",
-        "size_bytes",
-        "src",
-    )
-
-    def __init__(
-        self,
-        message: Message,
-        src: Node,
-        dst: Node,
-        route: Route,
-        size_bytes: int,
-        on_end: Callable[[bool], None] | None,
-        number: int = 0,
-        copy: int = 0,
-    ) -> None:
-        super().__init__(size_bytes * 8, route.path)
-        self.message, self.src, self.dst, self.route = message, src, dst, route
-        self.size_bytes, self.on_end = size_bytes, on_end
-        self.number, self.copy = number, copy
-        self.alive = True
-        self.is_sent = self.doomed = False
-        self.late_us = self.copies = 0
-
-
 Hazard = Callable[[Transfer], None]
 """What a fault does to a message that is about to start."""
+
+
+ROUTES = 1_000_000
+"""How many routes are kept."""
 
 
 @dataclass
@@ -124,7 +49,7 @@ class Access:
 
 @dataclass
 class Traffic:
-    """Bytes counted at one node when a transfer ends; every byte sent is delivered or lost."""
+    """Bytes counted at one node, or in all, when a transfer ends; every byte sent is delivered or lost."""
 
     up: int = 0
     down: int = 0
@@ -161,20 +86,35 @@ class Network:
     header_bytes: int = 0
     delay_us: Callable[[int, int], int] | None = None
     overlay: bool = False
-    traffic: dict[int, Traffic] = field(default_factory=dict)
-    links: Counter[tuple[int, int]] = field(default_factory=Counter)
     hazards: list[Hazard] = field(default_factory=list)
     walls: list[Mapping[int, int]] = field(default_factory=list)
+    total: Traffic = field(default_factory=Traffic)
     _broken: Counter[tuple[int, int]] = field(default_factory=Counter)
     _numbers: Counter[int] = field(default_factory=Counter)
+    _serial: int = 0
+    _traffic: dict[int, Traffic] = field(default_factory=dict)
+    _links: Counter[tuple[int, int]] = field(default_factory=Counter)
     _routes: dict[tuple[int, int], Route | None] = field(default_factory=dict)
     _ends: dict[int, tuple[Link, Link]] = field(default_factory=dict)
     _edges: dict[tuple[int, int], Link] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.traffic = {node: Traffic() for node in self.graph}
-        self._sharing = KINDS[self.sharing](self.clock, self._sent)
+        self._traffic = {node: Traffic() for node in self.graph}
+        self._broadcasts = Broadcasts(self)
+        self.flows = KINDS[self.sharing](self.clock, self._sent, self._broadcasts.split)
         self._ends = {node: (_link(a.up_bps), _link(a.down_bps)) for node, a in self.access.items()}
+
+    @property
+    def traffic(self) -> Mapping[int, Traffic]:
+        """Bytes by node."""
+        self._broadcasts.book()
+        return self._traffic
+
+    @property
+    def links(self) -> Counter[tuple[int, int]]:
+        """Bytes by edge, which has its smaller node first."""
+        self._broadcasts.book()
+        return self._links
 
     def send(
         self, src: Node, dst: Node, message: Message, on_end: Callable[[bool], None] | None = None
@@ -192,10 +132,11 @@ class Network:
         Returns:
             The transfer, under way or already dead.
         """
-        self._numbers[src.id] += 1
-        route = None if self._walled(src.id, dst.id) else self.route(src.id, dst.id)
+        number, serial = self.count(src.id, 1)
+        walled = bool(self.walls) and self._walled(src.id, dst.id)
+        route = None if walled else self.route(src.id, dst.id)
         size = message.size_bytes + self.header_bytes
-        transfer = Transfer(message, src, dst, route or NOWHERE, size, on_end, self._numbers[src.id])
+        transfer = Transfer(message, src, dst, route or NOWHERE, size, on_end, number + 1, 0, serial)
         self.log.add("send", src.id, dst.id, size, message.round)
         if not dst.online or route is None:
             self._lose(transfer, self.header_bytes)
@@ -205,11 +146,52 @@ class Network:
             self._start(transfer)
         return transfer
 
+    def send_all(self, src: Node, nodes: tuple[Node, ...], message: Message) -> None:
+        """Start a transfer to each of several nodes, as one :meth:`send` after the other.
+
+        Of transfers that end in the same microsecond, others may come first.
+
+        Args:
+            src: the sender, online.
+            nodes: the receivers.
+            message: what to send to each of them.
+        """
+        calm = not (self.hazards or self.walls or self._broken)
+        if not (calm and self._broadcasts.send(src, nodes, message)):
+            for dst in nodes:
+                self.send(src, dst, message)
+
+    def transfers(self, node: Node) -> list[Transfer]:
+        """Return the transfers that a node sends or receives, in the order in which they were started."""
+        self._broadcasts.split_at(node)
+        return sorted((t for t in node.transfers if isinstance(t, Transfer)), key=lambda t: t.serial)
+
+    def busy(self, node: Node) -> bool:
+        """Whether a node sends anything, or anything is on its way to it."""
+        return bool(node.transfers) or self._broadcasts.reaches(node)
+
+    def count(self, node: int, messages: int) -> tuple[int, int]:
+        """Count messages that a node is about to send, and return the numbers before theirs: its own, and all."""
+        number, serial = self._numbers[node], self._serial
+        self._numbers[node] += messages
+        self._serial += messages
+        return number, serial
+
+    def book(self, src: int, dst: int, route: Route, size: int) -> None:
+        """Book delivered bytes at both ends and at the links between them."""
+        self._traffic[dst].down += size
+        self._book_sent(src, route, size)
+
+    def _book_sent(self, src: int, route: Route, size: int) -> None:
+        self._traffic[src].up += size
+        for hop in route.links:
+            self._links[hop] += size
+
     def _start(self, transfer: Transfer) -> None:
         transfer.src.transfers[transfer] = None
         transfer.dst.transfers[transfer] = None
         if transfer.path.links:
-            self._sharing.start(transfer)
+            self.flows.start(transfer)
         else:
             self._sent(transfer)
 
@@ -218,11 +200,12 @@ class Network:
         for hazard in self.hazards:
             hazard(transfer)
         if transfer.copies:
-            transfer.on_end = _First(transfer.on_end, 1 + transfer.copies)
+            transfer.on_end = First(transfer.on_end, 1 + transfer.copies)
         self._start(transfer)
         message, src, dst, size = transfer.message, transfer.src, transfer.dst, transfer.size_bytes
         for copy in range(1, 1 + transfer.copies):
-            twin = Transfer(message, src, dst, transfer.route, size, transfer.on_end, transfer.number, copy)
+            end, number, (_, serial) = transfer.on_end, transfer.number, self.count(src.id, 0)
+            twin = Transfer(message, src, dst, transfer.route, size, end, number, copy, serial)
             self.log.add("send", src.id, dst.id, size, message.round)
             for hazard in self.hazards:
                 hazard(twin)
@@ -250,7 +233,7 @@ class Network:
 
         What a sender had put on the wire completely still arrives: its going offline comes too late to stop it.
         """
-        for transfer in list(node.transfers):
+        for transfer in self.transfers(node):
             if not transfer.alive:  # the end of another one may have cut it, too
                 continue
             sent = self._halt(transfer)
@@ -262,7 +245,7 @@ class Network:
         if transfer.is_sent:
             return transfer.size_bytes
         sent = transfer.sent_bytes(self.clock.now)
-        self._sharing.stop(transfer)
+        self.flows.stop(transfer)
         if sent == transfer.size_bytes:  # the last bit left in this very microsecond
             self._sent(transfer)
         return sent
@@ -277,6 +260,8 @@ class Network:
         edges leave no path, there is none.
         """
         if (src, dst) not in self._routes:
+            if len(self._routes) >= ROUTES:
+                self._routes.clear()
             self._routes[src, dst] = self._find_route(src, dst)
         return self._routes[src, dst]
 
@@ -285,6 +270,8 @@ class Network:
             return NOWHERE
         graph = nx.restricted_view(self.graph, [], list(self._broken)) if self._broken else self.graph
         straight = graph.has_edge(src, dst) or (self.overlay and not self.graph.has_edge(src, dst))
+        if self.overlay and not straight:
+            return None  # the link is broken, and there are no detours
         try:
             path = [src, dst] if straight else nx.dijkstra_path(graph, src, dst, self._cost)
         except nx.NetworkXNoPath:
@@ -311,12 +298,16 @@ class Network:
             self._edges[hop] = _link(self.graph.edges[hop]["bits_per_s"])
         return self._edges[hop]
 
-    def _sent(self, transfer: Transfer) -> None:
+    def _sent(self, flow: Transfer | Broadcast) -> None:
         """The last bit has left the sender."""
-        transfer.is_sent = True
-        self.clock.after(transfer.route.latency_us + transfer.late_us, self._arrive, transfer)
+        flow.is_sent = True
+        if isinstance(flow, Broadcast):
+            self._broadcasts.sent(flow)
+        else:
+            self.clock.after(flow.route.latency_us + flow.late_us, self.arrive, flow)
 
-    def _arrive(self, transfer: Transfer) -> None:
+    def arrive(self, transfer: Transfer) -> None:
+        """Deliver what has travelled all its way, unless it has been lost meanwhile."""
         if not transfer.alive:
             return
         if transfer.doomed:
@@ -324,7 +315,8 @@ class Network:
             return
         self._end(transfer, transfer.size_bytes)
         src, dst, size = transfer.src.id, transfer.dst.id, transfer.size_bytes
-        self.traffic[dst].down += size
+        self.total.down += size
+        self._traffic[dst].down += size
         self.log.add("deliver", dst, src, size, transfer.message.round)
         transfer.dst.deliver(transfer.message)
         if transfer.on_end is not None:
@@ -332,7 +324,8 @@ class Network:
 
     def _lose(self, transfer: Transfer, sent: int) -> None:
         self._end(transfer, sent)
-        self.traffic[transfer.src.id].lost += sent
+        self.total.lost += sent
+        self._traffic[transfer.src.id].lost += sent
         self.log.add("lost", transfer.src.id, transfer.dst.id, sent, transfer.message.round)
         if transfer.on_end is not None:
             transfer.on_end(False)
@@ -341,22 +334,8 @@ class Network:
         transfer.alive = False
         transfer.src.transfers.pop(transfer, None)
         transfer.dst.transfers.pop(transfer, None)
-        self.traffic[transfer.src.id].up += sent
-        for hop in transfer.route.links:
-            self.links[hop] += sent
-
-
-class _First:
-    """Tells once how several copies of a message fared: as soon as one is delivered, or when all are lost."""
-
-    def __init__(self, on_end: Callable[[bool], None] | None, copies: int) -> None:
-        self.on_end, self.left = on_end, copies
-
-    def __call__(self, delivered: bool) -> None:
-        self.left -= 1
-        if self.on_end is not None and (delivered or not self.left):
-            on_end, self.on_end = self.on_end, None
-            on_end(delivered)
+        self.total.up += sent
+        self._book_sent(transfer.src.id, transfer.route, sent)
 
 
 def _link(bits_per_s: int) -> Link:

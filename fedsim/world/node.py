@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import simpy
 
+from fedsim.world.broadcast import Broadcast
 from fedsim.world.clock import Clock, Process
+from fedsim.world.inbox import Inbox, Match
 from fedsim.world.log import EventLog
 from fedsim.world.network import Message, Network, Transfer
 
 PICOS_PER_MICRO = 1_000_000
-
-Match = Callable[[Message], bool]
 
 
 class Corruption(NamedTuple):
@@ -50,17 +50,19 @@ class Node:
         self.ps_per_sample = ps_per_sample
         self.online = self.present = True
         self.crashed = False
-        self.slowness = Fraction(1)
+        self.slowness: int | Fraction = 1
         self.corruptions: list[Corruption] = []
-        self.transfers: dict[Transfer, None] = {}
+        self.transfers: dict[Transfer | Broadcast, None] = {}
         self.on_message: Callable[[Message], None] | None = None
         self.on_change: list[Callable[[Node], None]] = []
-        self.work = self.wasted = self.busy_us = 0
+        self.work = self.wasted = self.wasted_us = 0
+        self.goodbye: Callable[[], Process] | None = None
         self.heard = 0
         self._jobs: list[Job] = []
         self._blocks = 0
         self._inbox = Inbox(self)
         self._back: simpy.Event | None = None
+        self._online_us = self._since_us = self._busy_us = 0
 
     def __repr__(self) -> str:
         return f"<{self.role} {self.id}>"
@@ -93,6 +95,18 @@ class Node:
         elif on_end is not None:
             on_end(False)
 
+    def send_all(
+        self, to: Iterable[Node], message: Message, on_end: Callable[[bool], None] | None = None
+    ) -> None:
+        """Send a message to several nodes, as one :meth:`send` after the other; see :meth:`Network.send_all`."""
+        nodes = tuple(to)
+        if self.online and on_end is None:
+            own = message if message.src == self.id else message._replace(src=self.id)
+            self.network.send_all(self, nodes, own)
+        else:
+            for node in nodes:
+                self.send(node, message, on_end)
+
     def receive(self, match: Match | None = None) -> simpy.Event:
         """Wait for the next message that matches; the event's value is the message."""
         return self._inbox.receive(match or (lambda _: True))
@@ -116,13 +130,28 @@ class Node:
 
     def deliver(self, message: Message) -> None:
         """Take a message from the network."""
-        self.heard = max(self.heard, message.round)
-        (self.on_message or self._inbox.put)(message)
+        if message.round > self.heard:
+            self.heard = message.round
+        if self.on_message is not None:
+            self.on_message(message)
+        else:
+            self._inbox.put(message)
 
     @property
     def stuck(self) -> bool:
         """Whether it does nothing and waits for nothing but messages without a timeout, or has crashed."""
-        return self.crashed or not (self._jobs or self.transfers or self._back or not self._inbox.stuck)
+        busy = self._jobs or self._back or not self._inbox.stuck or self.network.busy(self)
+        return self.crashed or not busy
+
+    @property
+    def busy_us(self) -> int:
+        """How long it has been computing until now, in microseconds."""
+        start_us = self._jobs[0].start_us if self._jobs else None
+        return self._busy_us + (0 if start_us is None else self.clock.now - start_us)
+
+    def online_us(self) -> int:
+        """Return how long it has been online until now, in microseconds."""
+        return self._online_us + (self.clock.now - self._since_us if self.online else 0)
 
     def waiting_for(self) -> str:
         """Say what this node waits for, for a diagnosis."""
@@ -155,14 +184,17 @@ class Node:
         """Go offline for good, after finishing what it has begun.
 
         It receives what is on its way to it, works off what it has then, and sends what comes of that. What arrives
-        later is not waited for, so that it goes however busy the others keep it.
+        later is not waited for, so that it goes however busy the others keep it. Before all that, it says ``goodbye``
+        if it has something to say.
         """
         clock = self.clock
-        yield clock.all_of([_end(transfer) for transfer in self.transfers])
+        if self.goodbye is not None:
+            yield from self.goodbye()
+        yield clock.all_of([_end(transfer) for transfer in self.network.transfers(self)])
         yield self._end_of_moment()
         yield clock.all_of(list(self._jobs))
         yield self._end_of_moment()
-        yield clock.all_of([_end(transfer) for transfer in self.transfers if transfer.src is self])
+        yield clock.all_of([_end(t) for t in self.network.transfers(self) if t.src is self])
         self.crashed = True
         self._update()
 
@@ -177,6 +209,8 @@ class Node:
         if self._jobs:
             self._jobs[0].stretch(self.slowness * factor)
         self.slowness *= factor
+        if self.slowness == 1:
+            self.slowness = 1  # whole numbers are quicker
 
     def _update(self) -> None:
         online = self.present and not self._blocks and not self.crashed
@@ -184,6 +218,8 @@ class Node:
             self._switch(online)
 
     def _switch(self, online: bool) -> None:
+        self._online_us = self.online_us()
+        self._since_us = self.clock.now
         self.online = online
         self.log.add("online" if online else "offline", self.id)
         if online:
@@ -248,20 +284,21 @@ class Job(simpy.Event):
         node.log.add("compute", node.id, size=self.amount, round=self.round)
         self._plan(node.slowness)
 
-    def stretch(self, slowness: Fraction) -> None:
+    def stretch(self, slowness: int | Fraction) -> None:
         """Change the pace from now on, just before the node's slowness changes."""
         self._left -= self._done()
         self._since_us = self.node.clock.now
         self._plan(slowness)
 
-    def _plan(self, slowness: Fraction) -> None:
-        delay_us = math.ceil(self._left * slowness)
+    def _plan(self, slowness: int | Fraction) -> None:
+        left = self._left
+        delay_us = left if slowness == 1 and isinstance(left, int) else math.ceil(left * slowness)
         self._due_us = self.node.clock.now + delay_us
         self.node.clock.after(delay_us, self._finish, self._due_us)
 
     def _done(self) -> Fraction:
         """Return what has been done since the last change of pace, in microseconds at the normal pace."""
-        return min(Fraction(self._left), (self.node.clock.now - self._since_us) / self.node.slowness)
+        return min(Fraction(self._left), Fraction(self.node.clock.now - self._since_us) / self.node.slowness)
 
     def abort(self) -> None:
         """Stop because the node went offline; what had been done is wasted."""
@@ -270,115 +307,29 @@ class Job(simpy.Event):
             done_us = self.length_us - self._left + self._done()
             pace = node.ps_per_sample
             part = min(self.amount, int(done_us * PICOS_PER_MICRO // pace)) if pace else 0
-            node.busy_us += node.clock.now - self.start_us
+            node._busy_us += node.clock.now - self.start_us
+            node.wasted_us += node.clock.now - self.start_us
             node.work += part
             node.wasted += part
             node.log.add("aborted", node.id, size=part, round=self.round)
         self.succeed(False)
 
+    def cancel(self) -> None:
+        """Stop because nobody wants the result any more; what had been done is wasted, and the next job begins."""
+        if self.triggered:
+            return
+        jobs = self.node._jobs
+        self.abort()
+        jobs.remove(self)
+        if jobs and jobs[0].start_us is None:
+            jobs[0].begin()
+
     def _finish(self, due_us: int) -> None:
         if self.triggered or due_us != self._due_us or self.start_us is None:
             return
         node = self.node
-        node.busy_us += node.clock.now - self.start_us
+        node._busy_us += node.clock.now - self.start_us
         node.work += self.amount
         node.log.add("done", node.id, size=self.amount, round=self.round)
         node._next()
         self.succeed(True)
-
-
-class Inbox:
-    """Messages that have arrived and wait to be read, and readers who wait for messages."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self._items: list[Message] = []
-        self._readers: list[tuple[Match, simpy.Event]] = []
-        self._gathers: list[Gather] = []
-        self._read: dict[str, int] = {}
-
-    def put(self, message: Message) -> None:
-        """Hand a message to a reader, or keep it for one."""
-        for gather in self._gathers:
-            if gather.take(message):
-                gather.check()
-                return
-        if 0 <= message.round <= self._read.get(message.kind, -1):
-            self._node.log.add("late", self._node.id, message.src, message.size_bytes, message.round)
-            return
-        for index, (match, event) in enumerate(self._readers):
-            if match(message):
-                del self._readers[index]
-                event.succeed(message)
-                return
-        self._items.append(message)
-
-    def receive(self, match: Match) -> simpy.Event:
-        """See :meth:`Node.receive`."""
-        event = self._node.clock.event()
-        for index, message in enumerate(self._items):
-            if match(message):
-                del self._items[index]
-                return event.succeed(message)
-        self._readers.append((match, event))
-        return event
-
-    def gather(self, kind: str, round: int, senders: frozenset[int], timeout_us: int | None) -> simpy.Event:
-        """See :meth:`Node.gather`."""
-        gather = Gather(self, kind, round, senders)
-        self._gathers.append(gather)
-        self._items = [message for message in self._items if not gather.take(message)]
-        gather.check()
-        if timeout_us is not None and not gather.triggered:
-            gather.timed = True
-            self._node.clock.after(timeout_us, gather.close)
-        return gather
-
-    def close(self, gather: Gather) -> None:
-        """Forget a finished gather and treat what nobody took for it as late."""
-        self._gathers.remove(gather)
-        self._read[gather.kind] = max(self._read.get(gather.kind, -1), gather.round)
-        kept, self._items = self._items, []
-        for message in kept:
-            self.put(message)
-
-    @property
-    def stuck(self) -> bool:
-        """Whether somebody reads and only a message could help."""
-        waiting = bool(self._gathers or self._readers)
-        return waiting and not any(gather.timed for gather in self._gathers)
-
-    def waiting_for(self) -> str:
-        """Say whom the readers wait for."""
-        waits = [f"{g.kind} of round {g.round} from {sorted(g.missing)}" for g in self._gathers]
-        return ", ".join(waits) or ("a message" if self._readers else "nothing")
-
-
-class Gather(simpy.Event):
-    """Waits for one message from each of several nodes."""
-
-    def __init__(self, inbox: Inbox, kind: str, round: int, senders: frozenset[int]) -> None:
-        super().__init__(inbox._node.clock)
-        self._inbox, self.kind, self.round = inbox, kind, round
-        self.missing = set(senders)
-        self.timed = False
-        self._heard: dict[int, Message] = {}
-
-    def take(self, message: Message) -> bool:
-        """Take a message if it is one that is waited for."""
-        if (message.kind, message.round) != (self.kind, self.round) or message.src not in self.missing:
-            return False
-        self.missing.discard(message.src)
-        self._heard[message.src] = message
-        return True
-
-    def check(self) -> None:
-        """Finish when nobody is missing."""
-        if not self.missing:
-            self.close()
-
-    def close(self) -> None:
-        """Finish with what has been heard."""
-        if not self.triggered:
-            self._inbox.close(self)
-            self.succeed(dict(sorted(self._heard.items())))

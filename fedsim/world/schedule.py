@@ -17,6 +17,9 @@ from fedsim.world.world import World
 
 Target = TypeVar("Target")
 
+MOST_S = 1e11
+"""The longest duration in seconds: random ones with such a mean still fit the event log's 64 bits of microseconds."""
+
 Step = tuple[int, Callable[[], None]]
 """A time in microseconds, and what happens then."""
 
@@ -49,6 +52,11 @@ def choose(
     size = count if count is not None else round((fraction or 0.0) * len(members))
     if size > len(members):
         raise BadValue("count", size, f"at most {len(members)}, the number of clients or peers")
+    if fraction and not size:
+        rule = (
+            f"must be at least {0.5 / len(members):.3g} to hit one of {len(members)} clients or peers, or 0"
+        )
+        raise BadValue("fraction", fraction, rule)
     picked = rng.choice(len(members), size=size, replace=False)
     return [members[int(index)] for index in sorted(picked)]
 
@@ -66,10 +74,12 @@ def span(key: str, seconds: float) -> int:
     """Return a duration in whole microseconds.
 
     Raises:
-        BadValue: if it is infinite.
+        BadValue: if it is infinite, or longer than :data:`MOST_S`.
     """
     if not math.isfinite(seconds):
         raise BadValue(key, seconds, "must be finite")
+    if seconds > MOST_S:
+        raise BadValue(key, seconds, f"must be at most {MOST_S:g} s")
     return micros(seconds)
 
 

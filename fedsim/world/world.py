@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from fedsim import parts, rng
 from fedsim.config import Draw, Experiment
-from fedsim.world.clock import Clock, micros
-from fedsim.world.devices import paces
+from fedsim.errors import BadValue
+from fedsim.world.clock import MICRO, Clock, micros
+from fedsim.world.devices import Kit, kits
 from fedsim.world.graph import Graph
 from fedsim.world.log import EventLog
 from fedsim.world.matrix import Matrix, read
@@ -18,6 +21,24 @@ from fedsim.world.network import Access, Network
 from fedsim.world.node import Node
 
 MEGA = 1_000_000
+
+
+class Usage(NamedTuple):
+    """What a node has done with its time and energy.
+
+    Args:
+        busy_us: it computed.
+        idle_us: it was online and did not compute: it sent, received, or waited.
+        offline_us: it was not online.
+        wasted_us: that part of ``busy_us`` whose result was broken off, or reached a server that did not use it.
+        joules: the energy of its work and its bytes, or None where none is counted.
+    """
+
+    busy_us: int
+    idle_us: int
+    offline_us: int
+    wasted_us: int
+    joules: float | None
 
 
 @dataclass
@@ -29,12 +50,14 @@ class World:
         log: the event log.
         network: the network.
         nodes: all nodes by id; clients or peers first, the server (if there is one) last.
+        kits: what each client or peer has.
     """
 
     clock: Clock
     log: EventLog
     network: Network
     nodes: list[Node]
+    kits: list[Kit] = field(default_factory=list)
 
     @property
     def server(self) -> Node | None:
@@ -48,13 +71,37 @@ class World:
 
     def totals(self) -> dict[str, int]:
         """Return bytes and work summed over all nodes."""
-        traffic = self.network.traffic.values()
+        total = self.network.total
         return {
-            "bytes_up": sum(t.up for t in traffic),
-            "bytes_down": sum(t.down for t in traffic),
-            "bytes_lost": sum(t.lost for t in traffic),
+            "bytes_up": total.up,
+            "bytes_down": total.down,
+            "bytes_lost": total.lost,
             "work": sum(node.work for node in self.nodes),
             "wasted": sum(node.wasted for node in self.nodes),
+        }
+
+    def usage(self, node: Node) -> Usage:
+        """Return what a node has done with its time until now, and the energy that it took."""
+        online_us, traffic = node.online_us(), self.network.traffic[node.id]
+        kit = self.kits[node.id] if node.id < len(self.kits) else Kit(0)
+        return Usage(
+            node.busy_us,
+            online_us - node.busy_us,
+            self.clock.now - online_us,
+            node.wasted_us,
+            kit.joules(node.work, traffic.up + traffic.down),
+        )
+
+    def spent(self) -> dict[str, float | None]:
+        """Return time in seconds and energy in joules, summed over the clients or peers; a server computes nothing."""
+        usages = [self.usage(node) for node in self.members]
+        joules = [one.joules for one in usages if one.joules is not None]
+        return {
+            "busy_s": sum(one.busy_us for one in usages) / MICRO,
+            "idle_s": sum(one.idle_us for one in usages) / MICRO,
+            "offline_s": sum(one.offline_us for one in usages) / MICRO,
+            "wasted_s": sum(one.wasted_us for one in usages) / MICRO,
+            "joules": math.fsum(joules) if joules else None,
         }
 
 
@@ -76,21 +123,24 @@ def build(experiment: Experiment, graph: Graph, server: bool) -> World:
     with experiment.blame("network"):
         matrix = read(settings.latency_matrix) if settings.latency_matrix else None
     wired = _wire(experiment, graph, matrix)
+    with experiment.blame("devices"):
+        owned = kits(experiment.devices, size - server, seed)
+    with experiment.blame("network"):
+        access = _access(experiment, owned, server)
     network = Network(
         clock,
         log,
         wired,
-        _access(experiment, size - server, server),
+        access,
         settings.sharing,
         settings.header_bytes,
         matrix.delay_us if matrix else _pairs(experiment, wired) if settings.overlay else None,
         settings.overlay,
     )
-    with experiment.blame("devices"):
-        pace = paces(experiment.devices, size - server, rng.stream(seed, "devices")) + [0] * server
+    pace = [kit.ps_per_sample for kit in owned] + [0] * server
     roles = ["client" if server else "peer"] * (size - server) + ["server"] * server
     nodes = [Node(id, roles[id], clock, log, network, pace[id]) for id in range(size)]
-    return World(clock, log, network, nodes)
+    return World(clock, log, network, nodes, owned)
 
 
 def start(world: World, experiment: Experiment) -> None:
@@ -133,6 +183,7 @@ def _wire(experiment: Experiment, graph: Graph, matrix: Matrix | None) -> Graph:
     latency_ms = settings.latency_ms.sample(rng.stream(seed, "latency"), len(edges))
     mbps = _mbps(settings.edge_mbps, rng.stream(seed, "edge bandwidth"), len(edges))
     wired = Graph()
+    wired.graph.update(graph.graph)
     wired.add_nodes_from(sorted(graph))
     for (a, b), delay, rate in zip(edges, latency_ms, mbps, strict=True):
         own = graph.edges[a, b]
@@ -145,12 +196,11 @@ def _wire(experiment: Experiment, graph: Graph, matrix: Matrix | None) -> Graph:
     return wired
 
 
-def _access(experiment: Experiment, members: int, server: bool) -> dict[int, Access]:
-    """Attach clients or peers with what is drawn for them, and the server with what it is given."""
-    settings, seed = experiment.network, experiment.seed
+def _access(experiment: Experiment, owned: list[Kit], server: bool) -> dict[int, Access]:
+    """Attach clients or peers with what is drawn for them or traced, and the server with what it is given."""
+    settings, seed, members = experiment.network, experiment.seed, len(owned)
     delay = settings.node_latency_ms.sample(rng.stream(seed, "node latency"), members)
-    up = _mbps(settings.up_mbps, rng.stream(seed, "up bandwidth"), members)
-    down = _mbps(settings.down_mbps, rng.stream(seed, "down bandwidth"), members)
+    up, down = _bandwidth(experiment, owned, "up_mbps"), _bandwidth(experiment, owned, "down_mbps")
     access = {id: Access(micros(delay[id] / 1000), _bps(up[id]), _bps(down[id])) for id in range(members)}
     if server:
         own = settings.server
@@ -158,6 +208,19 @@ def _access(experiment: Experiment, members: int, server: bool) -> dict[int, Acc
             micros(own.latency_ms / 1000), _bps(own.up_mbps or 0), _bps(own.down_mbps or 0)
         )
     return access
+
+
+def _bandwidth(experiment: Experiment, owned: list[Kit], key: str) -> np.ndarray:
+    """Return what the network gives the nodes or what their trace does, but not both; 0 stands for unlimited."""
+    given = getattr(experiment.network, key)
+    traced = np.array([getattr(kit, key) or 0.0 for kit in owned])
+    if given is None:
+        return traced
+    if traced.any():
+        rule = f"the devices' trace {experiment.devices.trace} has {key} as well"
+        hint = f"leave out network.{key}, or that column of the trace"
+        raise BadValue(key, given.model_dump(), rule, hint)
+    return _mbps(given, rng.stream(experiment.seed, key.replace("_mbps", " bandwidth")), len(owned))
 
 
 def _mbps(draw: Draw | None, generator: np.random.Generator, size: int) -> np.ndarray:

@@ -18,6 +18,8 @@ from fedsim.learn.task import Task
 from fedsim.rng import stream
 from fedsim.threads import limited
 from strategies.fedamd import Anchor, Miner
+from strategies.feddyn import Dynamic
+from strategies.scaffold import Controlled
 
 RAGGED = [1, 40, 7, 16, 5]
 MODELS = {
@@ -36,6 +38,10 @@ UPDATES = {
     "miner-1": Miner(Local(steps=1, batch_size=4, lr=0.1)),
     "miner-2": Miner(Local(steps=2, batch_size=4, lr=0.1)),
     "miner-5": Miner(Local(steps=5, batch_size=4, lr=0.1)),
+    "proximal": LocalSGD(Local(steps=3, batch_size=4, lr=0.1), proximal=0.5),
+    "scaffold-1": Controlled(Local(epochs=1, batch_size=4, lr=0.1), 1),
+    "scaffold-2": Controlled(Local(epochs=1, batch_size=4, lr=0.1), 2),
+    "dynamic": Dynamic(Local(epochs=1, batch_size=4, lr=0.1), 0.5),
 }
 
 
@@ -57,9 +63,9 @@ def world(name, dtype=torch.float64, sizes=RAGGED, classes=4):
 
 def make_jobs(task, data, update):
     given = {"arrays": task.initial}
-    if "anchor-mean" in update.takes:
-        noise = np.random.default_rng(1).standard_normal(task.size) / task.size**0.5
-        given["anchor-mean"] = torch.from_numpy(noise).to(task.dtype)
+    rng = np.random.default_rng(1)
+    for name in (*update.takes[1:], *update.keeps):
+        given[name] = torch.from_numpy(rng.standard_normal(task.size) / task.size**0.5).to(task.dtype)
     plans = [update.batches(size, stream(0, "batches", i)) for i, size in enumerate(data.sizes)]
     return [TrainJob(update, i, rows, given) for i, rows in enumerate(plans)]
 

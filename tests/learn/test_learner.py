@@ -158,10 +158,10 @@ class Broken(LocalSGD):
         super().__init__(Local(steps=1, lr=0.1))
         self.error, self.where = error, where
 
-    def scalars(self, client):
+    def scalars(self, client, samples):
         if self.where == "scalars" and client == 2:
             raise self.error
-        return super().scalars(client)
+        return super().scalars(client, samples)
 
     def batches(self, samples, rng):
         if self.where == "batches" and samples == 4:

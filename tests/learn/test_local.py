@@ -43,7 +43,7 @@ def take(data, row):
 
 def run(update, task, data, given, rows, client=0):
     """Do a local update; return what is sent and the state after each step."""
-    scalars = {name: numbers(value).squeeze() for name, value in update.scalars(client).items()}
+    scalars = {name: numbers(value).squeeze() for name, value in update.scalars(client, 5).items()}
     states = [update.init({**given, **scalars})]
     for row in rows:
         states.append(update.step(task.gradient, states[-1], take(data, row)))
@@ -113,8 +113,8 @@ def test_each_client_has_its_rate():
     rows = np.zeros((1, 1), dtype=np.int64)
     found = [float(run(update, task, data, {"arrays": numbers(0.0)}, rows, i)[0]["arrays"]) for i in range(2)]
     assert found == [0.5, 0.25]
-    assert dict(Miner(Local(steps=1, lr=[0.5, 0.25])).scalars(1)) == {"lr": 0.25}
-    assert dict(LocalSGD(Local(lr=0.1)).scalars(7)) == {"lr": 0.1}
+    assert dict(Miner(Local(steps=1, lr=[0.5, 0.25])).scalars(1, 5)) == {"lr": 0.25, "lr-factor": 1.0}
+    assert dict(LocalSGD(Local(lr=0.1)).scalars(7, 5)) == {"lr": 0.1}
 
 
 def test_the_weights_received_stay_as_they_are():
@@ -303,6 +303,7 @@ def test_both_points_of_a_step_see_the_same_batch():
     update = Miner(Local(steps=4, batch_size=3, lr=0.1))
     rows = update.batches(12, stream(0, "batches"))
     given = {"arrays": numbers(1.0, 1, 1, 1), "anchor-mean": numbers(1.0, 0, 0, 0), "lr": numbers(0.1)[0]}
+    given["lr-factor"] = numbers(1.0)[0]
     state = update.init(given)
     assert seen == []
     iterates = [given["arrays"], state["weights"]]

@@ -58,8 +58,9 @@ def fake_run(
             load = np.where(np.arange(count) < count - clients, clients, 1.0) * spread * rounds * size
             for node in range(count):
                 sent = int(load[node])
-                row = (node, _role(node, peers), sent, int(sent * 0.97), 0, 640.0 * rounds, 31.0 * rounds, 0)
-                record.write("nodes", [row])
+                row = (node, _role(node, peers), sent, int(sent * 0.97), 0, 640.0 * rounds, 31.0 * rounds)
+                busy_us = int(rounds * SECOND * spread[node])
+                record.write("nodes", [(*row, busy_us, 7 * rounds * SECOND, SECOND, busy_us // 20, 2.5)])
     if ended:
         (run / "summary.json").write_text(
             json.dumps(_summary(rounds, training, peers, clients * size * rounds * 2))
@@ -122,7 +123,8 @@ def _summary(rounds: int, training: bool, peers: bool, sent: int) -> dict[str, o
         "bytes_down": int(sent * 0.97), "bytes_lost": sent - int(sent * 0.97), "bytes_max_node": sent // 2,
         "bytes_min_node": 1000, "work_samples": 1000.0, "wasted_samples": 50.0, "event_hash": "e" * 64,
         "weights_hash": "a" * 64 if training else None, "run_hash": "b" * 64,
-        "time_to_target_s": 190.0 if training else None,
+        "time_to_target_s": 190.0 if training else None, "busy_s": 320.0, "idle_s": 2240.0, "offline_s": 8.0,
+        "wasted_s": 16.0, "joules": 20.0, "memory_mb": None, "assumed": None,
     }  # fmt: skip
 
 

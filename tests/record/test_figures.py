@@ -37,9 +37,9 @@ def round_rows(last: int) -> list[tuple]:
 
 
 def node_rows(count: int, server_bytes: int | None = None) -> list[tuple]:
-    rows = [(n, "client", 1000 + n, 500 + n, 0, 0, 0, 0) for n in range(1, count)]
+    rows = [(n, "client", 1000 + n, 500 + n, *[0] * 8) for n in range(1, count)]
     return [
-        (0, "server" if server_bytes else "client", server_bytes or 1, server_bytes or 1, 0, 0, 0, 0),
+        (0, "server" if server_bytes else "client", server_bytes or 1, server_bytes or 1, *[0] * 8),
         *rows,
     ]
 
@@ -197,7 +197,7 @@ def test_durations_of_minutes_are_drawn_in_minutes():
 def test_availability_shows_each_session_and_how_many_are_online():
     second = 1_000_000
     presence = [(0, 1, 1), (0, 2, 0), (4 * second, 2, 1), (6 * second, 1, 0), (8 * second, 2, 0)]
-    nodes = table("nodes", [(1, "server", 0, 0, 0, 0, 0, 0), (2, "client", 0, 0, 0, 0, 0, 0)])
+    nodes = table("nodes", [(1, "server", *[0] * 10), (2, "client", *[0] * 10)])
     above, below = figures.availability(table("presence", presence), nodes, 10 * second).axes
     bars = [c for c in below.collections if isinstance(c, PolyCollection)]
     spans = [[(p.vertices[:, 0].min(), p.vertices[:, 0].max()) for p in c.get_paths()] for c in bars]
@@ -247,7 +247,7 @@ def test_traffic_is_logarithmic_when_one_node_carries_far_more_than_the_others()
 
 
 def test_nothing_sent_has_no_place_on_a_logarithmic_axis():
-    rows = [(3, "client", 0, 0, 0, 0, 0, 0), *node_rows(3), (4, "client", 10**6, 10**6, 0, 0, 0, 0)]
+    rows = [(3, "client", *[0] * 10), *node_rows(3), (4, "client", 10**6, 10**6, *[0] * 8)]
     top, _ = figures.traffic(table("nodes", rows)).axes
     assert top.get_yscale() == "log"
     assert top.lines[0].get_ydata().tolist() == [10**6, 1002, 1001, 1]
@@ -357,7 +357,7 @@ def test_a_run_is_drawn_completely_and_repeatably(tmp_path, fake_run):
     drawn = figures.draw_all(run)
     assert list(drawn) == [
         *("curves", "loss", "durations", "topology", "availability"),
-        *("round", "node", "utilisation", "traffic", "labels"),
+        *("round", "node", "utilisation", "traffic", "hours", "labels"),
     ]
     first = {}
     for name, png in drawn.items():
@@ -387,3 +387,18 @@ def test_the_initial_model_alone_can_be_drawn(tmp_path):
         record.presence(0, 0, False)
     assert list(figures.draw_all(tmp_path)) == ["curves", "availability"]
     assert read(tmp_path, "metrics")["round"].tolist() == [0]
+
+
+def test_hours_stack_up_to_the_time_online_the_busiest_node_first():
+    busy, idle, offline, wasted = [30, 60, 10], [70, 20, 40], [0, 20, 50], [0, 15, 10]
+    spent = zip(busy, idle, offline, wasted)
+    rows = [(n, "client", *[0] * 5, *times, None) for n, times in enumerate(spent)]
+    ax = figures.hours(table("nodes", [*rows, (3, "server", *[0] * 5, 0, 100, 0, 0, None)])).axes[0]
+    heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in ax.containers}
+    assert heights == {"computing": [45, 30, 0], "wasted": [15, 0, 10], "idle": [20, 70, 40]}
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "0", "2"]
+
+
+def test_hours_of_nobody_are_refused():
+    with pytest.raises(BadValue, match="there is no node to draw"):
+        figures.hours(table("nodes", [(0, "server", *[0] * 10)]))

@@ -70,7 +70,7 @@ def test_a_finished_run_is_told_completely(tmp_path, fake_run):
     told = page(fake_run(tmp_path, clients=4, rounds=12))
     assert told.ids == [
         *("curves", "loss", "durations", "topology", "availability"),
-        *("round", "node", "utilisation", "traffic", "labels"),
+        *("round", "node", "utilisation", "traffic", "hours", "labels"),
         *("faults", "metrics", "hashes", "experiment"),
     ]
     for words in (
@@ -82,7 +82,9 @@ def test_a_finished_run_is_told_completely(tmp_path, fake_run):
         "sent by all nodes 16.9 MB 507 kB lost",
         "median round 9 s 90% within 9 s, 99% within 9 s",
         "per client, both ways: 1 kB to",
-        "wasted work 5.0% of 1,000 sample gradients",
+        "wasted work 5.0% of 1,000 sample gradients, 16 s",
+        "computing while online 12.5% 5 min 20 s busy, 37 min 20 s idle, 8 s offline",
+        "energy 20 J all clients together",
         "e" * 64,
         "a" * 64,
         "b" * 64,
@@ -95,7 +97,7 @@ def test_a_finished_run_is_told_completely(tmp_path, fake_run):
 def test_the_page_needs_nothing_but_itself(tmp_path, fake_run):
     run = fake_run(tmp_path, clients=4, rounds=3, events=False)
     told = page(run)
-    assert len(told.sources) == 7
+    assert len(told.sources) == 8
     assert all(
         re.match(r"data:image/(png|svg\+xml);base64,[A-Za-z0-9+/=]+$", source) for source in told.sources
     )
@@ -208,7 +210,7 @@ def test_the_extremes_are_those_of_all_but_the_server(tmp_path, roles, whose):
         tmp_path, {"bytes_up": 4, "bytes_down": 4, "bytes_lost": 0, "bytes_min_node": 1, "bytes_max_node": 3}
     )
     with Record(tmp_path) as record:
-        record.write("nodes", [(node, role, 2, 2, 0, 0, 0, 0) for node, role in enumerate(roles)])
+        record.write("nodes", [(node, role, 2, 2, *[0] * 8) for node, role in enumerate(roles)])
     assert f"per {whose}, both ways: 1 B to 3 B" in page(tmp_path).text
 
 

@@ -42,7 +42,7 @@ NODES = [(0, "server"), (1, "client"), (2, "client"), (3, "client")]
 @pytest.fixture(name="run")
 def small_run(tmp_path):
     with Record(tmp_path) as record:
-        record.write("nodes", [(node, role, 1, 1, 0, 0, 0, 0) for node, role in NODES])
+        record.write("nodes", [(node, role, 1, 1, *[0] * 8) for node, role in NODES])
         for node, _ in NODES:
             record.presence(0, node, True)
         record.presence(9 * SECOND, 3, False)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import networkx as nx
@@ -9,6 +11,8 @@ import pytest
 from fedsim.config import Experiment, load
 from fedsim.world import world as worlds
 from fedsim.world.world import World
+
+sys.path.insert(0, str(Path(__file__).parent))  # experiments of these tests name parts that live beside them
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +46,7 @@ def watch() -> Callable[[World], list[tuple[int, str, int, int, int, int]]]:
 
     def watch(world: World) -> list[tuple[int, str, int, int, int, int]]:
         events: list[tuple[int, str, int, int, int, int]] = []
-        world.log.listener = lambda *event: events.append(event)
+        world.log.listen(lambda *event: events.append(event))
         return events
 
     return watch

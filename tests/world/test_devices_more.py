@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fedsim import rng
 from fedsim.config import Devices, load
 from fedsim.errors import ConfigError
-from fedsim.world.devices import PICOS, apportion, paces, speeds
+from fedsim.world.devices import PICOS, apportion, kits, speeds
 from fedsim.world.traces import Device, write
 
 PHONES = [
@@ -22,12 +22,8 @@ PHONES = [
 ]
 
 
-def stream(seed=0):
-    return rng.stream(seed, "devices")
-
-
 def seconds(devices, nodes, seed=0):
-    return [pace / PICOS for pace in paces(Devices.model_validate(devices), nodes, stream(seed))]
+    return [kit.ps_per_sample / PICOS for kit in kits(Devices.model_validate(devices), nodes, seed)]
 
 
 def refused(**devices):
@@ -149,7 +145,8 @@ def test_a_trace_of_availability_says_nothing_about_speed(make, tmp_path):
 def test_a_distribution_is_drawn_as_before():
     draw = {"distribution": "lognormal", "median": 0.01, "sigma": 1.0}
     devices = Devices.model_validate({"seconds_per_sample": draw})
-    assert paces(devices, 30, stream(3)) == speeds(devices.seconds_per_sample, 30, stream(3))
+    own = [kit.ps_per_sample for kit in kits(devices, 30, seed=3)]
+    assert own == speeds(devices.seconds_per_sample, 30, rng.stream(3, "devices"))
 
 
 def test_without_a_word_everybody_takes_a_millisecond():
@@ -218,5 +215,6 @@ def test_a_dumped_experiment_is_read_back(devices, describe, tmp_path):
 
 def test_paces_are_plain_integers():
     for devices in ({"classes": PHONES}, {"stragglers": {"share": 0.5, "factor": 1.7}}):
-        assert {type(pace) for pace in paces(Devices.model_validate(devices), 10, stream())} == {int}
+        own = kits(Devices.model_validate(devices), 10, seed=0)
+        assert {type(kit.ps_per_sample) for kit in own} == {int}
     assert np.all(np.array(seconds({"stragglers": {"share": 1.0, "factor": 1.7}}, 3)) == 0.0017)

@@ -16,6 +16,7 @@ from fedsim import parts
 from fedsim.errors import BadValue, ConfigError
 from fedsim.rng import stream
 from fedsim.world import world as worlds
+from fedsim.world.disturbances import partition
 from fedsim.world.faults import corrupt, slow_down
 from fedsim.world.log import FAULTS, KINDS
 from fedsim.world.network import Message
@@ -299,6 +300,31 @@ def test_a_partition_stops_exactly_the_messages_that_cross_it(lab):
     }
 
 
+def test_a_cut_of_the_graph_divides_it_into_what_still_hangs_together(lab):
+    # two triangles and the links 2-3 and 0-5 between them
+    graph = nx.Graph([(0, 1), (1, 2), (2, 0), (3, 4), (4, 5), (5, 3), (2, 3), (0, 5)])
+    world, events = lab(graph, fault("partition", 0.001, for_s=1, cut=[[3, 2], [0, 5]]))
+    for src in range(6):
+        send(world, 2_000, src, 0)
+        send(world, 2_000, src, 4)
+    world.clock.run()
+    assert {event[2:4] for event in of(events, "lost")} == {(0, 4), (1, 4), (2, 4), (3, 0), (4, 0), (5, 0)}
+    assert len(of(events, "deliver")) == 6
+    with pytest.raises(
+        BadValue, match="must divide the topology; without these links it still hangs together"
+    ):
+        next(partition(world, stream(0, "x"), at_s=0, for_s=1, cut=[[2, 3]]))
+
+
+def test_a_message_takes_no_detour_over_an_overlay_when_its_link_is_down(lab):
+    network = {**NETWORK, "overlay": True}
+    world, events = lab(nx.cycle_graph(4), fault("link_down", 0, for_s=1, edge=[0, 1]), network=network)
+    send(world, 1, 0, 1)
+    send(world, 1, 0, 2)
+    world.clock.run()
+    assert [event[1:4] for event in of(events, "lost", "deliver")] == [("lost", 0, 1), ("deliver", 2, 0)]
+
+
 def test_what_has_left_its_sender_dies_at_the_wall_too(lab):
     world, events = lab(nx.complete_graph(2), fault("partition", 0.015, for_s=0.001, groups=[[0], [1]]))
     send(world, 0, 0, 1)
@@ -531,12 +557,23 @@ def test_a_fault_that_names_an_unknown_node_gets_one_line(describe, name):
 @pytest.mark.parametrize(
     ("name", "params", "line"),
     [
-        ("partition", {}, "groups: give exactly one of groups and fraction"),
+        ("partition", {}, "groups: give exactly one of groups, cut and fraction"),
+        ("partition", {"cut": [[0, 9]]}, "cut.0: [0, 9]: no such node: 9; nodes are 0 to 3"),
+        ("partition", {"cut": [[0]]}, "cut.0: [0]: must be the two nodes of a link of the topology"),
         ("partition", {"groups": [[0, 1]]}, "groups: [[0, 1]]: must be at least 2 groups, not 1"),
         ("partition", {"groups": [[0], []]}, "groups.1: []: must name at least one node"),
         ("partition", {"groups": [[0], [9]]}, "groups.1: [9]: no such node: 9; nodes are 0 to 3"),
         ("partition", {"groups": [[0, 1], [2, 1]]}, "groups.1: [2, 1]: node 1 is in another group, too"),
-        ("partition", {"fraction": 0.1}, "fraction: 0.1: cuts 0 of 4 nodes off, which divides nobody"),
+        (
+            "partition",
+            {"fraction": 0.1},
+            "fraction: 0.1: must be at least 0.125 to hit one of 4 clients or peers, or 0",
+        ),
+        (
+            "crash",
+            {"fraction": 0.1},
+            "fraction: 0.1: must be at least 0.125 to hit one of 4 clients or peers, or 0",
+        ),
         ("partition", {"fraction": 1.0}, "fraction: 1.0: cuts 4 of 4 nodes off, which divides nobody"),
         ("partition", {"fraction": 0.5, "times": 2}, "every_s: is required, because times is 2"),
         ("link_down", {}, "edge: give exactly one of edge and count"),
@@ -556,6 +593,9 @@ def test_a_fault_that_names_an_unknown_node_gets_one_line(describe, name):
         ),
         ("corrupt", {"count": 1, "scale": 2.0}, "scale: 2.0: means nothing for the kind nan; leave it out"),
         ("corrupt", {"count": 1, "times": 2, "every_s": 1}, "for_s: is required, because times is 2"),
+        ("slow_down", {"count": 1, "factor": 1e7}, "factor: 10000000.0: must be at most 1e+06"),
+        ("slow_down", {"count": 1, "for_s": 2e11}, "for_s: 200000000000.0: must be at most 1e+11 s"),
+        ("message_delay", {"seconds": 1e14}, "seconds: 100000000000000.0: must be at most 1e+11 s"),
     ],
 )
 def test_bad_faults_are_refused_with_one_line(describe, name, params, line):
@@ -567,6 +607,20 @@ def test_infinity_is_refused(make, key, part):
     world, params = make(nx.empty_graph(2)), {**NEEDS[part.__name__], "count": 1, key: float("inf")}
     with pytest.raises(BadValue, match=f"{key}: inf: must be finite"):
         part(world, stream(0, "faults"), **params)
+
+
+def test_only_what_clients_send_can_be_corrupted(lab):
+    with pytest.raises(ConfigError) as caught:
+        lab(nx.star_graph(3), fault("corrupt", kind="nan", nodes=[0, 3]), server=True)
+    assert "nodes: [0, 3]: names the server" in str(caught.value)
+    world, _ = lab(nx.star_graph(3), fault("corrupt", kind="nan", count=3), server=True)
+    assert [len(node.corruptions) for node in world.nodes] == [1, 1, 1, 0]
+
+
+def test_a_slow_down_by_nothing_is_still_written_down_as_one(lab):
+    world, events = lab(nx.empty_graph(2), fault("slow_down", 0.5, for_s=1, factor=1, nodes=[1]))
+    world.clock.run()
+    assert events == [(500_000, "slow", 1, -1, 1000, -1), (1_500_000, "normal", 1, -1, 1000, -1)]
 
 
 def test_every_fault_is_installed():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import weakref
+
 import networkx as nx
 import pytest
 from hypothesis import given, settings
@@ -103,6 +105,27 @@ def test_gather_mixes_what_was_there_with_what_comes(node):
     assert gather.missing == {2}
     hear(node, model(1, 2))
     assert payloads(gather) == {2: "2.1", 3: "3.1"}
+
+
+def test_nothing_is_kept_of_what_has_been_read(node):
+    for round in range(20):
+        hear(node, model(round, 1), model(round, 2))
+        assert [node.receive().value.src for _ in range(2)] == [1, 2]
+    assert node._inbox._items == {}
+
+
+def test_what_a_gather_has_heard_is_not_kept_until_its_time_would_be_up(node):
+    class Model:
+        pass
+
+    gather, payload = node.gather("model", 1, [1], timeout_us=10**9), Model()
+    hear(node, Message("model", payload, 10, 1, 1))
+    assert node.clock.wait(gather, lambda: "it")[1].payload is payload
+    kept = weakref.ref(payload)
+    del gather, payload
+    assert kept() is None
+    node.clock.run()
+    assert node.clock.now == 10**9
 
 
 def test_gather_from_nobody_is_over_at_once(node):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.world.clock import Clock
-from fedsim.world.log import KINDS, EventLog
+from fedsim.world.log import BUFFER, KINDS, EventLog, pack_pair
 from fedsim.world.network import Message
 
 SMALL = st.integers(-1, 2**31 - 1)
@@ -59,6 +59,31 @@ def test_the_listener_sees_every_event_with_its_time():
     clock.after(7, lambda: log.add("send", 0, peer=1, size=1000, round=4))
     clock.run()
     assert seen == [(0, "online", 2, -1, 0, -1), (7, "send", 0, 1, 1000, 4)]
+
+
+def test_a_series_goes_on_when_something_else_is_written_between():
+    clock = Clock()
+    logs = [EventLog(clock) for _ in range(2)]
+    clock.run(until=clock.timeout(1))
+    write = logs[0].writer("deliver", 10, 3)
+    for node in range(3):
+        write(pack_pair(node, 9))
+        logs[0].add("late", node)
+        logs[1].add("deliver", node, 9, 10, 3)
+        logs[1].add("late", node)
+    assert logs[0].hexdigest() == logs[1].hexdigest()
+
+
+def test_series_alone_do_not_fill_the_memory():
+    clock = Clock()
+    log = EventLog(clock)
+    clock.run(until=clock.timeout(1))
+    for round in range(3):
+        write = log.writer("send", 10, round)
+        for node in range(3000):
+            write(pack_pair(node, 9))
+    log.writer("send", 10, 4)
+    assert len(log._buffer) < BUFFER < 3 * 3000 * 29  # bytes of an event
 
 
 def test_listening_does_not_change_the_hash():

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.world.clock import MICRO, Clock
-from fedsim.world.sharing import KINDS, Flow, Link, MaxMin, Path, Sharing
+from fedsim.world.flows import Flow, Link, Path, Sharing
+from fedsim.world.maxmin import MaxMin
+from fedsim.world.sharing import KINDS
 
 BYTE_S = 8 / MICRO
 """One byte in a second, in bits per microsecond."""
@@ -93,6 +95,16 @@ def test_a_flow_that_comes_later_takes_its_half() -> None:
     )
     clock.run()
     assert times == {"second": 12.0, "first": 15.0}
+
+
+def test_stopping_a_flow_that_shares_nothing_keeps_what_was_sent() -> None:
+    clock = Clock()
+    sharing = KINDS["none"](clock, lambda flow: flow.on_sent())
+    flow = Sending(800, Link(), (), Link(10 * BYTE_S), lambda: None)
+    sharing.start(flow)
+    clock.after(4 * MICRO, sharing.stop, flow)
+    clock.run()
+    assert flow.sent_bytes(clock.now) == 40
 
 
 @pytest.mark.parametrize("kind", ["max-min", "greedy"])

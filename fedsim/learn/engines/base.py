@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.errors import FedsimError
 from fedsim.learn.local import LocalUpdate, State
 from fedsim.learn.task import Task
 
@@ -23,11 +24,23 @@ class Shard:
         x: inputs [N, …].
         y: labels or targets [N].
         owned: for each client its samples' positions [n_i].
+        difficulty: returns how hard an expert finds each sample [N]; called where that is asked for.
     """
 
     x: Tensor
     y: Tensor
     owned: list[Tensor]
+    difficulty: Callable[[], Tensor] | None = None
+
+    def expert_losses(self) -> Tensor:
+        """Return how hard the expert finds each sample [N].
+
+        Raises:
+            FedsimError: if there is no expert.
+        """
+        if self.difficulty is None:
+            raise FedsimError("these data have no expert to score them")
+        return self.difficulty()
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -43,7 +56,8 @@ class TrainJob:
         update: what the client does.
         client: whose data it uses.
         rows: the samples of each step, as positions into the client's samples [steps, batch], -1 as padding.
-        given: the vectors that the update takes, by name.
+        given: the vectors that the update takes, those that it keeps and those that it draws, by name, and numbers
+            in place of the update's own.
     """
 
     update: LocalUpdate
@@ -67,18 +81,19 @@ class Engine(ABC):
 
     @abstractmethod
     def train(self, jobs: Sequence[TrainJob]) -> list[State]:
-        """Do jobs that have one update in common, and return what each client sends back."""
+        """Do jobs that have one update in common, and return what each client sends back and keeps."""
 
     @abstractmethod
     def evaluate(self, weights: Sequence[Tensor], x: Tensor, y: Tensor, chunk: int) -> list[dict[str, float]]:
         """Return loss (and accuracy, for a classifier) of several weight vectors on data [N, …], [N]."""
 
     def scalars(self, job: TrainJob) -> State:
-        """Return the client's own numbers as tensors []."""
-        numbers = job.update.scalars(job.client)
+        """Return the client's own numbers as tensors [], but for those that the job gives."""
+        numbers = job.update.scalars(job.client, self.data.sizes[job.client])
         return {
             name: torch.tensor(v, dtype=self.task.dtype, device=self.task.device)
             for name, v in numbers.items()
+            if name not in job.given
         }
 
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedsim.learn.curriculum_order import Order
 from fedsim.learn.engines.base import Engine, TrainJob, metrics
-from fedsim.learn.local import State
+from fedsim.learn.local import CHUNK, State
 from fedsim.learn.task import Batch, Task
 
 
@@ -21,12 +22,28 @@ class Sequential(Engine):
 
     def _one(self, job: TrainJob) -> State:
         x, y, own = self.data.x, self.data.y, self.data.owned[job.client]
-        state = job.update.init({**job.given, **self.scalars(job)})
+        given = {**job.given, **self.scalars(job)}
+        if job.update.order is not None:
+            scores = self.scores(job.update.order, job)
+            own, given["score"] = own[job.update.order.arrange(scores)], scores.mean()
+        state = job.update.init(given)
         for row in job.rows:
             index = own[torch.from_numpy(row[row >= 0]).to(own.device)]
             batch = Batch(x[index], y[index], torch.ones(len(index), dtype=self.task.dtype, device=x.device))
             state = job.update.step(self.task.gradient, state, batch)
         return job.update.final(state)
+
+    def scores(self, order: Order, job: TrainJob) -> Tensor:
+        """Return how hard each sample of a job's client is [n_i]."""
+        if order.score == "expert":
+            return self.data.expert_losses()[self.data.owned[job.client]]
+        data, task = self.data, self.task
+        pieces = torch.split(data.owned[job.client], CHUNK)
+
+        def judge(weights: Tensor) -> Tensor:
+            return torch.cat([task.scores(weights, data.x[i], data.y[i], order.measure) for i in pieces])
+
+        return order.scores(judge, job.given)
 
     def evaluate(self, weights: Sequence[Tensor], x: Tensor, y: Tensor, chunk: int) -> list[dict[str, float]]:
         """Score one weight vector after another."""

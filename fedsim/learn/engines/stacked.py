@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from fedsim.learn.curriculum_order import Order
 from fedsim.learn.engines.base import Engine, Shard, TrainJob, metrics
 from fedsim.learn.engines.sequential import score
-from fedsim.learn.local import LocalUpdate, State
+from fedsim.learn.local import CHUNK, LocalUpdate, State
 from fedsim.learn.task import Batch, Task
 
 
@@ -45,8 +46,15 @@ class Stacked(Engine):
         update = jobs[0].update
         given = [{**job.given, **self.scalars(job)} for job in jobs]
         given += given[:1] * (self.slots - len(jobs))
-        state = vmap(update.init)({name: torch.stack([one[name] for one in given]) for name in given[0]})
-        index, weight, steps = self._plan(update, jobs)
+        stack = {name: torch.stack([one[name] for one in given]) for name in given[0]}
+        owned = [self.data.owned[job.client] for job in jobs]
+        if update.order is not None:
+            scores = self.scores(update.order, jobs, stack)
+            owned = [own[update.order.arrange(found)] for own, found in zip(owned, scores, strict=True)]
+            means = [found.mean() for found in scores]
+            stack["score"] = torch.stack(means + means[:1] * (self.slots - len(jobs)))
+        state = vmap(update.init)(stack)
+        index, weight, steps = self._plan(update, jobs, owned)
         for step in range(index.shape[1]):
             picked = index[:, step]
             batch = Batch(self.data.x[picked], self.data.y[picked], weight[:, step])
@@ -55,7 +63,35 @@ class Stacked(Engine):
         final = vmap(update.final)(state)
         return [{name: rows[i].clone() for name, rows in final.items()} for i in range(len(jobs))]
 
-    def _plan(self, update: LocalUpdate, jobs: Sequence[TrainJob]) -> tuple[Tensor, Tensor, Tensor]:
+    @torch.no_grad()
+    def scores(self, order: Order, jobs: Sequence[TrainJob], stack: State) -> list[Tensor]:
+        """Return how hard each sample of the jobs' clients is [n_i], from what the slots are given [slots, P].
+
+        The samples are scored in pieces of one width, so that a client's scores do not depend on its neighbours.
+        """
+        if order.score == "expert":
+            return [self.data.expert_losses()[self.data.owned[job.client]] for job in jobs]
+        sizes = [self.data.sizes[job.client] for job in jobs]
+        width = min(CHUNK, max(self.data.sizes))
+        index = torch.zeros(
+            self.slots, -(-max(sizes) // width) * width, dtype=torch.long, device=self.task.device
+        )
+        for slot, job in enumerate(jobs):
+            index[slot, : sizes[slot]] = self.data.owned[job.client]
+        models = {name: stack[name] for name in ("arrays", *order.keeps)}
+
+        def score(given: State, x: Tensor, y: Tensor) -> Tensor:
+            return order.scores(lambda weights: self.task.scores(weights, x, y, order.measure), given)
+
+        pieces = [
+            vmap(score)(models, self.data.x[i], self.data.y[i]) for i in torch.split(index, width, dim=1)
+        ]
+        found = torch.cat(pieces, dim=1)
+        return [found[slot, :size] for slot, size in enumerate(sizes)]
+
+    def _plan(
+        self, update: LocalUpdate, jobs: Sequence[TrainJob], owned: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return samples [slots, steps, width], their weights, and the number of steps of each slot [slots]."""
         width = update.width(max(self.data.sizes))
         longest = max(len(job.rows) for job in jobs)
@@ -64,8 +100,8 @@ class Stacked(Engine):
             rows[slot, : job.rows.shape[0], : job.rows.shape[1]] = job.rows
         positions = torch.from_numpy(rows).to(self.task.device)
         index = torch.zeros_like(positions)
-        for slot, job in enumerate(jobs):
-            index[slot] = self.data.owned[job.client][positions[slot].clamp(min=0)]
+        for slot, own in enumerate(owned):
+            index[slot] = own[positions[slot].clamp(min=0)]
         steps = torch.tensor([len(job.rows) for job in jobs] + [0] * (self.slots - len(jobs)))
         return index, (positions >= 0).to(self.task.dtype), steps.to(self.task.device)
 

@@ -1,0 +1,170 @@
+"""Runs a peer strategy, says when a round is over, and notices when nobody can go on."""
+
+from __future__ import annotations
+
+import simpy
+
+from fedsim.errors import RunError, StalledError
+from fedsim.learn.deferred import Deferred
+from fedsim.learn.learner import Learner
+from fedsim.observer import SYSTEM, Observer
+from fedsim.peer import Peer, PeerStrategy
+from fedsim.world.clock import Process, micros
+from fedsim.world.node import Node
+from fedsim.world.world import World
+
+WATCH_S = 600.0
+"""How often to check that somebody can still make progress, in simulated seconds."""
+
+PATIENCE_S = 10_000_000.0
+"""How long to wait while nobody does anything, in simulated seconds."""
+
+QUIET_S = 200_000.0
+"""How long to wait while nobody trains where a round has one model, in simulated seconds."""
+
+
+class PeerRun:
+    """Runs a peer strategy: one process a node, and a round ends when every node that is online has finished it.
+
+    Args:
+        world: the peers.
+        learner: model, data and engine.
+        strategy: what they do.
+        observer: told of every round.
+    """
+
+    def __init__(self, world: World, learner: Learner, strategy: PeerStrategy, observer: Observer) -> None:
+        self.world, self.learner, self.strategy, self.observer = world, learner, strategy, observer
+        self.rounds = observer.experiment.stop.rounds
+        self.model_bytes = learner.engine.task.size * learner.engine.task.initial.element_size()
+        self.updates = 0
+        self.peers = {node.id: Peer(node, self) for node in world.members}
+        self.founders = [id for id, peer in self.peers.items() if peer.node.online]
+        self.latest = {id: learner.initial for id in self.peers}
+        self._round = 0
+        self._kept: dict[int, dict[int, Deferred]] = {}
+        self._behind = 0
+        self._ended: set[int] = set()
+        self._over = world.clock.event()
+        self._progress = (-1, -1, -1)
+
+    def run(self) -> None:
+        """Run until the experiment's stop condition.
+
+        Raises:
+            StalledError: if nobody can make progress any more; says who waits for whom.
+        """
+        clock, limit_s = self.world.clock, self.observer.experiment.stop.sim_time_s
+        self.strategy.setup(self.world.network.graph)
+        for name, value in self.strategy.facts().items():
+            self.observer.record.fact(name, value)
+        models = self.latest
+        if self.strategy.one_model:
+            self.observer.subject, models = "aggregate", {SYSTEM: self.learner.initial}
+        self.observer.on_round(0, models, 0)
+        for peer in self.peers.values():
+            peer.node.on_change.append(self._changed)
+            clock.process(self._life(peer))
+        self._count()
+        clock.process(self._watch())
+        if limit_s is not None:
+            clock.after(micros(limit_s), self._end)
+        clock.wait(self._over, self.diagnosis)
+
+    def finish(self, peer: Peer, round: int, model: Deferred, updates: int = 1) -> None:
+        """Take note that a node has finished a round."""
+        if peer.node.online and peer.finished <= self._round < round:
+            self._behind -= 1
+        peer.finished = round
+        self.updates += updates
+        self.latest[peer.id] = model
+        if round > self._round and not self.learner.dry:
+            self._kept.setdefault(round, {})[peer.id] = model
+        self._advance()
+
+    def conclude(self, round: int, model: Deferred, updates: int) -> None:
+        """Take note that a round with one model is over."""
+        if round <= self._round or self._over.triggered:
+            return
+        self._round = round
+        self.updates += updates
+        if self.observer.on_round(round, {SYSTEM: model}, self.updates) or round == self.rounds:
+            self._end()
+
+    def diagnosis(self) -> str:
+        """Say who waits for whom; nodes that nothing can be said about come last."""
+        alive = {id: p for id, p in self.peers.items() if not p.node.crashed and id not in self._ended}
+        waits = {id: peer.waiting_for() for id, peer in alive.items()}
+        lines = [
+            f"node {id} (round {alive[id].finished} done) waits for {waits[id] or 'a message'}"
+            for id in sorted(alive, key=lambda id: not waits[id])
+        ]
+        more = f"; and {len(lines) - 5} more" if len(lines) > 5 else ""
+        return "; ".join(lines[:5]) + more or "every node has crashed or come to its end"
+
+    def _life(self, peer: Peer) -> Process:
+        yield from self.guard(peer, self.strategy.run(peer))
+        self._ended.add(peer.id)
+
+    def guard(self, peer: Peer, process: Process) -> Process:
+        """Let an error say at which node, when and in which round it happened."""
+        try:
+            yield from process
+        except simpy.Interrupt:
+            return
+        except RunError:
+            raise
+        except Exception as error:
+            now_s = self.world.clock.now_s
+            reason = f"{type(error).__name__}: {error}"
+            raise RunError(reason, peer.id, peer.finished + 1, now_s, type(self.strategy).__name__) from error
+
+    def _changed(self, node: Node) -> None:
+        self.peers[node.id].was_away |= not node.online
+        if self.peers[node.id].finished <= self._round:
+            self._behind += 1 if node.online else -1
+        self._advance()
+
+    def _count(self) -> None:
+        """Count the nodes that are online and have not finished the round that is going on."""
+        online = (p for p in self.peers.values() if p.node.online)
+        self._behind = sum(peer.finished <= self._round for peer in online)
+
+    def _advance(self) -> None:
+        while (
+            self._behind == 0 and not self._over.triggered and any(p.node.online for p in self.peers.values())
+        ):
+            self._round += 1
+            kept = self._kept.pop(self._round, {})
+            alive = [id for id, peer in self.peers.items() if not peer.node.crashed]
+            holders = self.strategy.holders(self._round)
+            chosen = [id for id in alive if holders is None or id in holders] or alive
+            models = {id: kept.get(id, self.latest[id]) for id in chosen}
+            if self.observer.on_round(self._round, models, self.updates) or self._round == self.rounds:
+                self._end()
+            self._count()
+
+    def _end(self) -> None:
+        if not self._over.triggered:
+            self._over.succeed()
+
+    def _watch(self) -> Process:
+        """Stop a run in which nobody computes, sends, or waits for anything that time alone could bring."""
+        since_s, patience_s = 0.0, QUIET_S if self.strategy.one_model else PATIENCE_S
+        while True:
+            yield self.world.clock.timeout(micros(WATCH_S))
+            totals = self.world.totals()
+            # Nodes that come and go, or insist, talk for ever; where a round has one model, that is no progress.
+            progress = (totals["work"], 0 if self.strategy.one_model else totals["bytes_up"], self._round)
+            idle = (
+                id in self._ended or (peer.node.stuck and not peer.sleeping)
+                for id, peer in self.peers.items()
+            )
+            if progress != self._progress:
+                since_s = self.world.clock.now_s
+            elif all(idle) or self.world.clock.now_s - since_s > patience_s:
+                now_s = self.world.clock.now_s
+                raise StalledError(
+                    f"nobody can make progress: {self.diagnosis()}", None, self._round + 1, now_s
+                )
+            self._progress = progress

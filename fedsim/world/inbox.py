@@ -1,0 +1,140 @@
+"""Messages that have arrived at a node, and those who wait for them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from heapq import merge
+from typing import TYPE_CHECKING
+
+import simpy
+
+from fedsim.world.messages import Message
+
+if TYPE_CHECKING:
+    from fedsim.world.node import Node
+
+Match = Callable[[Message], bool]
+Item = tuple[int, Message]  # with the number of its arrival
+
+
+class Inbox:
+    """Messages that have arrived and wait to be read, and readers who wait for messages."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._items: dict[tuple[str, int], list[Item]] = {}
+        self._count = 0
+        self._readers: list[tuple[Match, simpy.Event]] = []
+        self._gathers: list[Gather] = []
+        self._read: dict[str, int] = {}
+
+    def put(self, message: Message) -> None:
+        """Hand a message to somebody who waits for it, or keep it."""
+        src, round, kind = message.src, message.round, message.kind
+        for gather in self._gathers:
+            if src in gather.missing and round == gather.round and kind == gather.kind:
+                gather.missing.remove(src)
+                gather.heard[src] = message
+                if not gather.missing:
+                    gather.close()
+                return
+        if 0 <= round <= self._read.get(kind, -1):
+            self._late(message)
+            return
+        for index, (match, event) in enumerate(self._readers):
+            if match(message):
+                del self._readers[index]
+                event.succeed(message)
+                return
+        self._count += 1
+        item = self._count, message
+        items = self._items.get((kind, round))
+        if items is None:
+            self._items[kind, round] = [item]
+        else:
+            items.append(item)
+
+    def _late(self, message: Message) -> None:
+        self._node.log.add("late", self._node.id, message.src, message.size_bytes, message.round)
+
+    def receive(self, match: Match) -> simpy.Event:
+        """See :meth:`Node.receive`."""
+        event = self._node.clock.event()
+        for item in merge(*self._items.values()):
+            if match(item[1]):
+                self._remove(item)
+                return event.succeed(item[1])
+        self._readers.append((match, event))
+        return event
+
+    def _remove(self, item: Item) -> None:
+        key = item[1].kind, item[1].round
+        self._items[key].remove(item)
+        if not self._items[key]:
+            del self._items[key]
+
+    def gather(self, kind: str, round: int, senders: frozenset[int], timeout_us: int | None) -> simpy.Event:
+        """See :meth:`Node.gather`."""
+        gather = Gather(self, kind, round, senders)
+        kept = []
+        for item in self._items.pop((kind, round), ()):
+            message = item[1]
+            if message.src in gather.missing:
+                gather.missing.remove(message.src)
+                gather.heard[message.src] = message
+            else:
+                kept.append(item)
+        if kept:
+            self._items[kind, round] = kept
+        self._gathers.append(gather)
+        if not gather.missing:
+            gather.close()
+        elif timeout_us is not None:
+            gather.timed = True
+            # a weak reference, lest the models that it heard are kept until its time would be up
+            self._node.clock.after(timeout_us, _close, weakref.ref(gather))
+        return gather
+
+    def close(self, gather: Gather) -> None:
+        """Forget a finished gather and treat what nobody took for it as late."""
+        self._gathers.remove(gather)
+        self._read[gather.kind] = latest = max(self._read.get(gather.kind, -1), gather.round)
+        past = [key for key in self._items if key[0] == gather.kind and 0 <= key[1] <= latest]
+        for _, message in sorted(item for key in past for item in self._items.pop(key)):
+            self._late(message)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether somebody reads and only a message could help."""
+        waiting = bool(self._gathers or self._readers)
+        return waiting and not any(gather.timed for gather in self._gathers)
+
+    def waiting_for(self) -> str:
+        """Say whom the readers wait for."""
+        waits = [f"{g.kind} of round {g.round} from {sorted(g.missing)}" for g in self._gathers]
+        return ", ".join(waits) or ("a message" if self._readers else "nothing")
+
+
+class Gather(simpy.Event):
+    """Waits for one message from each of several nodes."""
+
+    def __init__(self, inbox: Inbox, kind: str, round: int, senders: frozenset[int]) -> None:
+        super().__init__(inbox._node.clock)
+        self._inbox, self.kind, self.round = inbox, kind, round
+        self.missing = set(senders)
+        self.timed = False
+        self.heard: dict[int, Message] = {}
+
+    def close(self) -> None:
+        """Finish with what has been heard."""
+        if not self.triggered:
+            self._inbox.close(self)
+            self.succeed({sender: self.heard[sender] for sender in sorted(self.heard)})
+
+
+def _close(gather: weakref.ref[Gather]) -> None:
+    """Finish a gather whose time is up, if anybody still knows of it."""
+    found = gather()
+    if found is not None:
+        found.close()
