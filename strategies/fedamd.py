@@ -10,221 +10,224 @@ move the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 
 from fedsim import rng
 from fedsim.config import Local
-from fedsim.errors import MISSING, BadValue
-from fedsim.flower.arrays import layout_of, pack, unpack
-from fedsim.flower.cohort import draw, online
-from fedsim.learn.deferred import Deferred, combine, mean
-from fedsim.learn.local import LocalUpdate, State, batch_width, rate, samples_used, shuffled_batches
+from fedsim.errors import BadValue
+from fedsim.flower.select import Selector
+from fedsim.flower.strategy import Ask, Reply, Rounds, ask_all, uniform_mean
+from fedsim.learn.deferred import Deferred, combine
+from fedsim.learn.local import (
+    LocalUpdate,
+    MeanGradient,
+    State,
+    batch_width,
+    rate,
+    samples_used,
+    shuffled_batches,
+    steps_of,
+)
 from fedsim.learn.task import Batch, Gradient
 from fedsim.parts import Count, Positive, Share
+from strategies import fedamd_schedules as schedules
+from strategies.fedamd_caches import Caches, Held, Spilled
 
 ANCHOR, MINER = "train.anchor", "train.miner"
-CHUNK = 256
+CACHE, LATEST, WHEN = "fedamd.cache", "fedamd.latest", "fedamd.when"
 REFRESH = 50
 
+Anchor = MeanGradient
+log = logging.getLogger("fedsim")
 
-class FedAMD(Strategy):
+
+class FedAMD(Rounds):
     """Anchors refresh cached gradients, miners follow their mean (Wu et al., ICML 2023).
 
-    Before the first round every client that is online sends an anchor gradient, as real messages and real work. A
-    client whose gradient is not cached yet is left out of the mean until it has been an anchor.
+    A client that does not answer leaves its cache as it was. Without any cache to follow, everybody is an anchor.
 
     Args:
         participants: clients in a round (A); fewer if fewer are online.
         local: local steps (K), mini-batch size (b') and learning rate of the miners.
-        p: probability that a participant is an anchor, by independent coins; 0.5 unless ``period`` is given.
-        period: sequential schedule instead: in one round of ``period`` all participants are anchors.
+        schedule: with which probability a participant is an anchor: ``constant``, ``sequential``, ``decaying``, or
+            the optimal constants ``opt-a``, ``opt-b``, ``opt-c``; sequential if ``period`` is given, else constant.
+        p: the constant schedule's probability, by independent coins; 0.5 unless given.
+        period: the sequential schedule's: in one round of ``period`` all participants are anchors.
         first: whether the sequential schedule starts with anchors or with miners.
         large_batch: batch size of the anchors (b); None for all their samples.
         server_lr: server learning rate.
+        halve_lr_at: the rounds from which on the local learning rate is halved, once for each.
+        caches: how they begin: ``warm``, by a pass before the first round, with real messages and real work, in which
+            all clients that are online are anchors; ``zero``; or ``lazy``, where a client counts in the mean from
+            its first gradient on. After a warm pass, that holds for the clients that missed it.
+        caches_at: who keeps them: the ``server``, or the ``clients``, each its own, of which they send the changes;
+            the server then has their sum alone, and rounding errors stay in it.
+        caches_on: whether the server's are in the memory of the ``device``, or on ``disk``.
+        select: chooses the participants.
         timeout_s: how long the pass before the first round may take, in seconds; None waits for all.
         seed: of cohorts and roles.
-    """
 
-    timing_depends_on_values = False
+    Raises:
+        BadValue: for parameters that contradict each other.
+    """
 
     def __init__(
         self,
         *,
         participants: Count,
         local: Local,
+        schedule: schedules.Name | None = None,
         p: Share | None = None,
         period: Count | None = None,
-        first: Literal["anchors", "miners"] = "anchors",
+        first: schedules.First = "anchors",
         large_batch: Count | None = None,
         server_lr: Positive = 1.0,
+        halve_lr_at: list[Count] | None = None,
+        caches: Literal["warm", "zero", "lazy"] = "warm",
+        caches_at: Literal["server", "clients"] = "server",
+        caches_on: Literal["device", "disk"] = "device",
+        select: Selector | None = None,
         timeout_s: Positive | None = 3600.0,
         seed: int = 0,
     ) -> None:
-        if p is not None and period is not None:
-            raise BadValue("period", period, "give p (constant schedule) or period (sequential), not both")
-        self.participants, self.server_lr = participants, server_lr
+        if caches_at == "clients" and caches_on == "disk":
+            raise BadValue("caches_on", caches_on, "the server has no caches where caches_at is clients")
+        anchor = Anchor(large_batch) if caches_at == "server" else KeepingAnchor(large_batch)
+        super().__init__({ANCHOR: anchor, MINER: Miner(local)}, participants, select, seed, timeout_s)
+        self.schedule = schedules.choose(schedule, p, period, first)
         self.p, self.period, self.first = 0.5 if p is None else p, period, first
-        self.timeout_s, self.seed = timeout_s, seed
-        self.updates = {ANCHOR: Anchor(large_batch), MINER: Miner(local)}
-        self.caches: dict[int, Deferred] = {}
+        self.server_lr, self.halve_lr_at = server_lr, halve_lr_at or []
+        self.start_with, self.caches_at = caches, caches_at
+        self.caches: Caches = Held() if caches_on == "device" else Spilled()
+        self.heard: dict[int, int] = {}
+        """The round of the last gradient of each client that has a cache, wherever that is."""
         self._sum: Deferred | None = None
 
     def check(self, clients: int) -> None:
-        """Check the parameters against the number of clients."""
-        if self.participants > clients:
-            raise BadValue("participants", self.participants, f"at most {clients}, the number of clients")
+        """Check the parameters against the number of clients, and warn of a model that cannot move."""
+        super().check(clients)
+        if all(self.share(round) == 1.0 for round in (1, 2)):
+            given = f"p = {self.p:g}" if self.period is None else f"period = {self.period}"
+            log.warning("FedAMD with %s: every participant is an anchor, so the model will never move", given)
+
+    def share(self, round: int) -> float:
+        """Return the probability that a participant of a round is an anchor; rounds count from 1."""
+        if self.period is not None:
+            return schedules.sequential(round, self.period, self.first)
+        if self.schedule == "decaying":
+            return schedules.decaying(round)
+        optimal = schedules.OPTIMAL.get(self.schedule)
+        return self.p if optimal is None else optimal(self.clients, self.participants)
+
+    def is_anchor(self, round: int, node: int) -> bool:
+        """Return the role of a participant in a round; rounds count from 1."""
+        return bool(rng.stream(self.seed, "role", node, round).random() < self.share(round))
 
     def anchor_mean(self) -> Deferred:
         """Return the mean of the cached gradients (ḡ)."""
         assert self._sum is not None
-        return self._sum / len(self.caches)
+        return self._sum / (self.clients if self.start_with == "zero" else len(self.heard))
 
-    def is_anchor(self, round: int, node: int) -> bool:
-        """Return the role of a participant in a round; rounds count from 1."""
-        if not self.caches:
-            return True
-        if self.period is not None:
-            return (round - 1 if self.first == "anchors" else round) % self.period == 0
-        return bool(rng.stream(self.seed, "role", node, round).random() < self.p)
+    def begin(self, model: Deferred) -> None:
+        """Ask every client for an anchor gradient, if the caches are to be warm."""
+        if self.start_with == "zero":
+            self._sum = 0.0 * model
+        elif self.start_with == "warm":
+            self._refresh(0, self.exchange(self._anchors(0, model, self.online())))
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Draw the participants and their roles; miners also get the mean of the caches."""
-        if server_round == 1:
-            self._first_pass(arrays, config, grid)
-        config["server-round"] = server_round
-        self._model, self._shape = unpack(arrays), layout_of(arrays)
-        cohort = draw(online(grid), self.participants, rng.stream(self.seed, "cohort", round=server_round))
-        anchors = [node for node in cohort if self.is_anchor(server_round, node)]
+    def ask(self, round: int, model: Deferred, cohort: Sequence[int]) -> Iterable[Ask]:
+        """Draw the roles; miners also get the mean of the caches."""
+        if self._sum is None:
+            return self._anchors(round, model, cohort)
+        anchors = [node for node in cohort if self.is_anchor(round, node)]
         miners = [node for node in cohort if node not in anchors]
-        to_anchors = RecordDict({"arrays": arrays, "config": config})
-        messages = [Message(to_anchors, node, ANCHOR) for node in anchors]
+        asks = self._anchors(round, model, anchors)
         if miners:
-            direction = pack(self.anchor_mean(), *self._shape)
-            to_miners = RecordDict({"arrays": arrays, "anchor-mean": direction, "config": config})
-            messages += [Message(to_miners, node, MINER) for node in miners]
-        return messages
+            mean, numbers = self.anchor_mean(), self._rate(round)
+            asks += ask_all(miners, MINER, numbers, arrays=model, anchor_mean=mean)
+        return asks
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    def merge(self, round: int, model: Deferred, replies: Sequence[Reply]) -> Deferred:
         """Move the model by the mean of the miners' progress, then refresh the anchors' caches."""
-        heard = _heard(replies)
-        anchors = [reply for reply in heard if reply.metadata.message_type == ANCHOR]
-        progress = [unpack(_arrays(reply)) for reply in heard if reply.metadata.message_type == MINER]
-        if progress:
-            self._model = self._model - self.server_lr * mean(progress)
-        self._refresh(anchors)
-        if server_round % REFRESH == 0 and self.caches:
-            self._sum = _sum(self.caches)
-        counts = MetricRecord({"anchors": len(anchors), "miners": len(progress), "cached": len(self.caches)})
-        return pack(self._model, *self._shape), counts
+        miners = [reply for reply in replies if reply.action == MINER]
+        if miners:
+            model = model - self.server_lr * uniform_mean(miners)
+        self._refresh(round, replies)
+        if round % REFRESH == 0 and self.caches:
+            self._sum = self.caches.total()
+        return model
 
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Ask no client to evaluate."""
-        return []
+    def facts(self, replies: Sequence[Reply]) -> dict[str, int | float]:
+        """Count the roles."""
+        anchors = sum(reply.action == ANCHOR for reply in replies)
+        return {"anchors": anchors, "miners": len(replies) - anchors, "cached": len(self.heard)}
 
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Nothing was asked for."""
-        return None
+    def _anchors(self, round: int, model: Deferred, nodes: Iterable[int]) -> list[Ask]:
+        if self.caches_at == "server":
+            return ask_all(nodes, ANCHOR, arrays=model)
+        told = {node: {"round": round, "heard": self.heard.get(node, -1)} for node in nodes}
+        return [Ask(node, ANCHOR, {"arrays": model}, numbers) for node, numbers in told.items()]
 
-    def summary(self) -> None:
-        """Say nothing; the experiment file says it all."""
+    def _rate(self, round: int) -> dict[str, float]:
+        """Return what the miners' learning rate is multiplied by in a round, if that ever changes."""
+        passed = sum(round >= start for start in self.halve_lr_at)
+        return {"lr-factor": 0.5**passed} if self.halve_lr_at else {}
 
-    def _first_pass(self, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> None:
-        config["server-round"] = 0
-        content = RecordDict({"arrays": arrays, "config": config})
-        messages = [Message(content, node, ANCHOR) for node in online(grid)]
-        self._refresh(_heard(grid.send_and_receive(messages, timeout=self.timeout_s)))
-
-    def _refresh(self, anchors: Iterable[Message]) -> None:
+    def _refresh(self, round: int, replies: Iterable[Reply]) -> None:
         """Replace the anchors' cached gradients, and keep the running sum in step."""
-        for reply in anchors:
-            node, new = reply.metadata.src_node_id, unpack(_arrays(reply))
+        new = {reply.node: reply.vectors["arrays"] for reply in replies if reply.action == ANCHOR}
+        if not new:
+            return
+        terms = [] if self._sum is None else [(self._sum, 1.0)]
+        for node, vector in new.items():
             old = self.caches.get(node)
-            self.caches[node] = new
-            if self._sum is not None:
-                self._sum = (
-                    self._sum + new if old is None else combine([self._sum, new, old], [1.0, 1.0, -1.0])
-                )
-        if self._sum is None and self.caches:
-            self._sum = _sum(self.caches)
+            terms += [(vector, 1.0)] if old is None else [(vector, 1.0), (old, -1.0)]
+        vectors, factors = zip(*terms, strict=True)
+        self._sum = combine(vectors, factors)
+        if self.caches_at == "server":
+            self.caches.keep(new, self._sum)
+        self.heard.update(dict.fromkeys(new, round))
 
 
-def _heard(replies: Iterable[Message]) -> list[Message]:
-    """Return the replies that are not errors in the order of node ids, in which everything is summed."""
-    return sorted((r for r in replies if r.has_content()), key=lambda r: r.metadata.src_node_id)
+class KeepingAnchor(MeanGradient):
+    """An anchor that keeps its cache itself, and sends by how much the new gradient differs from it.
 
-
-def _sum(caches: dict[int, Deferred]) -> Deferred:
-    """Add up the caches in the order of node ids, exactly as a fresh start would."""
-    return combine([caches[node] for node in sorted(caches)], [1.0] * len(caches))
-
-
-def _arrays(reply: Message) -> ArrayRecord:
-    record = reply.content["arrays"]
-    assert isinstance(record, ArrayRecord)
-    return record
-
-
-class Anchor(LocalUpdate):
-    """One large-batch gradient at the weights received: ∇f_i(x; B).
+    A client cannot know whether its last difference has arrived. So it keeps the gradients before and after it, and
+    the round, and the server says in which round it heard from the client last.
 
     Args:
         large_batch: how many samples, drawn without replacement; None for all.
     """
 
-    metrics = ("train_loss",)
+    keeps = (CACHE, LATEST, WHEN)
 
-    def __init__(self, large_batch: int | None = None) -> None:
-        self.large_batch = large_batch
-
-    def work(self, samples: int) -> int:
-        """Count one gradient for each sample of the batch."""
-        return min(self.large_batch or samples, samples)
-
-    def width(self, samples: int) -> int:
-        """Cut the batch into chunks that fit into memory."""
-        return min(self.work(samples), CHUNK)
-
-    def batches(self, samples: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw the batch."""
-        drawn = rng.permutation(samples)[: self.work(samples)]
-        width = self.width(samples)
-        rows = np.full(-(-len(drawn) // width) * width, -1, dtype=np.int64)
-        rows[: len(drawn)] = drawn
-        return rows.reshape(-1, width)
+    def scalars(self, client: int, samples: int) -> Mapping[str, float]:
+        """Return the round, and the one in which the server last heard of the client; -1 for never."""
+        return {"round": 0.0, "heard": -1.0}
 
     def init(self, given: State) -> State:
-        """Start a sum of gradients."""
-        weights = given["arrays"]
-        zero = torch.zeros((), dtype=weights.dtype, device=weights.device)
-        return {"weights": weights, "sum": torch.zeros_like(weights), "loss": zero, "count": zero}
+        """Start a sum of gradients, and find out which cache the server knows."""
+        known = torch.where(given[WHEN] == given["heard"], given[LATEST], given[CACHE])
+        return {**super().init(given), "cache": known, "round": given["round"]}
 
     def step(self, gradient: Gradient, state: State, batch: Batch) -> State:
         """Add the gradients of a chunk."""
-        chunk, loss = gradient(state["weights"], batch)
-        count = batch.weight.sum()
         return {
-            "weights": state["weights"],
-            "sum": state["sum"] + count * chunk,
-            "loss": state["loss"] + count * loss,
-            "count": state["count"] + count,
+            **super().step(gradient, state, batch),
+            "cache": state["cache"],
+            "round": state["round"],
         }
 
     def final(self, state: State) -> State:
-        """Send the mean gradient."""
-        return {"arrays": state["sum"] / state["count"], "train_loss": state["loss"] / state["count"]}
+        """Send the difference; keep both gradients and the round."""
+        result, cache = super().final(state), state["cache"]
+        kept = {CACHE: cache, LATEST: result["arrays"], WHEN: torch.zeros_like(cache) + state["round"]}
+        return {**result, "arrays": result["arrays"] - cache, **kept}
 
 
 class Miner(LocalUpdate):
@@ -238,17 +241,10 @@ class Miner(LocalUpdate):
     """
 
     takes = ("arrays", "anchor-mean")
+    models = ()
 
     def __init__(self, local: Local) -> None:
-        if local.steps is None:
-            raise BadValue(
-                "local.steps", MISSING, "FedAMD counts local steps, not epochs", "give local.steps"
-            )
-        for key, value in {"momentum": local.momentum, "weight_decay": local.weight_decay}.items():
-            if value:
-                raise BadValue(f"local.{key}", value, "FedAMD has neither momentum nor weight decay")
-        self.local = local
-        self.steps = local.steps
+        self.local, self.steps = local, steps_of(local, "FedAMD")
         self.metrics = ("train_loss",) if self.steps > 1 else ()
 
     def work(self, samples: int) -> int:
@@ -263,13 +259,14 @@ class Miner(LocalUpdate):
         """Draw one mini-batch for each step but the first."""
         return shuffled_batches(samples, self.width(samples), None, self.steps - 1, rng)
 
-    def scalars(self, client: int) -> dict[str, float]:
-        """Return the learning rate."""
-        return {"lr": rate(self.local, client)}
+    def scalars(self, client: int, samples: int) -> Mapping[str, float]:
+        """Return the learning rate, and what the server may multiply it by."""
+        return {"lr": rate(self.local, client), "lr-factor": 1.0}
 
     def init(self, given: State) -> State:
         """Take the first step: y_1 = x - lr ḡ."""
-        start, lr, direction = given["arrays"], given["lr"], given["anchor-mean"]
+        start, direction = given["arrays"], given["anchor-mean"]
+        lr = given["lr"] * given["lr-factor"]
         zero = torch.zeros_like(lr)
         return {
             "start": start,

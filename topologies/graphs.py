@@ -17,6 +17,7 @@ from fedsim.world.graph import Graph
 __all__ = [
     "Graph",
     "complete",
+    "empty",
     "erdos_renyi",
     "exponential",
     "random_regular",
@@ -64,6 +65,21 @@ def complete(n: int) -> Graph:
     """
     require_two(n)
     return require_connected(ordered(nx.complete_graph(n)), "n", n)
+
+
+def empty(n: int) -> Graph:
+    """Link nobody; on an overlay network (``network.overlay``), every node still reaches every other one.
+
+    Args:
+        n: number of nodes.
+
+    Returns:
+        The graph without links.
+
+    >>> empty(3).number_of_edges()
+    0
+    """
+    return ordered(nx.empty_graph(n))
 
 
 def ring(n: int) -> Graph:
@@ -160,7 +176,7 @@ def erdos_renyi(n: int, *, p: float, seed: int) -> Graph:
     20
     """
     require_two(n)
-    _require_probability("p", p)
+    require_probability("p", p)
     # The generator divides by log(1 - p), which is 0 when p is too small to be subtracted from 1.
     graph = nx.fast_gnp_random_graph(n, p if 1 - p < 1 else 0, seed=stream(seed, "topology"))
     hint = f"try another seed or a larger p (ln(n)/n = {math.log(n) / n:.3g})"
@@ -191,7 +207,7 @@ def small_world(n: int, *, neighbours: int, rewire: float, seed: int) -> Graph:
     require_two(n)
     if neighbours % 2 or not 2 <= neighbours < n:
         raise BadValue("neighbours", neighbours, f"must be even, at least 2 and at most n - 1 = {n - 1}")
-    _require_probability("rewire", rewire)
+    require_probability("rewire", rewire)
     graph = nx.watts_strogatz_graph(n, neighbours, rewire, seed=stream(seed, "topology"))
     hint = "try another seed, more neighbours or less rewiring"
     return require_connected(ordered(graph), "neighbours", neighbours, hint)
@@ -273,7 +289,16 @@ def ordered(graph: Graph) -> Graph:
     return copy
 
 
-def _require_probability(key: str, value: float) -> None:
+def require_probability(key: str, value: float) -> None:
+    """Refuse a number that is no probability.
+
+    Raises:
+        BadValue: if it is below 0 or above 1.
+
+    >>> require_probability("p", 2.0)
+    Traceback (most recent call last):
+    fedsim.errors.BadValue: p: 2.0: must be a probability from 0 to 1, is 2.0
+    """
     if not 0 <= value <= 1:
         raise BadValue(key, value, f"must be a probability from 0 to 1, is {value}")
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conformance_rows import ROWS, Row, calm, experiment, flat
+from conformance_rows import ROWS, Gradient, Row, calm, experiment, flat
 from torch import nn
 
 import fedsim
@@ -80,7 +80,8 @@ def test_the_number_of_slots_does_not_matter_to_the_events(row: Row, tmp_path: P
 @every
 def test_bytes_are_conserved_when_clients_fail(row: Row, tmp_path: Path) -> None:
     faults = [{"name": "crash", "at_s": 3.0, "count": 2}]
-    network = {"latency_ms": 20, "up_mbps": 0.02, "down_mbps": 0.05, "detect_s": 1}
+    vectors = max(1, len(row.up))
+    network = {"latency_ms": 20, "up_mbps": 0.02 * vectors, "down_mbps": 0.05 * vectors, "detect_s": 1}
     churn = {"name": "exponential", "online_s": 4, "offline_s": 2}
     result = run(experiment(row, faults=faults, network=network, churn=churn), tmp_path)
     total = result.summary
@@ -91,29 +92,101 @@ def test_bytes_are_conserved_when_clients_fail(row: Row, tmp_path: Path) -> None
     assert 0 < total["wasted_samples"] < total["work_samples"]
 
 
-@every
+@pytest.mark.parametrize("row", [row for row in ROWS if row.fewest == 1], ids=lambda row: row.name)
 def test_one_client_is_centralised_training(row: Row, tmp_path: Path) -> None:
-    local = {"steps": 3, "batch_size": None, "lr": 0.2}
-    given = calm(row, 1, local)
-    result = run(given, tmp_path)
-    found = flat(result.weights())
-    wanted = gradient_descent(given, sum(row.steps_per_round), 0.2)
-    assert np.abs(found - wanted).max() < 1e-10
+    given = calm(row, 1, {"steps": 3, "batch_size": None, "lr": 0.2})
+    found = flat(run(given, tmp_path).weights())
+    assert np.abs(found - alone(row, given, 0.2)).max() < 1e-10
 
 
-def gradient_descent(given: dict[str, Any], steps: int, lr: float) -> np.ndarray:
-    """Train the same model on all data with plain PyTorch."""
+servers = pytest.mark.parametrize(
+    "row", [row for row in ROWS if row.topology == "star"], ids=lambda row: row.name
+)
+
+
+@servers
+def test_clients_that_are_alike_are_one_client(row: Row, tmp_path: Path) -> None:
+    given = calm(row, 4, {"steps": 3, "batch_size": None, "lr": 0.2})
+    given["data"] |= {"name": "conformance_rows:copies", "partition": "natural"}
+    found = flat(run(given, tmp_path).weights())
+    assert np.abs(found - alone(row, given, 0.2)).max() < 1e-10
+
+
+@servers
+def test_an_optimum_that_all_share_is_a_fixed_point(row: Row, tmp_path: Path) -> None:
+    result = run(at_rest(row, row.full, 0.0), tmp_path)
+    assert result.summary["rounds"] == 4
+    assert np.abs(flat(result.weights())).max() < 1e-10  # Adam's kin divide rounding errors by τ = 0.001
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.rests], ids=lambda row: row.name)
+def test_the_optimum_of_clients_that_disagree_is_a_fixed_point(row: Row, tmp_path: Path) -> None:
+    assert row.rests is not None
+    result = run(at_rest(row, row.rests, 1.0), tmp_path)
+    assert result.summary["rounds"] == 4
+    assert result.summary["work_samples"] > 0
+    assert np.abs(flat(result.weights())).max() < 1e-12
+
+
+def test_averaging_leaves_the_optimum_of_clients_that_disagree(tmp_path: Path) -> None:
+    [row] = [row for row in ROWS if row.name == "fedavg"]
+    assert np.abs(flat(run(at_rest(row, row.full, 1.0), tmp_path).weights())).max() > 1e-3
+
+
+def at_rest(row: Row, params: dict[str, Any], heterogeneity: float) -> dict[str, Any]:
+    """Return six clients of least squares that start at the optimum, zero."""
+    given = calm(row, 6, {"steps": 3, "batch_size": None, "lr": 0.1})
+    sizes = ("participants", "sample_size")
+    bounded = {key: min(value, 6) if key in sizes else value for key, value in params.items()}
+    given["strategy"] = {"name": row.name, "local": given["strategy"]["local"], **bounded}
+    given["data"] = {
+        "clients": 6,
+        "partition": "natural",
+        "name": "conformance_rows:rested",
+        "heterogeneity": heterogeneity,
+    }
+    return {**given, "model": "conformance_rows:at_zero"}
+
+
+def alone(row: Row, given: dict[str, Any], lr: float) -> np.ndarray:
+    """Return where the strategy's centralised method leads on all data, by plain PyTorch and NumPy."""
+    gradient, weights = centralised(given)
+    if row.alone is not None:
+        return row.alone(gradient, weights, lr)
+    for _ in range(sum(row.steps_per_round)):
+        weights = weights - lr * gradient(weights)
+    return weights
+
+
+def centralised(given: dict[str, Any]) -> tuple[Gradient, np.ndarray]:
+    """Return the gradient on all data, by plain PyTorch, as a function of the weights, and the weights at the start."""
     learner, dataset, _ = build(load(given))
     module = copy.deepcopy(learner.engine.task.module)
-    optimiser = torch.optim.SGD(module.parameters(), lr=lr)
-    for _ in range(steps):
-        optimiser.zero_grad()
+
+    def gradient(weights: np.ndarray) -> np.ndarray:
+        nn.utils.vector_to_parameters(torch.from_numpy(weights), module.parameters())
+        module.zero_grad()
         nn.functional.cross_entropy(module(dataset.x.double()), dataset.y).backward()
-        optimiser.step()
-    return np.concatenate([p.detach().numpy().reshape(-1) for p in module.parameters()])
+        return np.concatenate([p.grad.numpy().reshape(-1) for p in module.parameters()])
+
+    return gradient, np.concatenate([p.detach().numpy().reshape(-1) for p in module.parameters()])
 
 
-@every
+@pytest.mark.parametrize("row", [row for row in ROWS if row.down], ids=lambda row: row.name)
+def test_bytes_are_what_the_formula_says(row: Row, tmp_path: Path) -> None:
+    given = calm(row, 5, row.local)
+    result = run(given, tmp_path, timing_only=True)
+    layout = build(load(given))[0].engine.task.layout
+    names = sum(len(name) for name, _ in layout)
+    vector = names + sum(128 + 8 * int(np.prod(shape)) for _, shape in layout)  # a NumPy header, and float64
+    config = len("config") + len("server-round") + 8
+    metrics = len("metrics") + len("num-examples") + 8 + len("train_loss") + 8
+    one_way = [sum(len(name) + vector for name in side) for side in (row.down, row.up)]
+    overhead = 2 * 64  # of a message, there and back
+    assert result.summary["bytes_up"] == 4 * 5 * (sum(one_way) + config + metrics + overhead)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.symmetric], ids=lambda row: row.name)
 def test_who_has_which_data_does_not_matter(row: Row, tmp_path: Path) -> None:
     """With full participation and full batches, dealing the same shards to other clients changes only rounding."""
     local = {"steps": 3, "batch_size": None, "lr": 0.1}

@@ -15,7 +15,7 @@ from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Place
 from fedsim.learn.local import LocalSGD
 from fedsim.observer import Observer
-from fedsim.peer import PeerRun
+from fedsim.peerrun import PeerRun
 from fedsim.record.store import Record
 from fedsim.setup import prepare
 from fedsim.threads import limited

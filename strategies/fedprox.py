@@ -1,0 +1,47 @@
+"""FedProx: local training that is held near the weights received.
+
+T. Li, A. K. Sahu, M. Zaheer, M. Sanjabi, A. Talwalkar, V. Smith: Federated Optimization in Heterogeneous Networks.
+MLSys 2020, algorithm 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from fedsim.config import Local
+from fedsim.flower.select import Selector
+from fedsim.flower.strategy import Ask, Reply, Rounds, ask_all, average
+from fedsim.learn.deferred import Deferred
+from fedsim.learn.local import LocalSGD
+from fedsim.parts import Count, NotNegative
+
+
+class FedProx(Rounds):
+    """Average models trained with a proximal term (Li et al., MLSys 2020).
+
+    Args:
+        participants: clients in a round; fewer if fewer are online.
+        local: local training.
+        mu: weight of the term 0.5 μ |w - w_received|².
+        select: chooses the participants.
+        seed: of the cohorts.
+    """
+
+    def __init__(
+        self,
+        *,
+        participants: Count,
+        local: Local,
+        mu: NotNegative,
+        select: Selector | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__({"train": LocalSGD(local, proximal=mu)}, participants, select, seed)
+
+    def ask(self, round: int, model: Deferred, cohort: Sequence[int]) -> Iterable[Ask]:
+        """Let everybody train."""
+        return ask_all(cohort, "train", arrays=model)
+
+    def merge(self, round: int, model: Deferred, replies: Sequence[Reply]) -> Deferred:
+        """Average the models."""
+        return average(replies)
