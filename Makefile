@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint slow bench docs clean
+.PHONY: help demo test lint slow soak bench docs clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -27,6 +27,9 @@ lint: $(INSTALLED) ## check style and types
 
 slow: $(INSTALLED) ## run the tests that take longer
 	$(BIN)/python -m pytest -n 2 -m slow
+
+soak: $(INSTALLED) ## run deployments that lose a node; takes a quarter of an hour
+	FEDSIM_SOAK=1 $(BIN)/python -m pytest -m slow tests/deploy
 
 bench: $(INSTALLED) ## measure speed, as ratios within one run
 	for file in experiments/benchmarks/*.py; do $(BIN)/python $$file || exit; done

@@ -1,1 +1,65 @@
 """The bridge to Flower: its strategies in simulated time, and ours in its deployments."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from packaging.version import Version
+
+from fedsim.errors import MISSING, ConfigError, Problem
+
+if TYPE_CHECKING:
+    from fedsim.flower.app import run_app
+    from fedsim.flower.bypartition import ByPartition
+    from fedsim.flower.client import ServerSide, client_app, server_side
+
+__all__ = ["ByPartition", "ServerSide", "client_app", "run_app", "server_side"]
+
+OLDEST = "1.33"
+HOMES = {
+    "run_app": "app",
+    "ByPartition": "bypartition",
+    "ServerSide": "client",
+    "client_app": "client",
+    "server_side": "client",
+}
+
+
+def check_version(found: str | None) -> None:
+    """Refuse to go on without Flower, or with one that is too old.
+
+    Args:
+        found: the installed version of flwr, or None.
+
+    Raises:
+        ConfigError: saying what to install.
+
+    >>> check_version("1.41.0")
+    >>> check_version("1.20.0")
+    Traceback (most recent call last):
+    fedsim.errors.ConfigError: flwr: 1.20.0: must be at least 1.33; pip install --upgrade 'fedsim[flower]'
+    """
+    if found is None:
+        hint = "pip install 'fedsim[flower]'"
+        raise ConfigError([Problem("flwr", MISSING, "is not installed, and this needs Flower", hint)])
+    if Version(found) < Version(OLDEST):
+        hint = "pip install --upgrade 'fedsim[flower]'"
+        raise ConfigError([Problem("flwr", found, f"must be at least {OLDEST}", hint)])
+
+
+def _installed() -> str | None:
+    try:
+        return version("flwr")
+    except PackageNotFoundError:
+        return None
+
+
+def __getattr__(name: str) -> Any:
+    if name in HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+check_version(_installed())

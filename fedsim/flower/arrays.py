@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 from collections.abc import ItemsView, Iterable, Sequence, ValuesView
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
+from fedsim.learn.codec import Codec
 from fedsim.learn.deferred import Deferred, Inputs, compute
 
 NUMPY = "numpy.ndarray"
@@ -34,12 +36,20 @@ class TensorArray(Array):
         shape: its shape.
         dtype: its type, such as ``"float32"``.
         last: whether the vector ends with this piece.
+        codec: how the vector is written when it is sent; None writes every number.
     """
 
     def __init__(
-        self, vector: Deferred, start: int, shape: tuple[int, ...], dtype: str, last: bool = False
+        self,
+        vector: Deferred,
+        start: int,
+        shape: tuple[int, ...],
+        dtype: str,
+        last: bool = False,
+        codec: Codec | None = None,
     ) -> None:
-        self.__dict__.update(vector=vector, start=start, dtype=dtype, shape=shape, stype=NUMPY, last=last)
+        self.__dict__.update(vector=vector, start=start, dtype=dtype, shape=shape, stype=NUMPY)
+        self.__dict__.update(last=last, codec=codec)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse to change what receivers of one message share."""
@@ -90,8 +100,8 @@ class LazyMetrics(MetricRecord):
 
     def _read(self) -> None:
         names, values = self.__dict__["names"], self.__dict__["deferred"]
-        if names and not values.is_phantom:
-            numbers = _value(values, self.__dict__)
+        numbers = values.assumed if values.is_phantom else _value(values, self.__dict__) if names else None
+        if numbers is not None:
             self.__dict__["_data"].update({name: float(numbers[name]) for name in names})
         self.__dict__["names"] = ()
 
@@ -166,19 +176,25 @@ def together(contents: Iterable[RecordDict]) -> None:
                 beside.append(array.__dict__["vector"])
 
 
-def pack(vector: Deferred, layout: Layout, dtype: str = "float32") -> ArrayRecord:
+def pack(vector: Deferred, layout: Layout, dtype: str = "float32", codec: Codec | None = None) -> ArrayRecord:
     """Return a vector as a Flower record with one array for each parameter.
 
     Args:
         vector: the vector [P].
         layout: names and shapes of the pieces, in order.
         dtype: their type.
+        codec: how the vector is written when it is sent; receivers see what comes out of it.
     """
     record, start = ArrayRecord(), 0
     for index, (name, shape) in enumerate(layout, 1):
-        record[name] = TensorArray(vector, start, shape, dtype, last=index == len(layout))
+        record[name] = TensorArray(vector, start, shape, dtype, last=index == len(layout), codec=codec)
         start += int(np.prod(shape, dtype=np.int64))
     return record
+
+
+def solid(record: ArrayRecord) -> ArrayRecord:
+    """Return a record of ordinary arrays, computed, as it leaves a process."""
+    return ArrayRecord({name: Array(array.numpy()) for name, array in record.items()})
 
 
 def layout_of(record: ArrayRecord) -> tuple[Layout, str]:
@@ -267,9 +283,19 @@ def _twin(record: ArrayRecord) -> ArrayRecord:
 def _lift(record: ArrayRecord) -> ArrayRecord:
     types = {array.dtype for array in record.values()}
     if len(types) == 1 and types <= DTYPES.keys() and all(a.stype == NUMPY for a in record.values()):
-        layout, dtype = layout_of(record)
-        return pack(unpack(record), layout, dtype)
+        return repack(unpack(record), record)
     return ArrayRecord(dict(record))
+
+
+def repack(vector: Deferred, record: ArrayRecord) -> ArrayRecord:
+    """Return another vector [P] in the form of a record: its names and shapes, its type, its codec."""
+    layout, dtype = layout_of(record)
+    return pack(vector, layout, dtype, _codec(record))
+
+
+def _codec(record: ArrayRecord) -> Codec | None:
+    first = next(iter(record.values()), None)
+    return first.__dict__["codec"] if isinstance(first, TensorArray) else None
 
 
 def wire_bytes(content: RecordDict) -> int:
@@ -279,6 +305,10 @@ def wire_bytes(content: RecordDict) -> int:
 
 def _record_bytes(record: Any) -> int:
     if isinstance(record, ArrayRecord):
+        codec = _codec(record)
+        if codec is not None:
+            layout, dtype = layout_of(record)
+            return encoded_bytes(codec, sum(math.prod(shape) for _, shape in layout), dtype)
         return sum(len(name) + _array_bytes(array) for name, array in record.items())
     known = record.__dict__["_data"]  # sizes do not depend on numbers that are not computed yet
     return sum(len(name) + _value_bytes(value) for name, value in known.items())
@@ -294,6 +324,11 @@ def _value_bytes(value: Any) -> int:
 
 def _array_bytes(array: Array) -> int:
     return npy_bytes(array.shape, array.dtype) if isinstance(array, TensorArray) else len(array.data)
+
+
+def encoded_bytes(codec: Codec, size: int, dtype: str) -> int:
+    """Return the size of a vector of ``size`` numbers as a codec writes it, names and headers included."""
+    return sum(len(name) + npy_bytes(*piece) for name, piece in codec.pieces(size, dtype).items())
 
 
 @functools.cache

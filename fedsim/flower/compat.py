@@ -7,22 +7,37 @@ and sleep while they wait for nodes. A session binds all of that to a simulated 
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
+import inspect
 import random
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
-from flwr.app import Message
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
 from flwr.supercore.run import Run
 
 from fedsim import rng
+from fedsim.garbage import settled
 from fedsim.logs import quiet
 
 RUN_ID, TASK_ID = 1, 1
 NODE_UNAVAILABLE = int(ErrorCode.NODE_UNAVAILABLE)
+UNAVAILABLE = int(ErrorCode.MESSAGE_UNAVAILABLE)
+RAISED = int(ErrorCode.CLIENT_APP_RAISED_EXCEPTION)
+DEFAULT_TTL_S = 43_200.0
+
+_IN_CLIENT = ContextVar("in_client", default=False)
+Drawn = tuple[Any, Any, torch.Tensor]
+"""How far the global generators of Python, NumPy and PyTorch are."""
+_SERVERS: ContextVar[list[Drawn] | None] = ContextVar("servers", default=None)
 
 
 def make_run() -> Run:
@@ -37,6 +52,18 @@ def name_message(message: Message, message_id: str, src_node_id: int) -> None:
     message.metadata.__dict__["_run_id"] = RUN_ID
 
 
+def make_context(node_id: int, node_config: dict[str, Any], run_config: dict[str, Any]) -> Context:
+    """Return the context of a ServerApp or of one client's ClientApp, with an empty state."""
+    return Context(
+        run_id=RUN_ID, node_id=node_id, node_config=node_config, state=RecordDict(), run_config=run_config
+    )
+
+
+def set_sender(message: Message, node_id: int) -> None:
+    """Let a message come from another node."""
+    message.metadata.__dict__["_src_node_id"] = node_id
+
+
 @contextlib.contextmanager
 def session(seed: int, server_id: int, sleep: Callable[[float], None]) -> Iterator[None]:
     """Run Flower code inside a simulation.
@@ -47,32 +74,23 @@ def session(seed: int, server_id: int, sleep: Callable[[float], None]) -> Iterat
         sleep: what a strategy that waits for nodes calls instead of ``time.sleep``.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_identity(server_id))
-        stack.enter_context(_seeded(seed))
+        stack.enter_context(identity(server_id))
+        stack.enter_context(seeded(rng.key(seed, "flower"), rng.key(seed, "flower numpy")))
         stack.enter_context(_sleep(sleep))
         stack.enter_context(quiet("flwr"))
-        stack.enter_context(_frozen())
+        stack.enter_context(settled())  # some of Flower's strategies collect after every reply
         yield
 
 
 @contextlib.contextmanager
-def _frozen() -> Iterator[None]:
-    """Keep what exists out of garbage collection: some of Flower's strategies collect after every reply."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@contextlib.contextmanager
-def _identity(server_id: int) -> Iterator[None]:
+def identity(node_id: int) -> Iterator[None]:
+    """Let messages that are made in this process belong to the simulated run, and come from this node."""
     try:
         from flwr.supercore.task_identity import TaskIdentity
     except ImportError:  # older than 1.38: messages need no identity
         yield
         return
-    names = {"_task_id": TASK_ID, "_run_id": RUN_ID, "_node_id": server_id}
+    names = {"_task_id": TASK_ID, "_run_id": RUN_ID, "_node_id": node_id}
     before = {name: getattr(TaskIdentity, name) for name in names}
     try:
         for name, value in names.items():
@@ -84,16 +102,60 @@ def _identity(server_id: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators, which strategies that are not ours draw from, and restore them."""
-    before: tuple[Any, Any] = (random.getstate(), np.random.get_state())
+def seeded(key: int, numpy_key: int | None = None) -> Iterator[None]:
+    """Seed the global generators, which code that is not ours draws from, and restore them."""
+    before = _drawn()
     try:
-        random.seed(rng.key(seed, "flower"))
-        np.random.seed(rng.key(seed, "flower numpy") % 2**32)
+        _seed(key, key if numpy_key is None else numpy_key)
         yield
     finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
+        _restore(before)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let clients work while a server waits, and restore its global generators once, when it goes on.
+
+    To do so after every visit takes longer than all the rest of a message.
+    """
+    before: list[Drawn] = []
+    mark = _SERVERS.set(before)
+    try:
+        yield
+    finally:
+        _SERVERS.reset(mark)
+        for drawn in before:
+            _restore(drawn)
+
+
+@contextlib.contextmanager
+def _clients(key: int) -> Iterator[None]:
+    """Seed the global generators for a client's visit."""
+    before = _SERVERS.get()
+    if before is None:
+        with seeded(key):
+            yield
+        return
+    if not before:
+        before.append(_drawn())
+    _seed(key, key)
+    yield
+
+
+def _drawn() -> Drawn:
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def _restore(drawn: Drawn) -> None:
+    random.setstate(drawn[0])
+    np.random.set_state(drawn[1])
+    torch.set_rng_state(drawn[2])
+
+
+def _seed(key: int, numpy_key: int) -> None:
+    random.seed(key)
+    np.random.seed(numpy_key % 2**32)
+    torch.default_generator.manual_seed(key % 2**63)
 
 
 @contextlib.contextmanager
@@ -105,3 +167,161 @@ def _sleep(sleep: Callable[[float], None]) -> Iterator[None]:
         yield
     finally:
         module.sleep = before
+
+
+@contextlib.contextmanager
+def client(node_id: int, key: int) -> Iterator[None]:
+    """Run a client's code inside a simulation, with global generators of its own.
+
+    Args:
+        node_id: the node id that its messages carry.
+        key: what the global generators follow from.
+    """
+    mark = _IN_CLIENT.set(True)
+    try:
+        with identity(node_id), _clients(key):
+            yield
+    finally:
+        _IN_CLIENT.reset(mark)
+
+
+@contextlib.contextmanager
+def slow_time(pause: Callable[[float], None]) -> Iterator[None]:
+    """Let ``time.sleep`` of a server's own code pass simulated time; other threads sleep as before.
+
+    A module that is imported meanwhile may keep the replacement; outside of here it sleeps as usual, and so does a
+    client.
+    """
+    before, thread, active = time.sleep, threading.get_ident(), True
+
+    def sleep(seconds: Any) -> None:
+        simulated = active and threading.get_ident() == thread and not _IN_CLIENT.get()
+        (pause if simulated else before)(seconds)
+
+    time.sleep = sleep
+    try:
+        yield
+    finally:
+        active = False
+        time.sleep = before
+
+
+@contextlib.contextmanager
+def observed(
+    on_arrays: Callable[[ArrayRecord], None], on_metrics: Callable[[int, MetricRecord], None]
+) -> Iterator[None]:
+    """Watch strategies that a server's own code starts.
+
+    Args:
+        on_arrays: called with the initial model and after every aggregation.
+        on_metrics: called with what the server's own evaluation of a round's model gives.
+    """
+    start, signature = Strategy.start, inspect.signature(Strategy.start)
+
+    def begin(self: Strategy, *args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(self, *args, **kwargs)
+        given, aggregate = bound.arguments, self.aggregate_train
+        evaluate: Any = given.get("evaluate_fn")
+
+        def measure(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            found: MetricRecord | None = evaluate(server_round, arrays)
+            if found is not None:
+                on_metrics(server_round, found)
+            return found
+
+        def combine(*args: Any, **kwargs: Any) -> Any:
+            arrays, metrics = aggregate(*args, **kwargs)
+            if arrays is not None:
+                on_arrays(arrays)
+            return arrays, metrics
+
+        if evaluate is not None:
+            given["evaluate_fn"] = measure
+        on_arrays(given["initial_arrays"])
+        self.aggregate_train = combine  # type: ignore[method-assign]
+        try:
+            return start(*bound.args, **bound.kwargs)
+        finally:
+            del self.aggregate_train
+
+    Strategy.start = begin  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Strategy.start = start  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def together(grid: Grid, sleep: Callable[[float], None]) -> Iterator[None]:
+    """Let servers of the former API ask all clients of a round at once.
+
+    They ask each client in a thread of its own, and wait for clients in real time; in simulated time one message
+    would follow the other.
+
+    Args:
+        grid: the grid that they use.
+        sleep: lets time pass while too few clients are online.
+    """
+    from flwr.app import MessageType
+    from flwr.compat.common import recorddict_compat as convert
+    from flwr.server import server
+    from flwr.server.client_manager import SimpleClientManager
+    from flwr.server.compat import app, app_utils
+
+    def wait_for(manager: Any, num_clients: int, **_: Any) -> bool:
+        while manager.num_available() < num_clients:
+            sleep(1.0)
+        return True
+
+    def register(grid: Grid, manager: Any) -> tuple[threading.Thread, threading.Event, threading.Event]:
+        stop, done = threading.Event(), threading.Event()
+        stop.set()  # look once; the manager looks again whenever it is asked
+        thread = threading.Thread(target=app_utils._update_client_manager, args=(grid, manager, stop, done))
+        thread.start()
+        return thread, stop, done
+
+    def fit_result(content: RecordDict) -> Any:
+        return convert.recorddict_to_fitres(content, keep_input=False)
+
+    fit = _asker(grid, MessageType.TRAIN, convert.fitins_to_recorddict, fit_result)
+    evaluate = _asker(
+        grid, MessageType.EVALUATE, convert.evaluateins_to_recorddict, convert.recorddict_to_evaluateres
+    )
+    replaced: list[tuple[Any, str, Any]] = [
+        (server, "fit_clients", fit),
+        (server, "evaluate_clients", evaluate),
+        (app, "start_update_client_manager_thread", register),
+        (SimpleClientManager, "wait_for", wait_for),
+    ]
+    before = [getattr(owner, name) for owner, name, _ in replaced]
+    try:
+        for owner, name, new in replaced:
+            setattr(owner, name, new)
+        yield
+    finally:
+        for (owner, name, _), old in zip(replaced, before, strict=True):
+            setattr(owner, name, old)
+
+
+def _asker(grid: Grid, kind: str, to_content: Callable[..., Any], from_content: Callable[..., Any]) -> Any:
+    """Return what asks many clients at once, in place of the former API's ``fit_clients``."""
+    from flwr.common import Code
+
+    def ask(client_instructions: Any, *, timeout: float | None, group_id: int, **_: Any) -> Any:
+        asked = {proxy.node_id: proxy for proxy, _ in client_instructions}
+        messages = [
+            Message(to_content(ins, True), proxy.node_id, kind, ttl=timeout, group_id=str(group_id))
+            for proxy, ins in client_instructions
+        ]
+        results: list[Any] = []
+        failures: list[Any] = []
+        for reply in grid.send_and_receive(messages):
+            if reply.has_error():
+                failures.append(ValueError(reply.error.reason))
+                continue
+            answer = from_content(reply.content)
+            found = results if answer.status.code == Code.OK else failures
+            found.append((asked[reply.metadata.src_node_id], answer))
+        return results, failures
+
+    return ask

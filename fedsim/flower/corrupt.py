@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flwr.app import ArrayRecord, RecordDict
 
-from fedsim.flower.arrays import TensorArray, layout_of, pack, unpack
+from fedsim.flower.arrays import TensorArray, repack, unpack
 from fedsim.learn.corrupt import corrupted
 from fedsim.learn.learner import Place
 from fedsim.world.node import Node
@@ -26,6 +26,5 @@ def corrupt(content: RecordDict, node: Node, round: int) -> RecordDict:
         if isinstance(record, ArrayRecord) and all(
             isinstance(array, TensorArray) for array in record.values()
         ):
-            layout, dtype = layout_of(record)
-            content[name] = pack(corrupted(unpack(record), node.corruptions, place, name), layout, dtype)
+            content[name] = repack(corrupted(unpack(record), node.corruptions, place, name), record)
     return content

@@ -3,54 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import simpy
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim.errors import FedsimError, RunError, StalledError
 from fedsim.flower import compat
 from fedsim.flower.arrays import isolate, together, wire_bytes
 from fedsim.flower.corrupt import corrupt
+from fedsim.flower.failures import Dropped, refuse
+from fedsim.flower.instruction import Clients, Instruction, Watch, round_of, trains
 from fedsim.world import network
 from fedsim.world.clock import MICRO, micros
-from fedsim.world.node import Node
+from fedsim.world.node import Job, Node
 from fedsim.world.world import World
 
 PATIENCE_S = 10_000_000.0
 IDLE_CALLS = 10_000
-
-
-class Clients(Protocol):
-    """What answers the server's messages."""
-
-    def work(self, client: int, message: Message) -> int:
-        """Return how many per-sample gradients the answer costs; known without any value."""
-
-    def answer(self, client: int, message: Message, sim_time_s: float) -> RecordDict:
-        """Return the answer's content; its values may be deferred."""
+WAITING_POLLS, BUSY_POLLS = 3, 100
+"""Asking so often who is online is waiting for somebody to come: with pauses between, and without."""
 
 
 class TimeUp(FedsimError):
     """The experiment's simulated time is over; ends the strategy's loop."""
-
-
-@dataclass(eq=False)
-class Instruction:
-    """A message to a client, until its reply has been pulled or nobody waits for it any more."""
-
-    message: Message
-    node: Node
-    round: int
-    retries: int = 0
-    work: int = 0
-    wanted: bool = True
-    started: bool = False
-    answered: bool = False
-    reply: Message | None = None
 
 
 class SimGrid(Grid):
@@ -67,6 +45,10 @@ class SimGrid(Grid):
         time_limit_s: when to end the run, or None.
         quorum: the share of the clients asked whose replies are enough; later ones are dropped.
         retries: how often to ask a client again that is online but whose message or reply was lost.
+        watches: told what is sent and what comes back.
+        drop: put an error in the place of a reply that cannot be computed, or has NaN in it, instead of raising.
+
+    A message whose time to live is shorter than Flower's 12 hours gives an error reply (code 3) when it is over.
     """
 
     def __init__(
@@ -77,11 +59,16 @@ class SimGrid(Grid):
         time_limit_s: float | None = None,
         quorum: float = 1.0,
         retries: int = 0,
+        watches: Sequence[Watch] = (),
+        drop: bool = False,
     ) -> None:
         if world.server is None:
             raise RunError("a Flower strategy needs a server; build the world with one")
         self.world, self.clients, self.server = world, clients, world.server
         self.updates = 0
+        self.dropped: list[Dropped] = []
+        self._watches, self._drop = watches, drop
+        self._polls = 0
         self._detect_us, self._quorum, self._retries = micros(detect_s), quorum, retries
         self._ids = {node.id for node in world.members}
         self._open: dict[str, Instruction] = {}  # those that are done stand in the order of their arrival
@@ -120,7 +107,13 @@ class SimGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
-        """Return the clients that are online, sorted."""
+        """Return the clients that are online, sorted.
+
+        Time passes only for a server that asks again and again and does nothing else.
+        """
+        self._polls += 1
+        if self._polls > BUSY_POLLS:
+            self._pass_time(self.world.clock.now)
         return [node.id for node in self.world.members if node.online]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
@@ -130,13 +123,20 @@ class SimGrid(Grid):
             Their ids, with which the replies can be pulled.
         """
         lifted: dict[int, ArrayRecord] = {}
+        self._polls = 0
         self._stand_still()
-        return [self._push(message, lifted) for message in list(messages)]
+        ids = [self._push(message, lifted) for message in list(messages)]
+        self._idle = 0 if ids else self._idle
+        for watch in self._watches if ids else ():
+            watch.sent([self._open[id].message for id in ids])
+        return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies that have arrived; if there are none yet, wait for the next one."""
         ids = [id for id in message_ids if id in self._open]
-        if ids and not self._arrived(ids):
+        if not ids:
+            self._check_idle()
+        elif not self._arrived(ids):
             self._wait({"next"})
         return self._pull(ids)
 
@@ -152,7 +152,6 @@ class SimGrid(Grid):
         """
         began_us, ids = self.world.clock.now, self.push_messages(messages)
         if ids:
-            self._idle = 0
             self._wait(set(ids), timeout, self._enough(ids))
         else:
             self._check_idle()
@@ -175,9 +174,8 @@ class SimGrid(Grid):
         clock = self.world.clock
         while clock.now == began_us and not self._time_up:
             if clock.peek() == math.inf:
-                raise StalledError(
-                    "no client can be reached, and nothing will change that", sim_time_s=clock.now_s
-                )
+                reason = "no client can be reached, and nothing will change that"
+                raise StalledError(reason, sim_time_s=clock.now_s)
             clock.step()
         if self._time_up:
             raise TimeUp("the simulated time is over")
@@ -188,6 +186,17 @@ class SimGrid(Grid):
         if self._idle > IDLE_CALLS:
             reason = f"the strategy has asked no client for anything {self._idle} times in a row"
             raise StalledError(reason, sim_time_s=self.world.clock.now_s)
+
+    def pause(self, seconds: float) -> None:
+        """Let simulated time pass because the server's own code asks for it.
+
+        Raises:
+            StalledError: if all that the code does is to look who is online, and nobody else can come.
+        """
+        if self._polls >= WAITING_POLLS and not self._open:
+            self.sleep(seconds)
+        else:
+            self._wait({"nothing"}, seconds)
 
     def sleep(self, seconds: float) -> None:
         """Let simulated time pass; Flower's strategies call this while too few clients are online.
@@ -216,7 +225,8 @@ class SimGrid(Grid):
         if timeout_s is not None and timeout_s < math.inf:
             clock.after(micros(timeout_s), _happen, self._ready)
         if not self._time_up:
-            clock.wait(self._ready, self._waiting_for)
+            with compat.undisturbed():
+                clock.wait(self._ready, self._waiting_for)
         self._awaited = set()
         self._stand_still()
         if self._time_up:
@@ -248,30 +258,39 @@ class SimGrid(Grid):
         pulled = [self._open.pop(id) for id in self._arrived(ids)]
         for instruction in pulled:
             instruction.wanted = False
-        replies = [instruction.reply for instruction in pulled]
-        together(reply.content for reply in replies if reply is not None and reply.has_content())
-        return [reply for reply in replies if reply is not None]
+        for instruction, why in (refuse(pulled, self.world.clock.now_s) if self._drop else {}).items():
+            self.dropped.append(why)
+            self.updates -= trains(instruction.message.metadata.message_type)
+            self._throw_away(instruction)
+        replies = [instruction.reply for instruction in pulled if instruction.reply is not None]
+        together(reply.content for reply in replies if reply.has_content())
+        for watch in self._watches if replies else ():
+            watch.pulled(replies)
+        return replies
 
     def _push(self, message: Message, lifted: dict[int, ArrayRecord]) -> str:
-        target = message.metadata.dst_node_id
+        about, target = message.metadata, message.metadata.dst_node_id
         self._check(target, round_of(message.content))
         self._count += 1
         self._slept_s = 0.0
         id = str(self._count)
         content = isolate(message.content, lifted)
-        copy = Message(
-            content,
-            target,
-            message.metadata.message_type,
-            ttl=message.metadata.ttl,
-            group_id=message.metadata.group_id,
-        )
+        copy = Message(content, target, about.message_type, ttl=about.ttl, group_id=about.group_id)
         for one in (message, copy):
             compat.name_message(one, id, self.server.id)
         instruction = Instruction(copy, self.world.nodes[target], round_of(content), self._retries)
         self._open[id] = instruction
+        if about.ttl < compat.DEFAULT_TTL_S:
+            self.world.clock.after(micros(about.ttl), self._expire, instruction)
         self._send(instruction)
         return id
+
+    def _expire(self, instruction: Instruction) -> None:
+        """Give up a message whose time to live is over; a reply that comes later is late."""
+        if instruction.wanted and instruction.reply is None:
+            why = f"no reply within {instruction.message.metadata.ttl:g} s, the message's time to live"
+            self._settle(instruction, Message(Error(compat.UNAVAILABLE, why), reply_to=instruction.message))
+            instruction.wanted = False
 
     def _send(self, instruction: Instruction) -> None:
         size = wire_bytes(instruction.message.content)
@@ -297,26 +316,38 @@ class SimGrid(Grid):
         job = instruction.node.compute(instruction.work, instruction.round)
         assert job.callbacks is not None  # a job that has just been made has not been processed
         job.callbacks.append(
-            lambda event: self._answer(instruction) if event.value else self._lost(instruction)
+            lambda _: self._answer(instruction, job) if job.value else self._abort(instruction)
         )
 
-    def _answer(self, instruction: Instruction) -> None:
+    def _abort(self, instruction: Instruction) -> None:
+        for watch in self._watches:
+            watch.aborted(instruction.message)
+        self._lost(instruction)
+
+    def _answer(self, instruction: Instruction, job: Job) -> None:
         """A client has done its work: send what came out, whether or not it has been computed yet."""
         node = instruction.node
-        content = isolate(self.clients.answer(node.id, instruction.message, self.world.clock.now_s))
-        if node.corruptions:
-            content = corrupt(content, node, instruction.round)
-        reply = Message(content, reply_to=instruction.message)
-        packet = network.Message("reply", (instruction, reply), wire_bytes(content), instruction.round)
+        assert job.start_us is not None  # it is done
+        instruction.spent_us = self.world.clock.now - job.start_us
+        made = self.clients.answer(node.id, instruction.message, self.world.clock.now_s)
+        if isinstance(made, Error):
+            reply, size = Message(made, reply_to=instruction.message), len(made.reason or "")
+        else:
+            content = isolate(made)
+            if node.corruptions:
+                content = corrupt(content, node, instruction.round)
+            reply, size = Message(content, reply_to=instruction.message), wire_bytes(content)
+        packet = network.Message("reply", (instruction, reply), size, instruction.round)
         node.send(self.server, packet, lambda ok: None if ok else self._waste(instruction))
 
     def _reply_in(self, packet: network.Message) -> None:
         instruction, reply = packet.payload
         if instruction.wanted and not instruction.answered:
-            self.updates += 1
+            self.updates += reply.has_content() and trains(instruction.message.metadata.message_type)
             self._settle(instruction, reply)
         else:
-            instruction.node.wasted += 0 if instruction.answered else instruction.work
+            if not instruction.answered:
+                self._throw_away(instruction)
             self._late(packet, self.server, instruction.node)
         instruction.answered = True
 
@@ -325,18 +356,17 @@ class SimGrid(Grid):
         self.world.log.add("late", at.id, src.id, packet.size_bytes, packet.round)
 
     def _waste(self, instruction: Instruction) -> None:
-        instruction.node.wasted += instruction.work
+        self._throw_away(instruction)
         self._lost(instruction)
+
+    def _throw_away(self, instruction: Instruction) -> None:
+        """Nobody will use what a client has computed."""
+        instruction.node.wasted += instruction.work
+        instruction.node.wasted_us += instruction.spent_us
 
     def _lost(self, instruction: Instruction) -> None:
         """The client is gone, or a message is lost: the server will notice after a while."""
-        id = instruction.node.id
-        why = (
-            f"a message to or from client {id} was lost"
-            if instruction.node.online
-            else f"client {id} went offline"
-        )
-        self.world.clock.after(self._detect_us, self._notice, instruction, why)
+        self.world.clock.after(self._detect_us, self._notice, instruction, instruction.why_lost())
 
     def _notice(self, instruction: Instruction, why: str) -> None:
         if not (self.server.online or self.server.crashed):  # it will notice when it is back
@@ -360,14 +390,6 @@ class SimGrid(Grid):
         self._needed -= reply.has_content()
         if not self._awaited or self._needed <= 0:
             _happen(self._ready)
-
-
-def round_of(content: RecordDict) -> int:
-    """Return the server round that a message's configuration names, or -1."""
-    for record in content.values():
-        if isinstance(record, ConfigRecord) and "server-round" in record:
-            return int(str(record["server-round"]))
-    return -1
 
 
 def _happen(event: simpy.Event) -> None:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
+from fedsim import parts
 from fedsim.config import Experiment
 from fedsim.errors import BadValue, FedsimError, RunError
 from fedsim.flower import compat
 from fedsim.flower.arrays import pack, unpack
+from fedsim.flower.central import Central
+from fedsim.flower.failures import Dropped
 from fedsim.flower.grid import SimGrid, TimeUp
+from fedsim.flower.instruction import trains
+from fedsim.flower.select import Selector
 from fedsim.flower.simclient import BuiltinClients
+from fedsim.learn.around import Around, Transform
+from fedsim.learn.curriculum_order import OWN
+from fedsim.learn.curriculum_update import ordered
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Learner
 from fedsim.learn.local import LocalSGD, LocalUpdate
@@ -22,6 +32,8 @@ from fedsim.observer import SYSTEM, Observer
 from fedsim.world.world import World
 
 ENDLESS = 10**9
+
+log = logging.getLogger("fedsim")
 
 
 class TargetReached(FedsimError):
@@ -61,14 +73,24 @@ def run_server(
         learner: the compute plane.
         observer: told of every round.
     """
-    clients = BuiltinClients(learner, updates_of(strategy, experiment))
+    select = getattr(strategy, "select", None)
+    updates = {**updates_of(strategy, experiment), **getattr(select, "updates", {})}
     policy = experiment.strategy
+    drop = policy.on_failure == "drop"
+    queries = getattr(strategy, "queries", {})
+    clients = BuiltinClients(replace(learner, drop=drop), updates, queries)
     limits = experiment.network.detect_s, experiment.stop.sim_time_s
-    grid = SimGrid(world, clients, *limits, policy.quorum, policy.retries)
+    grid = SimGrid(world, clients, *limits, policy.quorum, policy.retries, drop=drop)
     task = learner.engine.task
     dtype = str(task.dtype).removeprefix("torch.")
 
     def measure(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        if isinstance(select, Selector) and not learner.dry and observer.due(server_round):
+            for name, value, node in select.facts():
+                observer.record.metric(server_round, world.clock.now, name, value, node)
+        if not learner.dry and observer.due(server_round):
+            for name, value in getattr(strategy, "latest", {}).items():
+                observer.record.metric(server_round, world.clock.now, name, value)
         model = Deferred.phantom() if learner.dry else unpack(arrays, task.device, task.dtype)
         if observer.on_round(server_round, {SYSTEM: model}, grid.updates):
             raise TargetReached("the target accuracy is reached")
@@ -91,9 +113,54 @@ def run_server(
         reason = f"{type(error).__name__}: {error}"
         name = type(strategy).__name__
         raise RunError(reason, None, observer.round + 1, world.clock.now_s, name) from error
+    finally:
+        _report(grid.dropped, observer)
+
+
+def _report(dropped: Sequence[Dropped], observer: Observer) -> None:
+    """Say which updates were not used, in the log and in the record."""
+    observer.dropped = len(dropped)
+    if dropped:
+        observer.record.fact("dropped_updates", [asdict(one) for one in dropped])
+        text = "%d updates failed and were dropped; the first is of client %d in round %d (%s)"
+        log.warning(text, len(dropped), dropped[0].node, dropped[0].round, dropped[0].reason)
 
 
 def updates_of(strategy: Any, experiment: Experiment) -> Mapping[str, LocalUpdate]:
-    """Return a strategy's own local updates by message type, or plain local SGD."""
+    """Return what clients do, by message type, with curriculum and transforms around all that trains.
+
+    Without updates of the strategy's own, clients do plain local SGD.
+
+    Raises:
+        ConfigError: for a transform that is unknown, refuses its parameters, or does not fit the others, or for a
+            curriculum that the clients cannot follow.
+    """
     own = getattr(strategy, "updates", None)
-    return own if own is not None else {"train": LocalSGD(experiment.strategy.local)}
+    updates = dict(own) if own is not None else {"train": LocalSGD(experiment.strategy.local)}
+    asked = getattr(getattr(strategy, "select", None), "updates", {})
+    with experiment.blame("strategy"):
+        remembers = any(OWN in one.keeps for one in asked.values())
+        updates = ordered(updates, experiment.strategy.local, remembers)
+    for index, transform in enumerate(transforms_of(experiment)):
+        if isinstance(transform, Transform):
+            with experiment.blame("strategy", "around", index):
+                for action in filter(trains, updates):
+                    updates[action] = Around(updates[action], transform, f"{action}.{index}")
+    return updates
+
+
+def transforms_of(experiment: Experiment) -> list[Transform | Central]:
+    """Return what the experiment puts around updates and strategy, in order.
+
+    Raises:
+        ConfigError: for one that is unknown or refuses its parameters.
+    """
+    found = []
+    for index, block in enumerate(experiment.strategy.around):
+        with experiment.blame("strategy", "around", index):
+            part = parts.find("transforms", block.name)
+            one = parts.call(part, block.params, {"seed": experiment.seed})
+            if not isinstance(one, Transform | Central):
+                raise BadValue("name", block.name, "is neither a Transform nor a Central")
+            found.append(one)
+    return found

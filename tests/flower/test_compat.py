@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 import logging
 import random
+import threading
+import time
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Error, Message, RecordDict
-from flwr.serverapp.strategy import strategy_utils
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg, Strategy, strategy_utils
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedsim.flower import compat
@@ -162,3 +165,118 @@ def test_an_offline_node_has_flowers_own_error_code():
 
 def test_the_run_has_its_id():
     assert compat.make_run().run_id == compat.RUN_ID
+
+
+# users' apps
+
+
+def test_a_client_has_generators_of_its_own():
+    random.seed(1)
+    np.random.seed(1)
+    torch.default_generator.manual_seed(1)
+
+    def draw():
+        return random.random(), np.random.random(), float(torch.rand(()))
+
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    with compat.client(4, 17):
+        first = draw()
+        assert TaskIdentity.node_id == 4
+    with compat.client(5, 17):
+        second = draw()
+    with compat.client(5, 18):
+        third = draw()
+    assert first == second != third
+    assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+
+
+def test_the_servers_generators_are_restored_once_when_it_goes_on():
+    def draw():
+        return random.random(), float(np.random.normal()), float(torch.rand(()))
+
+    random.seed(1)
+    np.random.seed(1)
+    torch.default_generator.manual_seed(1)
+    np.random.normal()  # keeps a second number for the next call
+    before = random.getstate(), np.random.get_state()[1:], torch.get_rng_state()
+    alone = []
+    for key in (17, 18):
+        with compat.client(4, key):
+            alone.append(draw())
+    with compat.undisturbed():
+        together = []
+        for key in (17, 18):
+            with compat.client(4, key):
+                together.append(draw())
+    assert together == alone
+    after = random.getstate(), np.random.get_state()[1:], torch.get_rng_state()
+    assert after[0] == before[0]
+    assert after[1][0].tolist() == before[1][0].tolist()
+    assert after[1][1:] == before[1][1:]
+    assert after[2].equal(before[2])
+    with compat.undisturbed():
+        random.random()  # where no client has been, a server keeps what it has drawn itself
+    assert random.getstate() != before[0]
+
+
+def test_a_servers_sleep_passes_simulated_time_and_a_clients_does_not():
+    paused, real = [], time.sleep
+    with compat.slow_time(paused.append):
+        from time import sleep
+
+        time.sleep(100.0)
+        with compat.client(0, 1):
+            time.sleep(0.0)
+        thread = threading.Thread(target=time.sleep, args=(0.0,))
+        thread.start()
+        thread.join()
+        sleep(7)
+    assert paused == [100.0, 7]
+    assert time.sleep is real
+    sleep(0.0)  # what was imported meanwhile sleeps as usual again
+    assert paused == [100.0, 7]
+
+
+class Two:
+    """A grid without clients."""
+
+    def send_and_receive(self, messages, timeout=None):
+        return []
+
+    def get_node_ids(self):
+        return [0, 1]
+
+
+def test_a_strategy_is_watched_and_left_as_it_was():
+    arrays, metrics = [], []
+    start = ArrayRecord({"w": Array(np.zeros(2))})
+    strategy = FedAvg(fraction_evaluate=0.0)
+    before = Strategy.start
+    with (
+        compat.session(0, 2, lambda _: None),
+        compat.observed(arrays.append, lambda *one: metrics.append(one)),
+    ):
+        strategy.start(
+            Two(), start, 2, evaluate_fn=lambda round, _: MetricRecord({"loss": 1.0}) if round else None
+        )
+    assert Strategy.start is before
+    assert "aggregate_train" not in vars(strategy)
+    assert arrays == [start]  # nobody has replied, so nothing was aggregated
+    assert metrics == [(1, {"loss": 1.0}), (2, {"loss": 1.0})]
+
+
+def test_what_the_former_api_does_is_put_back():
+    from flwr.server import server
+    from flwr.server.client_manager import SimpleClientManager
+
+    before = server.fit_clients, server.evaluate_clients, SimpleClientManager.wait_for
+    with compat.together(Two(), lambda _: None):
+        assert server.fit_clients is not before[0]
+        assert server.fit_clients([], max_workers=None, timeout=None, group_id=1) == ([], [])
+    assert (server.fit_clients, server.evaluate_clients, SimpleClientManager.wait_for) == before
+
+
+def test_a_context_begins_with_an_empty_state():
+    context = compat.make_context(3, {"partition-id": 3}, {"lr": 0.1})
+    assert (context.node_id, context.node_config, context.run_config) == (3, {"partition-id": 3}, {"lr": 0.1})
+    assert not context.state

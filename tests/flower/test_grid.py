@@ -11,14 +11,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import strategy_utils
 
 from fedsim.config import load
 from fedsim.errors import RunError, StalledError
 from fedsim.flower import compat
 from fedsim.flower.arrays import pack
-from fedsim.flower.grid import SimGrid, TimeUp, round_of
+from fedsim.flower.grid import SimGrid, TimeUp
+from fedsim.flower.instruction import Watch, round_of
 from fedsim.learn.deferred import Deferred
 from fedsim.world import world as worlds
 from topologies.graphs import star
@@ -70,7 +71,7 @@ def make(*works, limit_s=None, **blocks):
     experiment = load({**file, **blocks})
     world = worlds.build(experiment, star(len(works) + 1), True)
     events = []
-    world.log.listener = lambda *event: events.append(event)
+    world.log.listen(lambda *event: events.append(event))
     worlds.start(world, experiment)
     return SimGrid(world, Clients(list(works)), DETECT_US / 1e6, limit_s), events
 
@@ -527,3 +528,132 @@ def test_two_worlds_of_one_seed_have_one_history():
 
     assert history(1) == history(1)
     assert history(1) != history(2)
+
+
+# a server's own waiting
+
+
+def test_a_pause_passes_simulated_time():
+    grid, _ = make(30)
+    grid.pause(2.5)
+    assert grid.world.clock.now_s == 2.5
+    grid.push_messages([instruction(0)])
+    grid.pause(1.0)  # the reply comes meanwhile
+    assert grid.world.clock.now_s == 3.5
+    assert len(grid.pull_messages(["1"])) == 1
+
+
+def test_pauses_between_looks_are_waiting():
+    grid, _ = make(1, 1)
+    grid.world.nodes[1].set_online(False)
+    at(grid, 7_000_000, grid.world.nodes[1].set_online, True)
+    while len(grid.get_node_ids()) < 2:
+        grid.pause(2.0)
+    assert grid.world.clock.now_s == 8.0
+    with pytest.raises(StalledError, match="nobody else can come"):
+        wait_with_pauses(grid, 10)
+
+
+def look(grid, times):
+    return [grid.get_node_ids() for _ in range(times)]
+
+
+def wait_with_pauses(grid, times):
+    for _ in range(times):
+        grid.get_node_ids()
+        grid.pause(2.0)
+
+
+def pull(grid, id, times):
+    return [grid.pull_messages([id]) for _ in range(times)]
+
+
+def test_looking_again_and_again_waits_for_what_happens_next():
+    grid, _ = make(1, 1)
+    grid.world.nodes[1].set_online(False)
+    at(grid, 7_000_000, grid.world.nodes[1].set_online, True)
+    while len(grid.get_node_ids()) < 2:
+        pass
+    assert grid.world.clock.now_s == 7.0
+    with pytest.raises(StalledError):
+        look(grid, 1_000)
+
+
+def test_pulling_nothing_for_ever_stalls():
+    grid, _ = make(1)
+    (id,) = grid.push_messages([instruction(0)])
+    assert len(grid.pull_messages([id])) == 1
+    with pytest.raises(StalledError, match="asked no client"):
+        pull(grid, id, 20_000)
+
+
+# time to live
+
+
+def short_lived(node, ttl_s, round=1):
+    message = instruction(node, round)
+    return Message(message.content, node, "train", ttl=ttl_s)
+
+
+def test_a_message_without_a_reply_in_its_time_gives_an_error():
+    grid, events = make(30, 30)
+    (slow,) = grid.push_messages([short_lived(0, 0.040)])
+    (reply,) = grid.pull_messages([slow])
+    assert grid.world.clock.now == 40_000
+    assert (reply.error.code, reply.error.reason) == (3, "no reply within 0.04 s, the message's time to live")
+    (other,) = grid.send_and_receive([instruction(1)])
+    assert other.has_content()
+    assert [event[:3] for event in events if event[1] == "late"] == [(ARRIVAL_US, "late", 2)]
+    assert grid.world.nodes[0].wasted == 30
+
+
+def test_a_reply_in_time_is_a_reply():
+    grid, _ = make(30)
+    (reply,) = grid.send_and_receive([short_lived(0, 0.061)])
+    assert reply.has_content()
+    grid.world.clock.run(until=1_000_000)
+    assert grid.updates == 1
+
+
+# errors and watches
+
+
+class Seen(Watch):
+    def __init__(self):
+        self.seen = []
+
+    def sent(self, messages):
+        self.seen.append(("sent", [message.metadata.dst_node_id for message in messages]))
+
+    def aborted(self, message):
+        self.seen.append(("aborted", message.metadata.dst_node_id))
+
+    def pulled(self, replies):
+        self.seen.append(("pulled", senders(replies)))
+
+
+def test_a_client_can_answer_with_an_error():
+    grid, _ = make(30, 30)
+    answer = grid.clients.answer
+
+    def fail(client, message, sim_time_s):
+        return Error(6, "no clipping norm") if client == 0 else answer(client, message, sim_time_s)
+
+    grid.clients.answer = fail
+    first, second = grid.send_and_receive([instruction(0), instruction(1)])
+    assert (first.metadata.src_node_id, first.error.code, first.error.reason) == (0, 6, "no clipping norm")
+    assert second.has_content()
+    assert grid.updates == 1
+    assert grid.world.network.traffic[0].up == 64 + len("no clipping norm")
+
+
+def test_a_watch_is_told_what_happens():
+    grid, _ = make(30, 30, 30)
+    seen = Seen()
+    grid._watches = [seen]
+    at(grid, DOWN_US + 1, grid.world.nodes[1].set_online, False)
+    grid.send_and_receive([instruction(node) for node in range(3)])
+    grid.send_and_receive([])
+    assert seen.seen == [("sent", [0, 1, 2]), ("aborted", 1), ("pulled", [0, 2, 1])]
+    Watch().sent([])
+    Watch().pulled([])

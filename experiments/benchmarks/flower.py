@@ -1,0 +1,223 @@
+"""How fast one and the same Flower app runs: in fedsim, in Flower's own engine, and as plain loops beside them.
+
+The app is ``flower_app``: FedAvg with plain PyTorch training. ``plain`` does the same arithmetic in a loop without
+Flower, ``pool`` in a pool of two processes; ``fedsim`` runs the app in one process, ``fedsim-2`` with two worker
+processes, and ``flwr`` in Flower's simulation engine on two cores, where ``flwr[simulation]`` is installed. Every
+repeat is a process of its own: ``startup_s`` is from its start to the first round, imports included.
+``overhead_us`` is the processor time that a message and its reply take in SimGrid when a ClientApp does nothing,
+ClientApp included.
+
+Images are random unless ``--mnist`` takes those in the data folder, of which each client has as many as there are.
+``--json`` prints one JSON object as the last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+APP = Path(__file__).parent / "flower_app"
+SETTING = "FEDSIM_FLOWER_BENCH"
+CASES = {
+    "lenet5": {"model": "lenet5", "clients": 100, "per_round": 10, "samples": 600},
+    "mlp": {"model": "mlp", "clients": 1000, "per_round": 100, "samples": 60},
+}
+
+
+def main() -> None:
+    given = arguments()
+    if given.only:
+        ENGINES[given.only]()
+        return
+    found: dict[str, Any] = {"overhead_us": spread([overhead_us() for _ in range(given.repeats)])}
+    print(f"SimGrid: {show(found['overhead_us'])} µs for a message and its reply")
+    for name in given.cases:
+        found[name] = {}
+        # in turn, because a shared machine is busier now than then
+        turns = [{one: measure(one, CASES[name], given) for one in engines()} for _ in range(given.repeats)]
+        for engine in engines():
+            runs = [turn[engine] for turn in turns]
+            table = {key: spread([run[key] for run in runs]) for key in runs[0]}
+            found[name][engine] = table
+            print(f"{name:7} {engine:9}", ", ".join(f"{key} {show(value)}" for key, value in table.items()))
+    if given.json:
+        print(json.dumps({"rounds": given.rounds, "repeats": given.repeats, "mnist": given.mnist, **found}))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--samples", type=int, help="images of each client, where a case has another number")
+    parser.add_argument("--mnist", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--only", choices=ENGINES, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.rounds < 2:
+        parser.error("--rounds must be at least 2: the first one is measured apart")
+    return given
+
+
+def engines() -> list[str]:
+    """Return what can be measured here; without Ray, Flower's own engine cannot."""
+    return [name for name in ENGINES if name != "flwr" or importlib.util.find_spec("ray")]
+
+
+def measure(engine: str, case: dict[str, Any], given: argparse.Namespace) -> dict[str, float]:
+    """Run a case once in a process of its own, and return its seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        case = {**case, "rounds": given.rounds, "folder": folder}
+        case["samples"] = given.samples or case["samples"]
+        write_images(case, given.mnist)
+        env = {**os.environ, SETTING: json.dumps(case), "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0"}
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(APP), env.get("PYTHONPATH"))))
+        began = time.time()
+        command = [sys.executable, __file__, "--only", engine]
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        marks = [float(line.split()[1]) for line in (Path(folder) / "marks").read_text().splitlines()]
+        if done.returncode or len(marks) != given.rounds + 1:
+            raise SystemExit(f"{engine}: {done.stderr}")
+    rounds = [after - before for before, after in pairwise(marks)]
+    return {
+        "startup_s": marks[0] - began,
+        "first_round_s": rounds[0],
+        "round_s": statistics.median(rounds[1:]),
+        "total_s": marks[-1] - began,
+    }
+
+
+def write_images(case: dict[str, Any], mnist: bool) -> None:
+    from fedsim.learn.data import mnist as read
+    from fedsim.rng import stream
+
+    if mnist:
+        data = read(seed=0, test_share=0.01)
+        case["samples"] = min(case["samples"], len(data.x) // case["clients"])
+        x, y = data.x.numpy(), data.y.numpy()
+    else:
+        rng, count = stream(0, "bench images"), case["clients"] * case["samples"]
+        x, y = rng.standard_normal((count, 1, 28, 28), np.float32), rng.integers(0, 10, count)
+    np.save(Path(case["folder"]) / "x.npy", x)
+    np.save(Path(case["folder"]) / "y.npy", y)
+
+
+def plain() -> None:
+    run_loop(map)
+
+
+def pool() -> None:
+    from bench_app import task
+
+    _visit((task.make().state_dict(), 0, 0))  # what PyTorch imports then, the processes need not import each
+    with multiprocessing.get_context("fork").Pool(2) as workers:
+        run_loop(workers.imap)
+
+
+def run_loop(each: Any) -> None:
+    """FedAvg without Flower; clients hold equally many images."""
+    from bench_app import task
+
+    from fedsim.rng import stream
+
+    case, state = task.case(), task.make().state_dict()
+    task.mark("start")
+    for round in range(1, case["rounds"] + 1):
+        cohort = stream(0, "bench cohort", round=round).choice(
+            case["clients"], case["per_round"], replace=False
+        )
+        trained = [result[0] for result in each(_visit, [(state, int(client), round) for client in cohort])]
+        state = {name: sum(one[name] for one in trained) / len(trained) for name in state}
+        task.mark("round")
+
+
+def _visit(given: tuple[Any, int, int]) -> Any:
+    from bench_app import task
+
+    return task.train(*given)
+
+
+def fedsim(workers: int = 0) -> None:
+    from fedsim.flower import run_app
+
+    case = json.loads(os.environ[SETTING])
+    with tempfile.TemporaryDirectory() as folder:
+        app = Path(folder) / "app"
+        shutil.copytree(APP, app)
+        with (app / "pyproject.toml").open("a") as file:
+            file.write(f"\n[tool.fedsim]\nworkers = {workers}\n")
+        run_app(app, nodes=case["clients"], overrides={"record.report": False}, out=folder)
+
+
+def fedsim_2() -> None:
+    fedsim(2)
+
+
+def flwr() -> None:
+    from bench_app import client_app, server_app
+    from flwr.simulation import run_simulation
+
+    case = json.loads(os.environ[SETTING])
+    resources = {"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": 2}}
+    run_simulation(server_app.app, client_app.app, case["clients"], backend_config=resources)
+
+
+def overhead_us(nodes: int = 100, rounds: int = 30) -> float:
+    """Return the processor time of a message and its reply, when all that a client does is to answer."""
+    from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+
+    from fedsim.config import load
+    from fedsim.flower import compat
+    from fedsim.flower.app import build
+    from fedsim.flower.appclient import AppClients
+    from fedsim.flower.grid import SimGrid
+    from fedsim.flower.project import Project, Settings
+
+    app = ClientApp()
+
+    @app.train()
+    def answer(message: Message, _: Context) -> Message:
+        return Message(RecordDict({"metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
+
+    world = build(load({"data": {"clients": nodes}, "strategy": "fedavg", "stop": {"rounds": 1}}))
+    project = Project(Path(), "idle", "none:app", "none:app", {}, Settings())
+    grid = SimGrid(world, AppClients(app, project, nodes, 0, world.clock))
+    with compat.session(0, grid.server.id, grid.sleep):
+        for round in range(rounds + 1):
+            content = RecordDict({"config": ConfigRecord({"server-round": round})})
+            replies = grid.send_and_receive([Message(content, node, "train") for node in range(nodes)])
+            assert len(replies) == nodes
+            if round == 0:  # warms up
+                began = time.process_time()
+        return (time.process_time() - began) / (rounds * nodes) * 1e6
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def show(value: dict[str, float]) -> str:
+    digits = max(0, 2 - math.floor(math.log10(value["median"]))) if value["median"] else 0
+    return "{median:.{0}f} [{min:.{0}f}-{max:.{0}f}]".format(digits, **value)
+
+
+ENGINES = {"plain": plain, "pool": pool, "fedsim": fedsim, "fedsim-2": fedsim_2, "flwr": flwr}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""FedAvg on images: the app that the Flower benchmark runs in several engines."""

@@ -1,0 +1,229 @@
+"""A user's own ClientApp as the clients of a simulation."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from flwr.app import Context, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from fedsim import rng
+from fedsim.errors import RunError
+from fedsim.flower import compat
+from fedsim.flower.arrays import isolate
+from fedsim.flower.instruction import Watch, round_of
+from fedsim.flower.project import Project, resolve
+from fedsim.logs import quiet
+from fedsim.world.clock import Clock
+
+EXAMPLES = ("num-examples", "num_examples")
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a ClientApp made of a message: content or an error, and its state afterwards."""
+
+    content: RecordDict | None
+    error: Error | None
+    state: RecordDict
+
+
+@dataclass
+class Visit:
+    """One message at one client.
+
+    Args:
+        key: of everything random.
+        context: what the ClientApp sees; a copy, so that an interrupted visit leaves no trace.
+        before: the state that it begins with.
+        future: the result, if another process is at work on it.
+    """
+
+    key: int
+    context: Context
+    before: RecordDict
+    future: Future[bytes] | None = None
+
+
+class AppClients(Watch):
+    """Lets a Flower ClientApp answer, as it is.
+
+    Each client has a Context of its own, whose state lasts; it moves on when a visit is finished, so a client that
+    goes offline in the middle has not done it. The global generators are seeded for every visit and restored after
+    it: what one client draws changes nothing elsewhere. The work is the number of examples that the reply names (a
+    third of it for an evaluation, which has no backward pass), unless the app says how much a message costs.
+
+    Args:
+        app: the ClientApp.
+        project: where it comes from.
+        nodes: the number of clients.
+        seed: the experiment's seed.
+        clock: for the place of an error.
+        pool: other processes that may do the work, or None.
+    """
+
+    def __init__(
+        self,
+        app: ClientApp,
+        project: Project,
+        nodes: int,
+        seed: int,
+        clock: Clock,
+        pool: ProcessPoolExecutor | None = None,
+    ) -> None:
+        self._app, self._project, self._seed, self._clock, self._pool = app, project, seed, clock, pool
+        self._contexts = [
+            compat.make_context(
+                node, {"partition-id": node, "num-partitions": nodes}, dict(project.run_config)
+            )
+            for node in range(nodes)
+        ]
+        self._visits: Counter[int] = Counter()
+        self._begun: dict[str, Visit] = {}
+        self._done: dict[int, dict[str, Done]] = {node: {} for node in range(nodes)}
+
+    def sent(self, messages: Sequence[Message]) -> None:
+        """Let other processes begin before the messages arrive; most will, and nothing changes in between."""
+        if self._pool is None:
+            return
+        self._begun = {id: visit for id, visit in self._begun.items() if self._is_valid(visit)}
+        for message in messages:
+            self._begun[message.metadata.message_id] = self._begin(message)
+
+    def aborted(self, message: Message) -> None:
+        """Forget an interrupted visit."""
+        self._done[message.metadata.dst_node_id].pop(message.metadata.message_id, None)
+
+    def work(self, client: int, message: Message) -> int:
+        """Run the ClientApp, and return what it costs in per-sample gradients."""
+        done = self._done[client][message.metadata.message_id] = self._run(client, message)
+        self._visits[client] += 1
+        fixed = self._project.settings.samples_per_message
+        if fixed is not None:
+            return fixed
+        samples = 0 if done.content is None else examples(done.content)
+        return -(-samples // 3) if message.metadata.message_type == MessageType.EVALUATE else samples
+
+    def answer(self, client: int, message: Message, sim_time_s: float) -> RecordDict | Error:
+        """Return what the ClientApp has made, and keep its state."""
+        done = self._done[client].pop(message.metadata.message_id)
+        self._contexts[client].state = done.state
+        if done.error is not None:
+            return done.error
+        assert done.content is not None  # it has either
+        return done.content
+
+    def _state(self, client: int) -> RecordDict:
+        """Return the state that the next visit begins with: that after the last one, even if it is under way."""
+        under_way = list(self._done[client].values())
+        return under_way[-1].state if under_way else self._contexts[client].state
+
+    def _key(self, client: int) -> int:
+        return rng.key(self._seed, "client app", client, self._visits[client])
+
+    def _begin(self, message: Message) -> Visit:
+        client = message.metadata.dst_node_id
+        before, own = self._state(client), self._contexts[client]
+        context = compat.make_context(client, dict(own.node_config), dict(own.run_config))
+        context.state = isolate(before)
+        visit = Visit(self._key(client), context, before)
+        if self._pool is not None:
+            # A message whose ids have been read cannot be pickled, so this comes before anything else.
+            given = pickle.dumps((message, context, visit.key))
+            visit.future = self._pool.submit(_work, self._project.clientapp, given)
+        return visit
+
+    def _is_valid(self, visit: Visit) -> bool:
+        """Tell whether a client still is where a visit began: it may have worked on another message since."""
+        client = visit.context.node_id
+        return visit.key == self._key(client) and visit.before is self._state(client)
+
+    def _run(self, client: int, message: Message) -> Done:
+        visit = self._begun.pop(message.metadata.message_id, None)
+        if visit is None or not self._is_valid(visit):
+            visit = self._begin(message)
+        try:
+            if visit.future is None:
+                return run_client(self._app, message, visit.context, visit.key)
+            done: Done = pickle.loads(visit.future.result())
+        except Exception as error:
+            return self._failed(client, message, error)
+        return done
+
+    def _failed(self, client: int, message: Message, error: Exception) -> Done:
+        reason = f"the ClientApp raised {type(error).__name__}: {error}"
+        if self._project.settings.on_failure == "drop":
+            return Done(None, Error(compat.RAISED, reason), self._state(client))
+        phase = message.metadata.message_type
+        raise RunError(reason, client, round_of(message.content), self._clock.now_s, phase) from error
+
+
+def run_client(app: ClientApp, message: Message, context: Context, key: int) -> Done:
+    """Let a ClientApp answer one message.
+
+    Args:
+        app: the ClientApp.
+        message: the message.
+        context: what it sees; its state may be changed.
+        key: of everything that it draws.
+
+    Raises:
+        TypeError: if what it returns is not a message.
+    """
+    with compat.client(context.node_id, key):
+        reply: Any = app(message, context)
+    if not isinstance(reply, Message):
+        raise TypeError(f"a ClientApp must return a Message, not {type(reply).__name__}")
+    if reply.has_error():
+        return Done(None, reply.error, isolate(context.state))
+    return Done(isolate(reply.content), None, isolate(context.state))
+
+
+def examples(content: RecordDict) -> int:
+    """Return how many examples a reply says it has used, 0 if it does not say.
+
+    >>> examples(RecordDict({"metrics": MetricRecord({"num-examples": 60, "loss": 0.5})}))
+    60
+    """
+    for record in content.values():
+        for name in EXAMPLES if isinstance(record, MetricRecord) else ():
+            if name in record:
+                return max(0, int(str(record[name])))
+    return 0
+
+
+@contextmanager
+def worker_pool(project: Project) -> Iterator[ProcessPoolExecutor | None]:
+    """Start as many processes as the app allows; None if it allows none."""
+    workers = project.settings.workers
+    if not workers:
+        yield None
+        return
+    given = (str(project.root), torch.get_num_threads())
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare, given) as pool:
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _prepare(root: str, threads: int) -> None:
+    """Make a worker process ready for an app."""
+    sys.path.insert(0, root)
+    torch.set_num_threads(threads)
+
+
+def _work(reference: str, given: bytes) -> bytes:
+    """Answer a message in a worker process."""
+    message, context, key = pickle.loads(given)
+    with quiet("flwr"):
+        return pickle.dumps(run_client(resolve(reference), message, context, key))

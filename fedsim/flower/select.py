@@ -1,0 +1,233 @@
+"""Who takes part in a round: selectors, which any server strategy can take.
+
+A part named in ``strategy.select``. Our strategies ask it themselves; for one of Flower's,
+:class:`fedsim.flower.chosen.Chosen` does.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+
+from fedsim import rng
+from fedsim.errors import BadValue
+from fedsim.flower.cohort import draw, online
+from fedsim.learn.local import LocalUpdate
+from fedsim.parts import Count, Positive
+
+QUERY_SIZE = "query.size"
+"""The message type that asks a client how many samples it has."""
+
+
+Fact = tuple[str, float, int]
+"""A number for the record: its name, its value, and the client that it belongs to, or -1 for the whole system."""
+
+
+class Selector(ABC):
+    """Chooses the clients of a round.
+
+    Attributes:
+        timing_depends_on_values: whether its choice, or when it is made, depends on what clients have computed.
+        updates: what clients do with the messages that it sends, by message type, besides ``evaluate`` and
+            ``query.size``, which all of them know.
+    """
+
+    timing_depends_on_values: bool = False
+    updates: Mapping[str, LocalUpdate] = {}
+
+    @abstractmethod
+    def choose(self, round: int, arrays: ArrayRecord, grid: Grid, size: int | None) -> list[int]:
+        """Return the clients of a round, sorted.
+
+        Args:
+            round: its number, from 1.
+            arrays: the model.
+            grid: whom to choose from; messages may be sent through it.
+            size: how many the strategy asks for, or None for all. A selector may return fewer or more.
+        """
+
+    def heard(  # noqa: B027 - most selectors learn nothing
+        self, round: int, asked: Sequence[int], answered: Sequence[int]
+    ) -> None:
+        """Take note of who was asked in a round and who has answered; nothing by default."""
+
+    def check(self, clients: int) -> None:  # noqa: B027 - most have nothing to check
+        """Check the parameters against the number of clients; nothing by default."""
+
+    def facts(self) -> Iterable[Fact]:
+        """Return numbers about the latest choice for the record; asked for wherever the model is evaluated."""
+        return ()
+
+
+class Uniform(Selector):
+    """All subsets of the clients that are online are equally likely.
+
+    Args:
+        seed: of the draws.
+    """
+
+    def __init__(self, *, seed: int = 0) -> None:
+        self.seed = seed
+
+    def choose(self, round: int, arrays: ArrayRecord, grid: Grid, size: int | None) -> list[int]:
+        """Draw without replacement."""
+        ids = online(grid)
+        return draw(ids, len(ids) if size is None else size, rng.stream(self.seed, "cohort", round=round))
+
+
+class RoundRobin(Selector):
+    """Clients take turns in the order of their ids; one that is offline at its turn is passed over."""
+
+    def __init__(self) -> None:
+        self._last = -1
+
+    def choose(self, round: int, arrays: ArrayRecord, grid: Grid, size: int | None) -> list[int]:
+        """Go on behind the client that was chosen last."""
+        ids = online(grid)
+        turn = [id for id in ids if id > self._last] + [id for id in ids if id <= self._last]
+        chosen = turn[: len(ids) if size is None else size]
+        self._last = chosen[-1]
+        return sorted(chosen)
+
+
+class BySize(Selector):
+    """The probability of each draw is proportional to the number of samples.
+
+    A client is asked for its number once, by a message of its own when it is online for the first time.
+
+    Args:
+        seed: of the draws.
+        timeout_s: how long to wait for the numbers, in seconds; who has not answered by then is left out.
+    """
+
+    def __init__(self, *, seed: int = 0, timeout_s: Positive | None = 3600.0) -> None:
+        self.seed, self.sizes = seed, Sizes(timeout_s)
+
+    def choose(self, round: int, arrays: ArrayRecord, grid: Grid, size: int | None) -> list[int]:
+        """Draw without replacement."""
+        sizes = self.sizes.of(online(grid), round, grid)
+        return weighted(sizes, size, rng.stream(self.seed, "cohort", round=round))
+
+
+class PowerOfChoice(Selector):
+    """Of some candidates, those with the highest loss (Y. J. Cho, J. Wang, G. Joshi, AISTATS 2022).
+
+    Candidates are drawn by their numbers of samples; each is sent the model and answers with its loss on its own data,
+    which costs a forward pass and the bytes.
+
+    Args:
+        candidates: how many are asked (d); no fewer than take part.
+        seed: of the draws.
+        timeout_s: how long to wait for the losses, in seconds; who has not answered by then is left out.
+    """
+
+    timing_depends_on_values = True
+
+    def __init__(self, *, candidates: Count, seed: int = 0, timeout_s: Positive | None = 3600.0) -> None:
+        self.candidates, self.seed, self.timeout_s = candidates, seed, timeout_s
+        self.sizes = Sizes(timeout_s)
+
+    def choose(self, round: int, arrays: ArrayRecord, grid: Grid, size: int | None) -> list[int]:
+        """Ask the candidates for their losses; of equal ones, the smaller id goes first."""
+        sizes = self.sizes.of(online(grid), round, grid)
+        wanted = max(self.candidates, size or 0)
+        asked = weighted(sizes, wanted, rng.stream(self.seed, "candidates", round=round))
+        content = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": round})})
+        metrics = ask(grid, asked, MessageType.EVALUATE, content, self.timeout_s)
+        losses = {node: float(str(one["loss"])) for node, one in metrics.items()}
+        return sorted(sorted(losses, key=lambda node: (-losses[node], node))[:size])
+
+    def check(self, clients: int) -> None:
+        """Refuse to ask more than there are."""
+        if self.candidates > clients:
+            raise BadValue("candidates", self.candidates, f"at most {clients}, the number of clients")
+
+
+class Available(Selector):
+    """Prefer clients that have been seen online for long and that have answered when they were asked.
+
+    The probability of each draw is proportional to (answers + 1) / (times asked + 2), and to s / (s + 1) for a client
+    that has been online in the last s choices without a gap. All of it is what a server sees by itself.
+
+    Args:
+        seed: of the draws.
+    """
+
+    def __init__(self, *, seed: int = 0) -> None:
+        self.seed = seed
+        self._streaks: dict[int, int] = {}
+        self._asked: Counter[int] = Counter()
+        self._answered: Counter[int] = Counter()
+
+    def weight(self, node: int) -> float:
+        """Return how much a client that is online is preferred, between 0 and 1."""
+        streak = self._streaks.get(node, 0)
+        return (self._answered[node] + 1) / (self._asked[node] + 2) * streak / (streak + 1)
+
+    def choose(self, round: int, arrays: ArrayRecord, grid: Grid, size: int | None) -> list[int]:
+        """Look who is online, and draw without replacement."""
+        self._streaks = {node: self._streaks.get(node, 0) + 1 for node in online(grid)}
+        weights = {node: self.weight(node) for node in self._streaks}
+        return weighted(weights, size, rng.stream(self.seed, "cohort", round=round))
+
+    def heard(self, round: int, asked: Sequence[int], answered: Sequence[int]) -> None:
+        """Count who was asked and who has answered."""
+        self._asked.update(asked)
+        self._answered.update(answered)
+
+
+class Sizes:
+    """The numbers of samples of the clients, each asked for once.
+
+    Args:
+        timeout_s: how long to wait for the answers, in seconds.
+    """
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self._timeout_s = timeout_s
+        self._known: dict[int, int] = {}
+
+    def of(self, nodes: Iterable[int], round: int, grid: Grid) -> dict[int, int]:
+        """Return the numbers of those clients that have ever answered, by id."""
+        nodes = list(nodes)
+        new = [node for node in nodes if node not in self._known]
+        content = RecordDict({"config": ConfigRecord({"server-round": round})})
+        for node, metrics in ask(grid, new, QUERY_SIZE, content, self._timeout_s).items():
+            self._known[node] = int(str(metrics["num-examples"]))
+        return {node: self._known[node] for node in nodes if node in self._known}
+
+
+def ask(
+    grid: Grid, nodes: Sequence[int], action: str, content: RecordDict, timeout_s: float | None
+) -> dict[int, MetricRecord]:
+    """Send clients the same message, and return the numbers that they answer, in the order of their ids."""
+    if not nodes:
+        return {}
+    replies = grid.send_and_receive([Message(content, node, action) for node in nodes], timeout=timeout_s)
+    came = {reply.metadata.src_node_id: reply.content for reply in replies if reply.has_content()}
+    return {node: came[node].metric_records["metrics"] for node in sorted(came)}
+
+
+def weighted(weights: Mapping[int, float], size: int | None, rng: np.random.Generator) -> list[int]:
+    """Draw distinct ids one after another, each with a probability proportional to its weight; sorted.
+
+    Args:
+        weights: positive numbers by id.
+        size: how many, or None for all; no more than there are.
+        rng: draws.
+
+    >>> from fedsim.rng import stream
+    >>> weighted({3: 1.0, 5: 1e9, 8: 1.0}, 1, stream(0, "doc"))
+    [5]
+    """
+    ids = sorted(weights)
+    if size is None or size >= len(ids):
+        return ids
+    chances = np.array([weights[id] for id in ids], dtype=float)
+    picked = rng.choice(len(ids), size=size, replace=False, p=chances / chances.sum())
+    return sorted(ids[int(index)] for index in picked)

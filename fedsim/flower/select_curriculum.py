@@ -1,0 +1,146 @@
+"""Client curriculum: easy clients first, and more of them as training goes on.
+
+S. Vahidian, S. Kadaveru, W. Baek, W. Wang, V. Kungurtsev, C. Chen, M. Shah, B. Lin: When Do Curricula Work in Federated
+Learning? ICCV 2023.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.serverapp import Grid
+
+from fedsim.flower.cohort import online
+from fedsim.flower.select import Fact, Selector, ask
+from fedsim.learn.curriculum import Family, Ordering, Score, Start, pace
+from fedsim.learn.curriculum_update import ClientScore
+from fedsim.parts import Count, NotNegative, Positive
+from fedsim.rng import stream
+
+QUERY_SCORE = "query.score"
+"""The message type that sends a client the model and asks for the mean score of its samples."""
+
+
+class ClientCurriculum(Selector):
+    """Passes over a growing pool of the easiest clients (Vahidian et al., ICCV 2023).
+
+    In a pass every client of the pool trains once, in groups of as many as the strategy asks for. When nobody of the
+    pool is left who is online, all clients that are online are scored anew, and the pool is made of the easiest of all
+    clients; one that is offline keeps its last score, and one that never had any comes last.
+
+    Args:
+        rounds: how many rounds the pace is made for; times the clients in a round, these are the updates after which
+            the clock stands at its end. Passes over small pools leave small groups, which take more rounds.
+        order: easy clients first, hard ones first (anti), by chance, or all of them in every pass (vanilla).
+        score: which model says how hard a client's samples are, on average: the one received, its own of its last
+            visit, the sum of both, or the expert.
+        pacing: how the pool grows.
+        a: share of all updates after which all clients are in the pool.
+        b: share of the clients that are in the first pool.
+        partial: whether the last group of a pass is kept where it is smaller than the others, or dropped.
+        seed: of the shuffles.
+        timeout_s: how long to wait for the scores, in seconds; who has not answered by then keeps its last one.
+    """
+
+    def __init__(
+        self,
+        *,
+        rounds: Count,
+        order: Ordering = "curriculum",
+        score: Score = "global",
+        pacing: Family = "linear",
+        a: NotNegative = 0.8,
+        b: Start = 0.2,
+        partial: Literal["keep", "drop"] = "keep",
+        seed: int = 0,
+        timeout_s: Positive | None = 3600.0,
+    ) -> None:
+        self.rounds, self.order, self.score, self.partial = rounds, order, score, partial
+        self.pacing, self.a, self.b = pacing, a, b
+        self.seed, self.timeout_s = seed, timeout_s
+        self.scored = order in ("curriculum", "anti")
+        self.timing_depends_on_values = self.scored
+        self.updates = {QUERY_SCORE: ClientScore(score)} if self.scored else {}
+        self.pool: list[int] = []
+        self.done = 0
+        self._clients = 0
+        self._queue: list[int] = []
+        self._scores: dict[int, float] = {}
+        self._scored: dict[int, int] = {}
+        self._visits: Counter[int] = Counter()
+        self._round = 0
+
+    def check(self, clients: int) -> None:
+        """Take note of the number of clients."""
+        self._clients = clients
+
+    def choose(self, round: int, arrays: ArrayRecord, grid: Grid, size: int | None) -> list[int]:
+        """Return the next group of the pass; begin another pass if nobody is left."""
+        self._round = round
+        ids = online(grid)
+        size = len(ids) if size is None else size
+        group = self._next(ids, size, self.partial == "keep")
+        if not group:
+            if self.scored:
+                self._ask(round, arrays, grid, ids)
+                ids = online(grid)
+            self._fill(round, ids, size)
+            group = self._next(ids, size, True)
+        return sorted(group)
+
+    def heard(self, round: int, asked: Sequence[int], answered: Sequence[int]) -> None:
+        """Let the clock go on by the updates that have come."""
+        self.done += len(answered)
+        self._visits.update(answered)
+
+    def facts(self) -> Iterable[Fact]:
+        """Return the size of the pool, the clock, the mean age of the scores in rounds; and each client's own."""
+        yield "pool", len(self.pool), -1
+        yield "pool_updates", self.done, -1
+        if self._scored:
+            yield "score_age", float(np.mean([self._round - round for round in self._scored.values()])), -1
+        for node, score in self._scores.items():
+            yield "score", score, node
+        for node, visits in self._visits.items():
+            yield "visits", visits, node
+
+    def _next(self, ids: Sequence[int], size: int, partial: bool) -> list[int]:
+        here = set(ids)
+        group = [node for node in self._queue if node in here][:size]
+        if len(group) < size and not partial:
+            return []
+        self._queue = [node for node in self._queue if node not in group]
+        return group
+
+    def _ask(self, round: int, arrays: ArrayRecord, grid: Grid, ids: Sequence[int]) -> None:
+        """Ask who is online for its score; the expert's do not change."""
+        nodes = [node for node in ids if self.score != "expert" or node not in self._scores]
+        content = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": round})})
+        for node, metrics in ask(grid, nodes, QUERY_SCORE, content, self.timeout_s).items():
+            self._scores[node] = float(str(metrics["score"]))
+            self._scored[node] = round
+
+    def _fill(self, round: int, ids: Sequence[int], size: int) -> None:
+        """Make the pool of a pass, and shuffle it."""
+        ranked = self._ranked(round)
+        count = len(ranked)
+        if self.order != "vanilla":
+            count = pace(self.done, self.rounds * size, len(ranked), self.pacing, self.a, self.b)
+        here = set(ids)
+        if here.isdisjoint(ranked[:count]):  # a pool that is away would stop the run
+            ranked = [node for node in ranked if node in here]
+        self.pool = ranked[:count]
+        rng = stream(self.seed, "pool", round=round)
+        self._queue = [self.pool[place] for place in rng.permutation(len(self.pool))]
+
+    def _ranked(self, round: int) -> list[int]:
+        """Return all clients, the first to be learned from first."""
+        if not self.scored:
+            return [int(node) for node in stream(self.seed, "order", round=round).permutation(self._clients)]
+        known = sorted(self._scores, key=lambda node: (self._scores[node], node))
+        unknown = [node for node in range(self._clients) if node not in self._scores]
+        return (known[::-1] if self.order == "anti" else known) + unknown

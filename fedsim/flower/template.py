@@ -1,0 +1,116 @@
+"""Writes a small, complete Flower app that runs one of our strategies."""
+
+from __future__ import annotations
+
+import pprint
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from fedsim.config import load
+from fedsim.errors import BadValue, ConfigError, Problem
+from fedsim.flower import client
+from fedsim.yamlfile import read
+
+LOCAL = {"epochs": 1, "batch_size": 32, "lr": 0.05}
+PASSES = {"participants": 2, "local": LOCAL}
+STEPS = {"participants": 2, "local": {"steps": 5, "batch_size": 32, "lr": 0.05}}
+STARTS: dict[str, dict[str, Any]] = {
+    "bvr_l_sgd": STEPS,
+    "fedamd": {"p": 0.5, **STEPS},
+    "fedasync": {"concurrency": 2, "local": LOCAL},
+    "fedavg": {"fraction_evaluate": 0.0, "local": LOCAL},
+    "fedavgm": PASSES,
+    "fedbuff": {"concurrency": 2, "buffer": 2, "local": LOCAL},
+    "feddyn": PASSES,
+    "fednova": PASSES,
+    "fedpage": STEPS,
+    "fedprox": {"mu": 0.1, **PASSES},
+    "fedvarp": PASSES,
+    "mifa": PASSES,
+    "mimelite": PASSES,
+    "modest_flower": {"sample_size": 2, "ping_timeout_s": 120.0, "local": LOCAL},
+    "qfedavg": {"client_learning_rate": LOCAL["lr"], "local": LOCAL},
+    "scaffold": PASSES,
+}
+"""Parameters to begin with; a strategy that is not here, one of Flower's, begins with its own defaults."""
+FILES = {
+    "pyproject.toml": "pyproject.toml",
+    "README.md": "README.md",
+    "LICENSE": "LICENSE",
+    "experiment.py": "{package}/experiment.py",
+    "client_app.py": "{package}/client_app.py",
+    "server_app.py": "{package}/server_app.py",
+}
+
+
+def write_app(
+    folder: str | Path, strategy: str = "fedavg", experiment: str | Path | None = None
+) -> list[Path]:
+    """Write an app.
+
+    Args:
+        folder: a folder that does not exist yet, or is empty; its name becomes the app's.
+        strategy: the name of a server strategy, for a quick experiment of its own; or
+        experiment: an experiment file, whose seed, data, model, strategy and rounds the app takes over.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: if the folder has files in it, or the strategy cannot run.
+    """
+    folder = Path(folder)
+    name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-") or "app"
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError([Problem("DIR", str(folder), "must be new or empty")])
+    package = re.sub(r"^(?=\d)", "app_", name.replace("-", "_"))
+    values = {"name": name, "package": package, **_chosen(strategy, experiment)}
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    pages = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
+    pages.filters["python"] = lambda value: pprint.pformat(value, sort_dicts=False, width=90)
+    written = []
+    for source, target in FILES.items():
+        path = folder / target.format(package=package)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(pages.get_template(f"{source}.jinja").render(values), encoding="utf-8")
+        written.append(path)
+    (folder / package / "__init__.py").write_text('"""A Flower app."""\n', encoding="utf-8")
+    return [*written, folder / package / "__init__.py"]
+
+
+def _chosen(strategy: str, file: str | Path | None) -> dict[str, Any]:
+    """Return what the templates need of an experiment, after a check that it can run."""
+    chosen: dict[str, Any] = {
+        "seed": 0,
+        "rounds": 3,
+        "clients": 2,
+        "model": "softmax",
+        "data": {"name": "digits", "partition": {"name": "dirichlet", "alpha": 1.0}},
+        "strategy": {"name": strategy, **STARTS.get(strategy, {"local": LOCAL})},
+    }
+    if file is not None:
+        load(file)  # every mistake in it, with its line
+        chosen = _taken(read(file).data)
+    blocks = {key: chosen[key] for key in ("model", "data", "strategy", "clients", "seed")}
+    try:
+        client.server_side(**blocks)
+    except BadValue as error:
+        raise ConfigError([Problem(error.key, error.value, error.rule, error.hint)]) from error
+    return chosen
+
+
+def _taken(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same of an experiment as it is written."""
+    data, strategy = {"name": "digits", **given["data"]}, given["strategy"]
+    return {
+        "seed": given.get("seed", 0),
+        "rounds": given["stop"].get("rounds") or 10,
+        "clients": data.pop("clients"),
+        "model": given.get("model", "mlp"),
+        "data": data,
+        "strategy": {"name": strategy} if isinstance(strategy, str) else strategy,
+    }

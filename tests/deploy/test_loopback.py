@@ -1,0 +1,38 @@
+"""A generated app in a real deployment gives the weights of its simulation, bit for bit."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from fedsim.flower import run_app
+from fedsim.flower.template import write_app
+
+sys.path.insert(0, str(Path(__file__).parent))
+from loopback import deployed, is_open, members
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc"),
+]
+
+
+def test_fedamd_on_two_supernodes(tmp_path: Path) -> None:
+    app, saved = tmp_path / "app", tmp_path / "weights.safetensors"
+    write_app(app, "fedamd")
+    simulated = run_app(app, nodes=2, out=tmp_path / "runs")
+    with deployed(tmp_path / "deployment", 2) as deployment:
+        done = deployment.flwr("run", str(app), "dep", "--stream", "--run-config", f'save-as="{saved}"')
+        status = deployment.last_run()["status"]
+        assert status == "finished:completed", f"{status}\n{done.stdout}\n{done.stderr}\n{deployment.logs()}"
+    wanted, found = simulated.weights(), load_file(saved)
+    assert sorted(wanted) == sorted(found)
+    for name in wanted:
+        np.testing.assert_array_equal(found[name], wanted[name])
+    assert [port for port in deployment.ports if is_open(port)] == []
+    assert [members(process.pid) for process in deployment.processes] == [[], [], []]

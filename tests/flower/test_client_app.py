@@ -1,0 +1,307 @@
+"""Our strategies as Flower apps: the same weights as in a simulation, however the nodes are called."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import yaml
+from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import Strategy
+
+import fedsim
+from fedsim import parts
+from fedsim.errors import BadValue, ConfigError, RunError, StalledError
+from fedsim.flower import ByPartition, client_app, compat, run_app, server_side
+from fedsim.flower.template import write_app
+
+LOCAL = {"epochs": 1, "batch_size": 64, "lr": 0.1}
+STEPS = {"steps": 3, "batch_size": 32, "lr": 0.1}
+ROWS = {
+    "fedavg": {"fraction_evaluate": 0.5, "local": LOCAL},
+    "fedprox": {"participants": 3, "mu": 0.1, "local": LOCAL},
+    "fedamd": {"participants": 3, "p": 0.5, "local": STEPS},
+    "scaffold": {"participants": 3, "local": LOCAL},
+    "feddyn": {"participants": 3, "local": LOCAL},
+}
+
+
+@pytest.fixture
+def session():
+    with compat.session(0, 99, lambda _: None):
+        yield
+
+
+def written(folder, name, extra=None):
+    """Return an app that was generated from an experiment file, and that experiment."""
+    experiment = {
+        "seed": 5,
+        "data": {"name": "digits", "clients": 4, "partition": {"name": "dirichlet", "alpha": 1.0}},
+        "model": "softmax",
+        "strategy": {"name": name, **ROWS[name], **(extra or {})},
+        "stop": {"rounds": 3},
+        "compute": {"engine": "sequential", "device": "cpu"},
+        "record": {"report": False},
+    }
+    file = folder / "given.yaml"
+    file.write_text(yaml.safe_dump(experiment))
+    write_app(folder / "app", experiment=file)
+    return folder / "app", experiment
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_an_app_gives_the_weights_of_the_experiment(name, tmp_path):
+    app, experiment = written(tmp_path, name)
+    direct = fedsim.run(experiment, out=tmp_path / "runs")
+    world = {"record.report": False, "seed": 5}
+    through = run_app(app, nodes=4, overrides=world, out=tmp_path / "runs")
+    assert through.summary["rounds"] == 3
+    if name == "fedavg":  # Flower draws its cohorts from the global generator, which queries do not disturb
+        assert direct.summary["weights_hash"] == through.summary["weights_hash"]
+    wanted, found = direct.weights(), through.weights()
+    for key in wanted:
+        np.testing.assert_array_equal(found[key], wanted[key])
+    assert through.summary["accuracy"] == pytest.approx(direct.summary["accuracy"])
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [{"name": "top_k", "share": 0.1}, {"name": "quantise", "bits": 8}, {"name": "clip", "max_norm": 0.5}],
+)
+def test_transforms_give_the_same_in_an_app(transform, tmp_path):
+    app, experiment = written(tmp_path, "fedprox", {"around": [transform]})
+    direct = fedsim.run(experiment, out=tmp_path / "runs")
+    through = run_app(app, nodes=4, overrides={"record.report": False}, out=tmp_path / "runs")
+    wanted, found = direct.weights(), through.weights()
+    for key in wanted:
+        np.testing.assert_array_equal(found[key], wanted[key])
+    queries = through.summary["bytes_up"] - direct.summary["bytes_up"]
+    assert 0 < queries < 4 * 2 * 200  # apart from them, as many bytes as the simulation counts
+
+
+def test_what_a_client_keeps_is_in_its_state(session):
+    """A client that is made anew for every message goes on where the last one stopped."""
+    blocks = {"model": "softmax", "data": "digits", "strategy": {"name": "feddyn", **ROWS["feddyn"]}}
+    half = server_side(**blocks, clients=4)
+
+    def visit(app, context, round):
+        content = RecordDict({"arrays": half.arrays, "config": ConfigRecord({"server-round": round})})
+        return app(Message(content, 7, "train"), context).content
+
+    def place():
+        return compat.make_context(7, {"partition-id": 1, "num-partitions": 4}, {})
+
+    steady, fresh, forgetful = client_app(**blocks), place(), place()
+    kept = place()
+    for round in (1, 2):
+        by_one = visit(steady, kept, round)
+        by_many = visit(client_app(**blocks), fresh, round)
+    visit(client_app(**blocks), place(), 1)
+    forgotten = visit(client_app(**blocks), forgetful, 2)
+    same = [by_one["arrays"][key].data == by_many["arrays"][key].data for key in by_one["arrays"]]
+    assert same == [True] * len(same)
+    assert by_one["arrays"]["1.weight"].data != forgotten["arrays"]["1.weight"].data
+    assert list(fresh.state) == list(kept.state)
+
+
+def test_a_second_visit_in_a_round_has_other_batches(session):
+    blocks = {"model": "softmax", "data": "digits", "strategy": {"name": "fedavg", **ROWS["fedavg"]}}
+    half, context = (
+        server_side(**blocks, clients=4),
+        compat.make_context(3, {"partition-id": 0, "num-partitions": 4}, {}),
+    )
+    content = RecordDict({"arrays": half.arrays, "config": ConfigRecord({"server-round": 1})})
+    first, second = (
+        client_app(**blocks)(Message(content, 3, "train"), context).content["arrays"]["1.weight"].data
+        for _ in range(2)
+    )
+    assert first != second
+
+
+def test_the_apps_answers(session):
+    blocks = {"model": "softmax", "data": "digits", "strategy": {"name": "fedavg", **ROWS["fedavg"]}}
+    app, context = client_app(**blocks), compat.make_context(3, {"partition-id": 2, "num-partitions": 4}, {})
+    arrays = server_side(**blocks, clients=4).arrays
+
+    def ask(kind, content=None):
+        return app(Message(content or RecordDict({"arrays": arrays}), 3, kind), context).content
+
+    assert ask("query.partition").config_records["node"]["partition-id"] == 2
+    assert ask("query.size")["metrics"]["num-examples"] > 100
+    scores = ask("evaluate")["metrics"]
+    assert scores["loss"] == pytest.approx(np.log(10), abs=0.5)
+    with pytest.raises(ValueError, match="No query function registered"):
+        ask("query.hello")
+
+    @app.query("hello")
+    def hello(message, context):
+        return Message(RecordDict({"m": MetricRecord({"x": 1})}), reply_to=message)
+
+    assert ask("query.hello")["m"]["x"] == 1
+
+
+@pytest.mark.parametrize("config", [{}, {"partition-id": 2, "num-partitions": 2}, {"partition-id": 0}])
+def test_a_node_must_know_its_place(config, session):
+    app = client_app(model="softmax", data="digits", strategy="fedavg")
+    with pytest.raises(BadValue, match="must be at least 0 and less than num-partitions"):
+        app(Message(RecordDict(), 3, "train"), compat.make_context(3, config, {}))
+
+
+def test_peers_cannot_run_in_flower():
+    with pytest.raises(BadValue, match="has peers and no server"):
+        server_side(model="softmax", data="digits", strategy="dpsgd", clients=4)
+
+
+# partitions instead of ids
+
+
+class Ids:
+    """A grid whose nodes have large random-looking ids, in the order of nothing."""
+
+    def __init__(self, partitions):
+        self.partitions, self.sent, self.mute = partitions, [], set()
+        self.run = None
+
+    def get_node_ids(self):
+        return list(self.partitions)
+
+    def set_run(self, run):
+        self.run = run
+
+    def send_and_receive(self, messages, *, timeout=None):
+        self.push_messages(messages)
+        return [self.answer(message) for message in messages if message.metadata.dst_node_id not in self.mute]
+
+    def push_messages(self, messages):
+        for message in messages:
+            compat.name_message(message, str(len(self.sent)), 99)
+            self.sent.append(message)
+        return [message.metadata.message_id for message in messages]
+
+    def pull_messages(self, ids):
+        return [self.answer(self.sent[int(id)]) for id in ids]
+
+    def answer(self, message):
+        node = message.metadata.dst_node_id
+        content = RecordDict({"node": ConfigRecord({"partition-id": self.partitions[node]})})
+        return Message(content, reply_to=message)
+
+
+def test_nodes_are_shown_as_partitions(session):
+    grid = ByPartition(Ids({9001: 1, 17: 2, 555: 0}), 3)
+    assert grid.get_node_ids() == [0, 1, 2]
+    replies = grid.send_and_receive([Message(RecordDict(), partition, "train") for partition in (2, 0)])
+    assert [reply.metadata.src_node_id for reply in replies] == [2, 0]
+    ids = grid.push_messages([grid.create_message(RecordDict(), "train", 1, "g", ttl=5.0)])
+    (reply,) = grid.pull_messages(ids)
+    assert (reply.metadata.src_node_id, reply.metadata.group_id) == (1, "g")
+    assert grid._grid.sent[-1].metadata.dst_node_id == 9001
+    assert grid._grid.sent[-1].metadata.ttl == 5.0
+    grid.set_run("run")
+    assert grid.run == "run"
+
+
+def test_a_node_that_does_not_answer_is_not_shown(session):
+    inner = Ids({9001: 1, 17: 0})
+    inner.mute = {9001}
+    grid = ByPartition(inner)
+    assert grid.get_node_ids() == [0]
+    inner.mute = set()
+    assert grid.get_node_ids() == [0, 1]
+
+
+def test_that_a_node_is_gone_is_said_by_the_link(session):
+    inner = Ids({9001: 1, 17: 0})
+    grid = ByPartition(inner, 2)
+    answer = inner.answer
+
+    def gone(message):
+        reply = Message(Error(5, "gone"), reply_to=message)
+        compat.set_sender(reply, 1)
+        return reply if message.metadata.dst_node_id == 9001 else answer(message)
+
+    inner.answer = gone
+    first, second = grid.pull_messages(
+        grid.push_messages([Message(RecordDict(), node, "train") for node in (1, 0)])
+    )
+    assert (first.metadata.src_node_id, first.has_error()) == (1, True)
+    assert (second.metadata.src_node_id, second.has_error()) == (0, False)
+    first, second = grid.send_and_receive([Message(RecordDict(), node, "train") for node in (1, 0)])
+    assert (first.metadata.src_node_id, second.metadata.src_node_id) == (1, 0)
+
+
+def test_a_node_that_was_started_again_takes_its_place(session):
+    inner = Ids({9001: 0, 17: 1})
+    grid = ByPartition(inner, 2)
+    inner.partitions = {17: 1, 4: 0}
+    assert grid.get_node_ids() == [0, 1]
+    grid.push_messages([Message(RecordDict(), 0, "train")])
+    assert inner.sent[-1].metadata.dst_node_id == 4
+
+
+def test_two_nodes_with_one_partition(session):
+    with pytest.raises(RunError, match="the nodes 17 and 9001 both hold partition 0"):
+        ByPartition(Ids({9001: 0, 17: 0}), 2)
+
+
+def test_a_partition_that_nobody_holds(session):
+    grid = ByPartition(Ids({9001: 0}))
+    with pytest.raises(RunError, match="no node holds partition 3"):
+        grid.push_messages([Message(RecordDict(), 3, "train")])
+    with pytest.raises(BadValue, match="at least 1"):
+        ByPartition(Ids({}), 0)
+
+
+def test_waiting_for_nodes_that_do_not_exist_stalls(tmp_path):
+    app, _ = written(tmp_path, "fedamd")
+    with pytest.raises(StalledError, match="nobody else can come"):
+        run_app(app, nodes=3, out=tmp_path / "runs")
+
+
+# templates
+
+
+def test_a_written_app_is_complete(tmp_path):
+    files = write_app(tmp_path / "My App", "fedamd")
+    names = sorted(str(file.relative_to(tmp_path / "My App")) for file in files)
+    inside = ["__init__.py", "client_app.py", "experiment.py", "server_app.py"]
+    assert names == ["LICENSE", "README.md", *[f"my_app/{name}" for name in inside], "pyproject.toml"]
+    for file in files:
+        if file.suffix == ".py":
+            compile(file.read_text(), str(file), "exec")
+    result = run_app(tmp_path / "My App", nodes=2, run_config="num-server-rounds=1", out=tmp_path / "runs")
+    assert result.summary["rounds"] == 1
+
+
+SERVERS = [
+    name
+    for name in parts.names("strategies")
+    if isinstance(part := parts.find("strategies", name), type) and issubclass(part, Strategy)
+]
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_every_server_strategy_has_parameters_to_begin_with(name, tmp_path):
+    write_app(tmp_path / "app", name)
+    options = {"run_config": "num-server-rounds=1", "overrides": {"record.report": False}}
+    result = run_app(tmp_path / "app", nodes=2, out=tmp_path / "runs", **options)
+    assert result.summary["rounds"] >= 1
+
+
+def test_an_app_is_never_written_over_files(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="must be new or empty"):
+        write_app(tmp_path, "fedamd")
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"), [("fedamx", "did you mean fedamd"), ("dpsgd", "has peers and no server")]
+)
+def test_an_app_needs_a_server_strategy(name, rule, tmp_path):
+    with pytest.raises(ConfigError, match=rule):
+        write_app(tmp_path / "app", name)
+    assert not (tmp_path / "app").exists()
+
+
+def test_client_apps_are_clientapps():
+    assert isinstance(client_app(model="softmax", data="digits", strategy="fedavg"), ClientApp)

@@ -1,0 +1,164 @@
+"""Reading apps: what may be written in a pyproject.toml, and what every mistake is answered with."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+from fedsim.errors import ConfigError
+from fedsim.flower import check_version
+from fedsim.flower.project import importable, load_client, load_server, read_project
+
+APPS = Path(__file__).parent / "apps"
+
+
+def test_a_project():
+    project = read_project(APPS / "plain", "lr=1 num-server-rounds=7")
+    assert (project.name, project.serverapp) == ("plain", "plain_app.server:app")
+    assert project.run_config == {"num-server-rounds": 7, "fraction-train": 0.5, "lr": 1.0}
+    assert type(project.run_config["lr"]) is float
+    assert (project.settings.workers, project.settings.on_failure) == (0, "stop")
+
+
+def test_values_are_those_of_toml(app):
+    folder = app("rows")
+    project = read_project(folder, """strategy="Fed Avg" mod='x=y'""")
+    assert project.run_config == {"strategy": "Fed Avg", "mod": "x=y"}
+
+
+def test_nested_tables_have_dotted_keys(app):
+    folder = app("plain", **{"flwr.app.config.train": "lr = 0.5\nsteps = 3"})
+    project = read_project(folder, "train.lr=0.25")
+    assert (project.run_config["train.lr"], project.run_config["train.steps"]) == (0.25, 3)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("num-server-round=3", "the app has no such key; did you mean num-server-rounds?"),
+        ("num-server-rounds=three", "must be key=value pairs as in TOML"),
+        ("num-server-rounds=1.5", "must be of the type of the app's own value, 3"),
+        ("num-server-rounds", "must be key=value pairs as in TOML"),
+        ("lr='x", "must be key=value pairs as in TOML"),
+    ],
+)
+def test_a_wrong_run_config(config, message):
+    with pytest.raises(ConfigError) as caught:
+        read_project(APPS / "plain", config)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["serverapp", "clientapp"])
+def test_a_missing_component(part, app):
+    folder = app("plain", {"pyproject.toml": (f"{part} = ", f"# {part} = ")})
+    with pytest.raises(
+        ConfigError, match=rf"tool.flwr.app.components.{part}: is missing; write {part} = "
+    ) as caught:
+        read_project(folder)
+    assert str(caught.value).startswith(str(folder / "pyproject.toml"))
+
+
+def test_a_component_without_an_attribute(app):
+    folder = app("plain", {"pyproject.toml": ("plain_app.server:app", "plain_app.server")})
+    with pytest.raises(ConfigError, match="must be module:attribute"):
+        read_project(folder)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("worker = 2", "tool.fedsim.worker: 2: unknown key; did you mean workers?"),
+        ("workers = -1", "greater than or equal to 0"),
+        ('on_failure = "ignore"', "'stop' or 'drop'"),
+        ("samples_per_message = 0", "greater than or equal to 1"),
+    ],
+)
+def test_wrong_settings(lines, message, app):
+    with pytest.raises(ConfigError) as caught:
+        read_project(app("plain", fedsim=lines))
+    assert message in str(caught.value)
+
+
+def test_folders_that_are_no_apps(tmp_path, app):
+    with pytest.raises(ConfigError, match=r"pyproject.toml: cannot be read \(No such file"):
+        read_project(tmp_path)
+    folder = app("plain")
+    (folder / "pyproject.toml").write_text("[tool\n")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_project(folder)
+
+
+def test_two_apps_may_have_modules_of_the_same_names(app, tmp_path):
+    one = read_project(app("plain"))
+    (tmp_path / "plain").rename(tmp_path / "first")
+    one = read_project(tmp_path / "first")
+    two = read_project(app("plain", {"server.py": ('"accuracy": 0.5', '"accuracy": 0.25')}))
+    scores = []
+    for project in (one, two):
+        with importable(project.root):
+            assert isinstance(load_server(project), ServerApp)
+            assert isinstance(load_client(project), ClientApp)
+            module = sys.modules["plain_app.server"]
+            scores.append(module.score(0, ArrayRecord({"w": Array(np.zeros(1))}))["accuracy"])
+        assert not [name for name in sys.modules if name.startswith("plain_app")]
+        assert str(project.root) not in sys.path
+    assert scores == [0.5, 0.25]
+
+
+# Flower itself
+
+
+def test_flower_must_be_there():
+    with pytest.raises(ConfigError, match=r"flwr: is not installed.*pip install 'fedsim\[flower\]'"):
+        check_version(None)
+
+
+@pytest.mark.parametrize("old", ["1.0.0", "1.32.1", "1.9.0"])
+def test_flower_must_be_young_enough(old):
+    with pytest.raises(ConfigError, match=rf"{old}: must be at least 1.33"):
+        check_version(old)
+
+
+@pytest.mark.parametrize("new", ["1.33.0", "1.41.0", "1.100", "2.0"])
+def test_younger_flowers_are_welcome(new):
+    check_version(new)
+
+
+WITHOUT = """
+import importlib.metadata as metadata, sys
+real = metadata.version
+
+def version(name):
+    if name == "flwr":
+        raise metadata.PackageNotFoundError(name)
+    return real(name)
+
+metadata.version, sys.modules["flwr"] = version, None
+sys.argv = ["fedsim", *sys.argv[1:]]
+from fedsim.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["flower", "run", str(APPS / "plain"), "--nodes", "2"],
+        ["check", "experiments/quickstart.yaml", "--set", "strategy=fedavg"],
+    ],
+)
+def test_without_flower_the_message_names_the_extra(arguments):
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, *arguments], capture_output=True, text=True, cwd=root, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "fedsim[flower]" in done.stderr
+    assert "Traceback" not in done.stderr
