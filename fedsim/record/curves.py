@@ -156,20 +156,29 @@ def progress(rounds: Table, faults: Table | None = None) -> Figure:
 
 
 @rc_context(STYLE)
-def durations(rounds: Table) -> Figure:
-    """Draw the share of rounds that took at most so long, and mark the percentiles 50, 90 and 99.
+def durations(rounds: Table, faults: Table | None = None) -> Figure:
+    """Draw how long every round took, and the share of rounds that took at most so long with its percentiles.
+
+    Args:
+        rounds: the table ``rounds``.
+        faults: see :func:`fedsim.record.store.faults`; they are marked against simulated time.
 
     Raises:
         BadValue: if no round has ended.
     """
-    lasted = np.sort(round_times_s(rounds))
+    lasted = round_times_s(rounds)
     if not len(lasted):
         raise BadValue("rounds", MISSING, "no round has ended")
-    unit, size = scale(float(lasted[-1]), SECONDS)
-    figure = Figure(figsize=(6, 3.3), layout="constrained")
-    ax = figure.subplots()
-    right = 1.08 * lasted[-1] / size
-    x = np.concatenate([[0.0], lasted / size, [right]])
+    unit, size = scale(float(lasted.max()), SECONDS)
+    figure = Figure(figsize=(10, 3.3), layout="constrained")
+    over, ax = figure.subplots(1, 2)
+    ended_s = rounds["time_us"][rounds["round"] > 0] / 1e6
+    time_unit, time_size = scale(float(ended_s.max()), SECONDS)
+    over.plot(ended_s / time_size, lasted / size, ".", color=BLUE, markersize=3)
+    over.set(xlabel=f"simulated time ({time_unit})", ylabel=f"duration of a round ({unit})", ylim=(0, None))
+    mark_faults(over, faults, time_size)
+    right = 1.08 * lasted.max() / size
+    x = np.concatenate([[0.0], np.sort(lasted) / size, [right]])
     share = np.append(np.arange(len(lasted) + 1) / len(lasted), 1.0) * 100
     ax.step(x, share, where="post", color=BLUE)
     for rank, value in percentiles(lasted).items():

@@ -81,7 +81,7 @@ def _figures(run: Path) -> Iterator[tuple[str, Figure]]:
     if not measured and len(rounds["round"]):
         yield "progress", progress(rounds, broken)
     if (rounds["round"] > 0).any():
-        yield "durations", durations(rounds)
+        yield "durations", durations(rounds, broken)
     if len(edges["a"]):
         yield "topology", topology(edges, nodes)
     if (presence["time_us"] > 0).any() or (presence["online"] == 0).any():

@@ -44,15 +44,16 @@ TITLES = {
 }
 
 REMARKS = {
-    "durations": "The share of rounds that took at most so long.",
+    "durations": "How long each round took when it ended, and the share of rounds that took at most so long.",
     "round": "The round of median duration: every node that did something in it, in the order in which they "
     "finished. A transfer lasts from the beginning of its sending until it arrives, latency included.",
     "node": "What the client or peer that was busy for the longest time did in the whole run.",
     "pace": "How many samples of a client of median size take part.",
     "curriculum": "The pool of clients, their scores when they were last asked, and how often each took part, the "
     "hardest on the right.",
-    "hours": "Work counts as wasted when the node left before its end, or when no server used what came of it. An idle "
-    "node is online and does not compute: it sends, receives or waits. What is missing to 100% is absence.",
+    "hours": "Work counts as wasted when it was broken off, or when the server that had asked for it did not use what "
+    "came of it; what peers make of each other's work is not followed. An idle node is online and does not compute: it "
+    "sends, receives or waits. What is missing to 100% is absence.",
     "utilisation": "The share of the run in which at least one transfer was under way, latency included.",
 }
 """What a figure needs said beside its title."""

@@ -178,7 +178,11 @@ def test_a_run_without_faults_has_no_marks():
 def test_durations_are_a_staircase_with_its_percentiles():
     ends = np.cumsum([0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 50])
     rows = [(r, int(end) * 1_000_000, 0, 0, 0, 0, 0, 0) for r, end in enumerate(ends)]
-    ax = figures.durations(table("rounds", rows)).axes[0]
+    over, ax = figures.durations(table("rounds", rows)).axes
+    np.testing.assert_allclose(
+        over.lines[0].get_xydata()[[0, 1, 9]], [(2 / 60, 2), (6 / 60, 4), (140 / 60, 50)]
+    )
+    assert over.get_xlabel() == "simulated time (min)"
     # Ten rounds of 2, 4 .. 18 and 50 s: the nearest ranks of 50, 90 and 99 % are the 5th, 9th and 10th.
     assert texts(ax) == ["p50: 10 s", "p90: 18 s", "p99: 50 s"]
     stairs = ax.lines[0].get_xydata()
@@ -188,7 +192,7 @@ def test_durations_are_a_staircase_with_its_percentiles():
 
 
 def test_durations_of_minutes_are_drawn_in_minutes():
-    ax = figures.durations(table("rounds", [(1, 180_000_000, 0, 0, 0, 0, 0, 0)])).axes[0]
+    _, ax = figures.durations(table("rounds", [(1, 180_000_000, 0, 0, 0, 0, 0, 0)])).axes
     assert ax.get_xlabel() == "duration of a round (min)"
     assert texts(ax)[0] == "p50: 3 min"
     assert ax.lines[0].get_xydata()[1].tolist() == [3, 100]

@@ -384,7 +384,7 @@ def test_a_sender_with_other_receivers_each_time_keeps_no_ways_to_the_old_ones()
     stage = star(at_once, *((at_us, "broadcast", 0, [a, b], 9, -1, "none") for at_us, a, b in turns))
     stage.clock.run()
     gc.collect()
-    assert sum(isinstance(thing, Fan) and thing.src is stage.nodes[0] for thing in gc.get_objects()) == 1
+    assert sum(type(thing) is Fan and thing.src is stage.nodes[0] for thing in gc.get_objects()) == 1
     assert stage.network.traffic[0] == Traffic(up=900)
 
 
