@@ -26,7 +26,8 @@ lint: $(INSTALLED) ## check style and types
 	$(BIN)/mypy
 
 slow: $(INSTALLED) ## run the tests that take longer
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 -m slow --ignore=tests/deploy
+	$(BIN)/python -m pytest -m slow tests/deploy
 
 soak: $(INSTALLED) ## run deployments that lose a node; takes a quarter of an hour
 	FEDSIM_SOAK=1 $(BIN)/python -m pytest -m slow tests/deploy

@@ -71,7 +71,7 @@ class Study(NamedTuple):
 STUDIES = {
     "fedamd-quadratic": Study(ANCHORS, (0.02, 0.05, 0.1, 0.2), ("round", "bytes", "work")),
     "fedamd-digits": Study(ANCHORS, (0.02, 0.05, 0.1, 0.2), ("round", "bytes", "work")),
-    "fedamd-mnist": Study(ANCHORS, (0.01, 0.03, 0.1), ("round", "bytes", "work")),
+    "fedamd-mnist": Study(ANCHORS, (0.001, 0.003, 0.01, 0.03, 0.1), ("round", "bytes", "work")),
     "modest-digits": Study(PEERS, (0.1,), ("time", "bytes", "work")),
     "modest-mnist": Study(PEERS, (0.05,), ("time", "bytes", "work")),
 }
