@@ -276,7 +276,9 @@ def check_timing_only(experiment: Experiment, strategy: Any) -> None:
         with experiment.blame("strategy"):
             name = type(_innermost(strategy)).__name__
             why = "its choices depend on values" if depends else "it does not say whether its choices do not"
-            names = dict.fromkeys(name for one in _updates(strategy, experiment) for name in one.metrics)
+            asked = ["loss"] if experiment.strategy.select is not None else []  # what selectors ask for
+            sent = [name for one in _updates(strategy, experiment) for name in one.metrics]
+            names = dict.fromkeys([*asked, *sent])
             hint = f"say what to assume of them: assume: {{{', '.join(f'{one}: 1.0' for one in names)}}}"
             if not depends:
                 hint = f"if they do not, set {name}.timing_depends_on_values = False; if they do, {hint}"

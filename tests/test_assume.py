@@ -223,3 +223,23 @@ def test_the_report_and_the_printed_summary_say_what_was_assumed(
     assert "assumed" in cli.SUMMARY
     plain = dry("fedavg", tmp_path, record={"report": True})
     assert "assumed</strong>" not in (plain.path / "report.html").read_text()
+
+
+def test_a_selector_that_reads_the_loss_needs_no_accuracy(tmp_path: Path) -> None:
+    blocks: dict[str, Any] = {
+        "data": {"name": "digits", "clients": 12},
+        "model": "softmax",
+        "strategy": {
+            "name": "fedavg",
+            "fraction_evaluate": 0.0,
+            "select": {"name": "power_of_choice", "candidates": 6},
+        },
+        "stop": {"rounds": 2},
+        "record": {"report": False},
+    }
+    with pytest.raises(ConfigError, match=r"assume: \{loss: 1.0, train_loss: 1.0\}"):
+        fedsim.run(blocks, out=tmp_path, timing_only=True)
+    assumed = {"loss": 0.5, "train_loss": 1.0}
+    found = fedsim.run({**blocks, "assume": assumed}, out=tmp_path, timing_only=True)
+    assert found.summary["rounds"] == 2
+    assert found.summary["assumed"] == assumed
