@@ -6,14 +6,14 @@ Classification. arXiv:1909.06335, 2019.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
 
 from fedsim.config import Local
 from fedsim.flower.select import Selector
-from fedsim.flower.strategy import Ask, Reply, Rounds, ask_all, average
+from fedsim.flower.strategy import Reply, Rounds, average
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.local import LocalSGD
 from fedsim.parts import Count, Positive
@@ -44,10 +44,6 @@ class FedAvgM(Rounds):
         super().__init__({"train": LocalSGD(local)}, participants, select, seed)
         self.momentum, self.server_lr = momentum, server_lr
         self._velocity: Deferred | None = None
-
-    def ask(self, round: int, model: Deferred, cohort: Sequence[int]) -> Iterable[Ask]:
-        """Let everybody train."""
-        return ask_all(cohort, "train", arrays=model)
 
     def merge(self, round: int, model: Deferred, replies: Sequence[Reply]) -> Deferred:
         """v ← β v + (x - mean of the clients' models), x ← x - η v."""

@@ -6,7 +6,7 @@ Regularization. ICLR 2021, algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ import torch
 from fedsim.config import Local
 from fedsim.errors import BadValue
 from fedsim.flower.select import Selector
-from fedsim.flower.strategy import Ask, Reply, Rounds, ask_all, uniform_mean
+from fedsim.flower.strategy import Reply, Rounds, uniform_mean
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.local import LocalUpdate, State, batch_width, local_batches, local_samples, rate
 from fedsim.learn.task import Batch, Gradient
@@ -46,10 +46,6 @@ class FedDyn(Rounds):
         super().__init__({"train": Dynamic(local, alpha)}, participants, select, seed)
         self.alpha = alpha
         self._memory: Deferred | None = None
-
-    def ask(self, round: int, model: Deferred, cohort: Sequence[int]) -> Iterable[Ask]:
-        """Let everybody train."""
-        return ask_all(cohort, "train", arrays=model)
 
     def merge(self, round: int, model: Deferred, replies: Sequence[Reply]) -> Deferred:
         """h ← h - α/m Σ (y_i - x), x ← mean of y_i - h/α."""

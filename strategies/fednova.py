@@ -6,12 +6,12 @@ Federated Optimization. NeurIPS 2020.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from fedsim.config import Local
 from fedsim.errors import BadValue
 from fedsim.flower.select import Selector
-from fedsim.flower.strategy import Ask, Reply, Rounds, ask_all
+from fedsim.flower.strategy import Reply, Rounds
 from fedsim.learn.deferred import Deferred, combine
 from fedsim.learn.local import LocalSGD, steps_taken
 from fedsim.parts import Count, Positive
@@ -52,10 +52,6 @@ class FedNova(Rounds):
         """
         steps, rho = steps_taken(self.local, samples), self.local.momentum
         return (steps - rho * (1 - rho**steps) / (1 - rho)) / (1 - rho)
-
-    def ask(self, round: int, model: Deferred, cohort: Sequence[int]) -> Iterable[Ask]:
-        """Let everybody train."""
-        return ask_all(cohort, "train", arrays=model)
 
     def merge(self, round: int, model: Deferred, replies: Sequence[Reply]) -> Deferred:
         """x ← x - η τ Σ p_i (x - y_i) / |a_i|, where τ = Σ p_i |a_i|."""

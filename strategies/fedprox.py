@@ -6,11 +6,11 @@ MLSys 2020, algorithm 2.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from fedsim.config import Local
 from fedsim.flower.select import Selector
-from fedsim.flower.strategy import Ask, Reply, Rounds, ask_all, average
+from fedsim.flower.strategy import Reply, Rounds, average
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.local import LocalSGD
 from fedsim.parts import Count, NotNegative
@@ -37,10 +37,6 @@ class FedProx(Rounds):
         seed: int = 0,
     ) -> None:
         super().__init__({"train": LocalSGD(local, proximal=mu)}, participants, select, seed)
-
-    def ask(self, round: int, model: Deferred, cohort: Sequence[int]) -> Iterable[Ask]:
-        """Let everybody train."""
-        return ask_all(cohort, "train", arrays=model)
 
     def merge(self, round: int, model: Deferred, replies: Sequence[Reply]) -> Deferred:
         """Average the models."""

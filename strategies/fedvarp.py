@@ -6,11 +6,11 @@ Participation in Federated Learning. UAI 2022, PMLR 180:906-916, algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from fedsim.config import Local
 from fedsim.flower.select import Selector
-from fedsim.flower.strategy import Ask, Reply, Rounds, ask_all
+from fedsim.flower.strategy import Reply, Rounds
 from fedsim.learn.deferred import Deferred, combine, mean
 from fedsim.learn.local import LocalSGD
 from fedsim.parts import Count, Positive
@@ -42,10 +42,6 @@ class FedVARP(Rounds):
         super().__init__({"train": LocalSGD(local)}, participants, select, seed)
         self.server_lr = server_lr
         self.memory = Memory()
-
-    def ask(self, round: int, model: Deferred, cohort: Sequence[int]) -> Iterable[Ask]:
-        """Let everybody train."""
-        return ask_all(cohort, "train", arrays=model)
 
     def merge(self, round: int, model: Deferred, replies: Sequence[Reply]) -> Deferred:
         """x ← x - η (mean of Δ_i - y_i over those that answered + 1/N Σ y_j), then y_i ← Δ_i."""

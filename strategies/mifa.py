@@ -6,11 +6,11 @@ NeurIPS 2021, algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from fedsim.config import Local
 from fedsim.flower.select import Selector
-from fedsim.flower.strategy import Ask, Reply, Rounds, ask_all
+from fedsim.flower.strategy import Reply, Rounds
 from fedsim.learn.deferred import Deferred, combine
 from fedsim.learn.local import LocalSGD
 from fedsim.parts import Count, Positive
@@ -44,10 +44,6 @@ class MIFA(Rounds):
         super().__init__({"train": LocalSGD(local)}, participants, select, seed)
         self.server_lr = server_lr
         self.memory = Memory()
-
-    def ask(self, round: int, model: Deferred, cohort: Sequence[int]) -> Iterable[Ask]:
-        """Let everybody train."""
-        return ask_all(cohort, "train", arrays=model)
 
     def merge(self, round: int, model: Deferred, replies: Sequence[Reply]) -> Deferred:
         """G_i ← x - y_i for those that answered, x ← x - η/N Σ G_i."""

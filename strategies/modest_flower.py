@@ -24,7 +24,7 @@ from fedsim.flower.cohort import online
 from fedsim.flower.instruction import Query, Vectors, nothing, trains
 from fedsim.flower.select import Selector, ask
 from fedsim.flower.shown import Shown
-from fedsim.flower.strategy import Ask, Reply, Rounds, ask_all
+from fedsim.flower.strategy import Ask, Reply, Rounds
 from fedsim.learn.deferred import Deferred, mean
 from fedsim.learn.local import LocalSGD
 from fedsim.parts import Count, Positive, Share
@@ -99,10 +99,6 @@ class MoDeSTRelay(Rounds):
     def start(self, grid: Grid, *args: Any, **more: Any) -> Result:
         """Run Flower's loop."""
         return super().start(self.pooled(grid), *args, **more)
-
-    def ask(self, round: int, model: Deferred, cohort: Sequence[int]) -> Iterable[Ask]:
-        """Let the sample train."""
-        return ask_all(cohort, "train", arrays=model)
 
     def merge(self, round: int, model: Deferred, replies: Sequence[Reply]) -> Deferred:
         """Have the models averaged by the first node of the next sample that does it."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim.errors import BadValue, RunError
 from fedsim.flower import compat
+from fedsim.flower.shown import Shown
 
 WHO = "query.partition"
 """The message type that asks a node which partition it holds; :func:`fedsim.flower.client_app` answers it."""
@@ -21,7 +21,7 @@ WAIT_S = 1.0
 log = logging.getLogger("fedsim")
 
 
-class ByPartition(Grid):
+class ByPartition(Shown):
     """Shows a strategy the nodes' partitions instead of their ids.
 
     The ids of a deployment are drawn anew by every SuperLink. A strategy that draws its cohorts and sums its replies
@@ -37,54 +37,35 @@ class ByPartition(Grid):
     def __init__(self, grid: Grid, nodes: int = 1, timeout_s: float = 600.0) -> None:
         if nodes < 1:
             raise BadValue("nodes", nodes, "must be at least 1")
-        self._grid, self._timeout_s = grid, timeout_s
+        super().__init__(grid)
+        self._timeout_s = timeout_s
         self._partition: dict[int, int] = {}
         self._node: dict[int, int] = {}
         self._asked: dict[str, int] = {}
         while len(self.get_node_ids()) < nodes:
             time.sleep(WAIT_S)
 
-    def set_run(self, run: Any) -> None:
-        """Set the description of the run."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """The description of the run."""
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Make a message to a partition; Flower's own constructor does the same."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
     def get_node_ids(self) -> list[int]:
         """Return the partitions that are online, sorted."""
-        ids = list(self._grid.get_node_ids())
+        ids = list(self.grid.get_node_ids())
         self._meet([id for id in ids if id not in self._partition])
         return sorted(self._partition[id] for id in ids if id in self._partition)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send messages to partitions and return their ids."""
         sent = [self._addressed(message) for message in messages]
-        ids = list(self._grid.push_messages(sent))
+        ids = list(self.grid.push_messages(sent))
         self._asked.update(zip(ids, (message.metadata.dst_node_id for message in sent), strict=True))
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies that have arrived, as coming from partitions."""
-        return self._signed(self._grid.pull_messages(message_ids))
+        return self._signed(self.grid.pull_messages(message_ids))
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send messages to partitions and wait for the replies, at most so many seconds."""
         sent = [self._addressed(message) for message in messages]
-        replies = list(self._grid.send_and_receive(sent, timeout=timeout))
+        replies = list(self.grid.send_and_receive(sent, timeout=timeout))
         self._asked.update((message.metadata.message_id, message.metadata.dst_node_id) for message in sent)
         return self._signed(replies)
 
@@ -93,7 +74,7 @@ class ByPartition(Grid):
         if not ids:
             return
         question = RecordDict({"config": ConfigRecord({"ask": KEY})})
-        replies = self._grid.send_and_receive(
+        replies = self.grid.send_and_receive(
             [Message(question, id, WHO) for id in sorted(ids)], timeout=self._timeout_s
         )
         for reply in replies:
@@ -104,7 +85,7 @@ class ByPartition(Grid):
 
     def _know(self, node: int, partition: int) -> None:
         known = self._node.get(partition)
-        if known is not None and known in set(self._grid.get_node_ids()):
+        if known is not None and known in set(self.grid.get_node_ids()):
             reason = f"the nodes {known} and {node} both hold partition {partition}; give each its own {KEY}"
             raise RunError(reason, phase=WHO)
         if known is not None:

@@ -58,8 +58,8 @@ class Reply:
 class Rounds(Strategy):
     """A server strategy in rounds: choose clients, ask them, merge their replies into the model.
 
-    A strategy says what to :meth:`ask` and how to :meth:`merge`. It is an ordinary Flower strategy, and runs in a
-    simulation and on a SuperLink alike.
+    A strategy says how to :meth:`merge`, and what to :meth:`ask` if that is more than to train. It is an ordinary
+    Flower strategy, and runs in a simulation and on a SuperLink alike.
 
     Args:
         updates: what clients do, by message type.
@@ -89,15 +89,15 @@ class Rounds(Strategy):
         self.timing_depends_on_values = self.timing_depends_on_values or self.select.timing_depends_on_values
         self.clients = 0
 
-    @abstractmethod
     def ask(self, round: int, model: Deferred, cohort: Sequence[int]) -> Iterable[Ask]:
-        """Return what to ask of whom.
+        """Return what to ask of whom; by default all of the cohort train from the model.
 
         Args:
             round: its number, from 1.
             model: the weights [P].
             cohort: the clients chosen, sorted.
         """
+        return ask_all(cohort, "train", arrays=model)
 
     @abstractmethod
     def merge(self, round: int, model: Deferred, replies: Sequence[Reply]) -> Deferred:

@@ -168,6 +168,9 @@ class Ids:
     def set_run(self, run):
         self.run = run
 
+    def create_message(self, content, message_type, dst_node_id, group_id, ttl=None):
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
     def send_and_receive(self, messages, *, timeout=None):
         self.push_messages(messages)
         return [self.answer(message) for message in messages if message.metadata.dst_node_id not in self.mute]
@@ -195,8 +198,8 @@ def test_nodes_are_shown_as_partitions(session):
     ids = grid.push_messages([grid.create_message(RecordDict(), "train", 1, "g", ttl=5.0)])
     (reply,) = grid.pull_messages(ids)
     assert (reply.metadata.src_node_id, reply.metadata.group_id) == (1, "g")
-    assert grid._grid.sent[-1].metadata.dst_node_id == 9001
-    assert grid._grid.sent[-1].metadata.ttl == 5.0
+    assert grid.grid.sent[-1].metadata.dst_node_id == 9001
+    assert grid.grid.sent[-1].metadata.ttl == 5.0
     grid.set_run("run")
     assert grid.run == "run"
 
