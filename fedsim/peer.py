@@ -52,6 +52,14 @@ class PeerStrategy(ABC):
         """Return numbers about the prepared strategy that belong in the record, by name."""
         return {}
 
+    def measure(self, round: int) -> Mapping[str, float]:
+        """Return numbers about a round that has just ended, by name, which must not depend on values.
+
+        They become metrics of the rounds whose models are evaluated, also where time alone is kept.
+        """
+        del round
+        return {}
+
     def holders(self, round: int) -> Container[int] | None:
         """Return the nodes whose models count at the end of a round; None stands for all."""
         del round

@@ -88,6 +88,7 @@ class PeerRun:
             return
         self._round = round
         self.updates += updates
+        self._measure()
         if self.observer.on_round(round, {SYSTEM: model}, self.updates) or round == self.rounds:
             self._end()
 
@@ -140,9 +141,16 @@ class PeerRun:
             holders = self.strategy.holders(self._round)
             chosen = [id for id in alive if holders is None or id in holders] or alive
             models = {id: kept.get(id, self.latest[id]) for id in chosen}
+            self._measure()
             if self.observer.on_round(self._round, models, self.updates) or self._round == self.rounds:
                 self._end()
             self._count()
+
+    def _measure(self) -> None:
+        """Record what the strategy says of a round that has ended, if it is one of those that are evaluated."""
+        if self._round % self.observer.experiment.evaluate.every == 0:
+            for name, value in self.strategy.measure(self._round).items():
+                self.observer.record.metric(self._round, self.world.clock.now, name, value)
 
     def _end(self) -> None:
         if not self._over.triggered:

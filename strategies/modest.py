@@ -10,7 +10,7 @@ sample average what it has trained and pass the average on to that next sample. 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Literal
@@ -28,7 +28,7 @@ from fedsim.world.clock import Process, micros
 from fedsim.world.graph import Graph
 from fedsim.world.network import Message
 from fedsim.world.node import Node
-from strategies.modest_registry import NEVER, View
+from strategies.modest_registry import NEVER, VIEWS, View, view_sizes
 from strategies.modest_sampling import LiveSample, Probes, fastest_first, least_window, order, quorum
 
 PING_BYTES, ACK_BYTES, ADVERT_BYTES = 179, 172, 195
@@ -42,6 +42,9 @@ log = logging.getLogger("fedsim")
 
 class MoDeST(PeerStrategy):
     """Train a small sample of nodes that everybody finds alike, and average at some of the next sample (2023).
+
+    Measured are ``view_mean``, ``view_min`` and ``view_max``: how many nodes a node counts as active by the round that
+    it knows of, over the ``views_read`` nodes that are online, among all or, where there are more, 100 drawn anew.
 
     Args:
         local: the local training of a round.
@@ -108,11 +111,18 @@ class MoDeST(PeerStrategy):
         ids = [str(node) for node in range(len(graph))]
         self.window = self._window or least_window(len(ids), self.sample_size)
         self.order = lru_cache(maxsize=16)(lambda round: order(ids, round))
+        self.members: dict[int, Member] = {}
         self.first_view = lru_cache(maxsize=1)(lambda founders: View(len(ids), list(founders)))
+
+    def measure(self, round: int) -> Mapping[str, float]:
+        """Count the candidates for the next round that each of :data:`VIEWS` drawn nodes knows of, if it is online."""
+        drawn = stream(self.seed, "modest views", round=round).permutation(len(self.members))[:VIEWS]
+        online = [one for one in map(self.members.__getitem__, drawn) if one.peer.node.online]
+        return view_sizes([one.view.count(one.round + 1 - self.window) for one in online])
 
     def run(self, node: Peer) -> Process:
         """One node's life: it reads messages, and acts on each."""
-        member = Member(self, node)
+        member = self.members[node.id] = Member(self, node)
         member.begin()
         while True:
             message = yield node.node.receive()
@@ -134,19 +144,14 @@ class Member:
     def __init__(self, rules: MoDeST, peer: Peer) -> None:
         self.rules, self.peer, self.id = rules, peer, peer.id
         self.view = rules.first_view(tuple(peer.founders)).copy()
-        self.events = 0
-        self.leaving = False
-        self.train_round = self.average_round = 0
+        self.leaving = self.trained = self.averaged = False
+        self.train_round = self.average_round = self.acknowledged = self.events = self.unreached = 0
         self.training: simpy.Process | None = None
-        self.trained = False
-        self.acknowledged = 0
         self.averaging: simpy.Process | None = None
         self.average = peer.initial_model
-        self.averaged = False
         self.box: dict[int, Deferred] = {}
         self.invited = rules.sample_size
         self.owed: set[int] = set()
-        self.unreached = 0
         self.samples: dict[LiveSample, None] = {}
         self.probes = Probes(peer, rules.ping_timeout_s, self._call)
         self.acts = {

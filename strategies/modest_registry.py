@@ -10,6 +10,7 @@ is never written to and shared by all who have it, and a few later entries of it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,9 @@ NEVER = -1
 
 UNKNOWN = -1
 """The event of a node that is not known at all."""
+
+VIEWS = 100
+"""At most so many nodes are drawn whose views are measured at the end of a round."""
 
 
 class Entry(NamedTuple):
@@ -101,9 +105,12 @@ class View:
 
     def candidates(self, least: int) -> list[int]:
         """Return all candidates, in the order of ids."""
-        active, event = self._whole()
-        found: list[int] = np.flatnonzero((event != UNKNOWN) & (event % 2 == 0) & (active >= least)).tolist()
+        found: list[int] = np.flatnonzero(self._candidates(least)).tolist()
         return found
+
+    def count(self, least: int) -> int:
+        """Return how many candidates there are."""
+        return int(np.count_nonzero(self._candidates(least)))
 
     def touch(self, node: int, round: int) -> None:
         """Note that a node was active in a round; one that was not known is from now on."""
@@ -174,9 +181,32 @@ class View:
             if active > at(0, node) or event > at(1, node)
         }
 
+    def _candidates(self, least: int) -> np.ndarray:
+        active, event = self._whole()
+        here: np.ndarray = (event != UNKNOWN) & (event % 2 == 0) & (active >= least)
+        return here
+
     def _whole(self) -> np.ndarray:
         if not self._own:
             return self._table
         whole = self._table.copy()
         whole[:, list(self._own)] = np.array(list(self._own.values()), dtype=np.int32).T
         return whole
+
+
+def view_sizes(counts: Sequence[int]) -> dict[str, float]:
+    """Return how many candidates views have, by the names of the metrics; nothing if there are no views.
+
+    Args:
+        counts: the number of candidates of each view.
+
+    Returns:
+        Mean, least and most, in nodes; and how many views these are of.
+
+    >>> view_sizes([2, 4])
+    {'view_mean': 3.0, 'view_min': 2.0, 'view_max': 4.0, 'views_read': 2.0}
+    """
+    if not counts:
+        return {}
+    mean, least, most = sum(counts) / len(counts), float(min(counts)), float(max(counts))
+    return {"view_mean": mean, "view_min": least, "view_max": most, "views_read": float(len(counts))}

@@ -15,7 +15,7 @@ from fedsim.learn.local import LocalSGD
 from fedsim.observer import Observer
 from fedsim.peer import PeerStrategy
 from fedsim.peerrun import PeerRun
-from fedsim.record.store import Record
+from fedsim.record.store import Record, read
 from fedsim.setup import prepare
 from fedsim.threads import limited
 from strategies.dpsgd import DPSGD
@@ -476,3 +476,19 @@ def test_the_same_world_twice(make):
         run.run()
         hashes.append(run.world.log.hexdigest())
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+class Squares(Solo):
+    """Measures rounds."""
+
+    def measure(self, round):
+        return {"square": round**2}
+
+
+def test_what_a_strategy_measures_is_recorded_for_the_rounds_that_are_evaluated(make, tmp_path):
+    run = make(Squares(), rounds=5, evaluate={"every": 2})
+    run.run()
+    table = read(tmp_path / "0", "metrics", name="square")
+    assert table["round"].tolist() == [2, 4]
+    assert table["value"].tolist() == [4, 16]
+    assert table["time_us"].tolist() == [2_000_000, 4_000_000]

@@ -11,10 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedsim.errors import MISSING, BadValue
+from fedsim.record.spans import count_open, sessions
 from fedsim.record.store import Table, wide
 from fedsim.record.style import (
     BLUE,
     BYTES,
+    GREEN,
     HUES,
     ORANGE,
     SECONDS,
@@ -190,4 +192,38 @@ def durations(rounds: Table, faults: Table | None = None) -> Figure:
         ax.annotate(note, (0, rank), (4, by), textcoords="offset points", va=side, color=ORANGE, fontsize=8)
     ax.set(xlabel=f"duration of a round ({unit})", ylabel="rounds (%)", xlim=(0, right), ylim=(0, 109))
     ax.set_yticks([0, 25, 50, 75, 100])
+    return figure
+
+
+@rc_context(STYLE)
+def views(metrics: Table, rounds: Table, presence: Table, end_us: int, faults: Table | None = None) -> Figure:
+    """Draw how many nodes the views of nodes count as active, beside how many are online.
+
+    Args:
+        metrics: the table ``metrics`` with ``view_mean``, ``view_min`` and ``view_max`` of the whole system.
+        rounds: the table ``rounds``.
+        presence: the table ``presence``; it may be empty.
+        end_us: the end of the run in microseconds of simulated time.
+        faults: see :func:`fedsim.record.store.faults`; they are marked.
+
+    Raises:
+        BadValue: if no view was measured.
+    """
+    table = wide(metrics, rounds)
+    if "view_mean" not in table:
+        raise BadValue("metrics", MISSING, "there are no views to draw")
+    unit, size = scale(end_us / 1e6, SECONDS)
+    read = np.isfinite(table["view_mean"])
+    time, mean, low, high = (table[name][read] for name in ("time_s", "view_mean", "view_min", "view_max"))
+    figure = Figure(figsize=(6, 3.3), layout="constrained")
+    ax = figure.subplots()
+    ax.fill_between(time / size, low, high, color=BLUE, alpha=0.2, linewidth=0, label="least to most")
+    ax.plot(time / size, mean, color=BLUE, label="mean of the views")
+    if len(presence["node"]):
+        spans = [sessions(presence, node, end_us) for node in np.unique(presence["node"])]
+        moments, online = count_open(np.concatenate(spans) / 1e6, end_us / 1e6)
+        ax.step(moments / size, online, where="post", color=GREEN, linestyle="--", label="online")
+    ax.set(xlabel=f"simulated time ({unit})", ylabel="nodes", xlim=(0, end_us / (1e6 * size)), ylim=(0, None))
+    ax.legend()
+    mark_faults(ax, faults, size)
     return figure

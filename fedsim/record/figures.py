@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from fedsim.record.curriculum import curriculum, pace
-from fedsim.record.curves import curves, durations, is_loss, loss, progress, quality
+from fedsim.record.curves import curves, durations, is_loss, loss, progress, quality, views
 from fedsim.record.nodes import hours, labels, topology, traffic, utilisation
 from fedsim.record.spans import activity
 from fedsim.record.store import Table, facts, faults, read, wide
@@ -36,6 +36,7 @@ __all__ = [
     "topology",
     "traffic",
     "utilisation",
+    "views",
 ]
 
 
@@ -95,8 +96,15 @@ def _figures(run: Path) -> Iterator[tuple[str, Figure]]:
         yield "labels", labels(counts)
     if "pace" in known:
         yield "pace", pace(known["pace"])
-    if "pool" in metrics["name"]:
-        yield "curriculum", curriculum(metrics)
+    yield from _of_strategies(tables, broken, end_us)
+
+
+def _of_strategies(tables: dict[str, Table], broken: Table, end_us: int) -> Iterator[tuple[str, Figure]]:
+    measured = set(tables["metrics"]["name"].tolist())
+    if "pool" in measured:
+        yield "curriculum", curriculum(tables["metrics"])
+    if "view_mean" in measured:
+        yield "views", views(tables["metrics"], tables["rounds"], tables["presence"], end_us, broken)
 
 
 def _timelines(

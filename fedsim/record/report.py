@@ -41,6 +41,7 @@ TITLES = {
     "labels": "Labels of each client",
     "pace": "Pace of the samples",
     "curriculum": "Curriculum of the clients",
+    "views": "Who is in the views",
 }
 
 REMARKS = {
@@ -51,6 +52,9 @@ REMARKS = {
     "pace": "How many samples of a client of median size take part.",
     "curriculum": "The pool of clients, their scores when they were last asked, and how often each took part, the "
     "hardest on the right.",
+    "views": "How many nodes a node counts as active by the round that it knows of, which may be an old one: the mean, "
+    "and from the least to the most, when a round was evaluated, over the nodes that were online then or, where there "
+    "are more than 100 nodes, over those of them that were among 100 drawn for the round.",
     "hours": "Work counts as wasted when it was broken off, or when the server that had asked for it did not use what "
     "came of it; what peers make of each other's work is not followed. An idle node is online and does not compute: it "
     "sends, receives or waits. What is missing to 100% is absence.",

@@ -29,7 +29,7 @@ Hazard = Callable[[Transfer], None]
 
 
 ROUTES = 1_000_000
-"""How many routes are kept."""
+"""How many routes are kept, and how many ends of quickest paths."""
 
 
 @dataclass
@@ -95,6 +95,7 @@ class Network:
     _traffic: dict[int, Traffic] = field(default_factory=dict)
     _links: Counter[tuple[int, int]] = field(default_factory=Counter)
     _routes: dict[tuple[int, int], Route | None] = field(default_factory=dict)
+    _trees: dict[int, dict[int, int]] = field(default_factory=dict)
     _ends: dict[int, tuple[Link, Link]] = field(default_factory=dict)
     _edges: dict[tuple[int, int], Link] = field(default_factory=dict)
 
@@ -220,13 +221,17 @@ class Network:
     def break_edge(self, a: int, b: int) -> None:
         """Stop using an edge until it is mended as often as it was broken; what is on it stays for :meth:`kill`."""
         self._broken[min(a, b), max(a, b)] += 1
-        self._routes.clear()
+        self._forget()
 
     def mend_edge(self, a: int, b: int) -> None:
         """Take back one :meth:`break_edge`."""
         self._broken[min(a, b), max(a, b)] -= 1
         self._broken += Counter()  # forgets what is whole again
+        self._forget()
+
+    def _forget(self) -> None:
         self._routes.clear()
+        self._trees.clear()
 
     def cut(self, node: Node) -> None:
         """Kill the transfers of a node that has just gone offline; bytes that left a sender stay counted.
@@ -272,9 +277,8 @@ class Network:
         straight = graph.has_edge(src, dst) or (self.overlay and not self.graph.has_edge(src, dst))
         if self.overlay and not straight:
             return None  # the link is broken, and there are no detours
-        try:
-            path = [src, dst] if straight else nx.dijkstra_path(graph, src, dst, self._cost)
-        except nx.NetworkXNoPath:
+        path = [src, dst] if straight else self._path(graph, src, dst)
+        if not path:
             return None
         hops = tuple(pairwise(path))
         latency_us = sum(self._hop_us(*hop) for hop in hops)
@@ -284,14 +288,27 @@ class Network:
         links = Path(self._ends[src][0], edges, self._ends[dst][1])
         return Route(latency_us, links, tuple((min(hop), max(hop)) for hop in hops))
 
+    def _path(self, graph: Graph, src: int, dst: int) -> list[int]:
+        """Return the quickest path, empty if there is none; one search finds those to all other nodes."""
+        if src not in self._trees:
+            if len(self._trees) * len(graph) >= ROUTES:
+                self._trees.clear()
+            before, _ = nx.dijkstra_predecessor_and_distance(graph, src, weight=self._cost)
+            self._trees[src] = {node: nodes[0] for node, nodes in before.items() if nodes}
+        tree, path = self._trees[src], [dst]
+        while path[-1] in tree:
+            path.append(tree[path[-1]])
+        return path[::-1] if path[-1] == src else []
+
     def _hop_us(self, a: int, b: int) -> int:
         latency_us: int = (
             self.graph.edges[a, b]["latency_us"] if self.delay_us is None else self.delay_us(a, b)
         )
         return latency_us
 
-    def _cost(self, a: int, b: int, _edge: Mapping[str, int]) -> int:
-        return self._hop_us(a, b) * 1_000_000 + 1
+    def _cost(self, a: int, b: int, edge: Mapping[str, int]) -> int:
+        latency_us = edge["latency_us"] if self.delay_us is None else self.delay_us(a, b)
+        return latency_us * 1_000_000 + 1
 
     def _edge(self, hop: tuple[int, int]) -> Link:
         if hop not in self._edges:
