@@ -166,12 +166,19 @@ def _as_server(experiment: Experiment, part: parts.Part, strategy: Any, select: 
     from fedsim.flower.chosen import Chosen
     from fedsim.flower.server import check_strategy, transforms_of, updates_of
 
+    transforms = transforms_of(experiment)
+    alone = select is not None and "select" not in parts.parameters(part)
     with experiment.blame("strategy"):
         check_strategy(strategy, experiment.data.clients)
+        if alone and hasattr(strategy, "select"):
+            rule = f"{experiment.strategy.name} chooses its clients in a way of its own and takes no selector"
+            raise BadValue("select", MISSING, rule, "leave strategy.select out")
+        if hasattr(strategy, "check_around"):
+            strategy.check_around(transforms)
     updates = updates_of(strategy, experiment)
-    if select is not None and "select" not in parts.parameters(part):
+    if alone:
         strategy = Chosen(strategy, select)
-    for transform in transforms_of(experiment):
+    for transform in transforms:
         strategy = transform.around(strategy, updates) if isinstance(transform, Central) else strategy
     return strategy
 

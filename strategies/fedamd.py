@@ -20,8 +20,10 @@ import torch
 from fedsim import rng
 from fedsim.config import Local
 from fedsim.errors import BadValue
+from fedsim.flower.central import Central, CentralClip
 from fedsim.flower.select import Selector
 from fedsim.flower.strategy import Ask, Reply, Rounds, ask_all, uniform_mean
+from fedsim.learn.around import Transform
 from fedsim.learn.deferred import Deferred, combine
 from fedsim.learn.local import (
     LocalUpdate,
@@ -66,7 +68,8 @@ class FedAMD(Rounds):
             all clients that are online are anchors; ``zero``; or ``lazy``, where a client counts in the mean from
             its first gradient on. After a warm pass, that holds for the clients that missed it.
         caches_at: who keeps them: the ``server``, or the ``clients``, each its own, of which they send the changes;
-            the server then has their sum alone, and rounding errors stay in it.
+            the server then has their sum alone, and rounding errors stay in it. Nothing may change what they send,
+            but a compression with error feedback, whose errors stay in the sum only where a reply is lost.
         caches_on: whether the server's are in the memory of the ``device``, or on ``disk``.
         select: chooses the participants.
         timeout_s: how long the pass before the first round may take, in seconds; None waits for all.
@@ -114,6 +117,17 @@ class FedAMD(Rounds):
         if all(self.share(round) == 1.0 for round in (1, 2)):
             given = f"p = {self.p:g}" if self.period is None else f"period = {self.period}"
             log.warning("FedAMD with %s: every participant is an anchor, so the model will never move", given)
+
+    def check_around(self, transforms: Sequence[Transform | Central]) -> None:
+        """Refuse what changes the differences that clients send, and is not made up for later."""
+        for one in transforms if self.caches_at == "clients" else ():
+            if isinstance(one, CentralClip) or (isinstance(one, Transform) and not one.remembers):
+                rule = (
+                    f"clients send by how much their caches change, and the {type(one).__name__} of strategy.around "
+                    "changes that: the server's sum would drift away from the caches"
+                )
+                hint = "set caches_at: server, or, if no reply is ever lost, compress with error feedback"
+                raise BadValue("caches_at", self.caches_at, rule, hint)
 
     def share(self, round: int) -> float:
         """Return the probability that a participant of a round is an anchor; rounds count from 1."""

@@ -5,7 +5,8 @@ Flower, ``pool`` in a pool of two processes; ``fedsim`` runs the app in one proc
 processes, and ``flwr`` in Flower's simulation engine on two cores, where ``flwr[simulation]`` is installed. Every
 repeat is a process of its own: ``startup_s`` is from its start to the first round, imports included.
 ``overhead_us`` is the processor time that a message and its reply take in SimGrid when a ClientApp does nothing,
-ClientApp included.
+ClientApp included; ``overhead_single_us`` is the same where the server takes the replies one at a time, as an
+asynchronous one does.
 
 Images are random unless ``--mnist`` takes those in the data folder, of which each client has as many as there are.
 ``--json`` prints one JSON object as the last line.
@@ -44,8 +45,10 @@ def main() -> None:
     if given.only:
         ENGINES[given.only]()
         return
-    found: dict[str, Any] = {"overhead_us": spread([overhead_us() for _ in range(given.repeats)])}
-    print(f"SimGrid: {show(found['overhead_us'])} µs for a message and its reply")
+    found: dict[str, Any] = {}
+    for key, take in (("overhead_us", together), ("overhead_single_us", singly)):
+        found[key] = spread([overhead_us(take) for _ in range(given.repeats)])
+        print(f"SimGrid, {take.__name__}: {show(found[key])} µs for a message and its reply")
     for name in given.cases:
         found[name] = {}
         # in turn, because a shared machine is busier now than then
@@ -177,9 +180,9 @@ def flwr() -> None:
     run_simulation(server_app.app, client_app.app, case["clients"], backend_config=resources)
 
 
-def overhead_us(nodes: int = 100, rounds: int = 30) -> float:
+def overhead_us(take: Any, nodes: int = 100, rounds: int = 30) -> float:
     """Return the processor time of a message and its reply, when all that a client does is to answer."""
-    from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+    from flwr.app import Context, Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
 
     from fedsim.config import load
@@ -195,17 +198,41 @@ def overhead_us(nodes: int = 100, rounds: int = 30) -> float:
     def answer(message: Message, _: Context) -> Message:
         return Message(RecordDict({"metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
 
-    world = build(load({"data": {"clients": nodes}, "strategy": "fedavg", "stop": {"rounds": 1}}))
+    pace = {"distribution": "lognormal", "median": 1.0, "sigma": 0.5}  # so replies come one after another
+    given = {"data": {"clients": nodes}, "devices": {"seconds_per_sample": pace}}
+    world = build(load({**given, "strategy": "fedavg", "stop": {"rounds": 1}}))
     project = Project(Path(), "idle", "none:app", "none:app", {}, Settings())
     grid = SimGrid(world, AppClients(app, project, nodes, 0, world.clock))
     with compat.session(0, grid.server.id, grid.sleep):
-        for round in range(rounds + 1):
-            content = RecordDict({"config": ConfigRecord({"server-round": round})})
-            replies = grid.send_and_receive([Message(content, node, "train") for node in range(nodes)])
-            assert len(replies) == nodes
-            if round == 0:  # warms up
-                began = time.process_time()
+        take(grid, nodes, 1)  # warms up
+        began = time.process_time()
+        take(grid, nodes, rounds)
         return (time.process_time() - began) / (rounds * nodes) * 1e6
+
+
+def together(grid: Any, nodes: int, rounds: int) -> None:
+    """Ask all nodes, and wait for all of them."""
+    for round in range(rounds):
+        asked = idle(round)
+        replies = grid.send_and_receive([asked(node) for node in range(nodes)])
+        assert len(replies) == nodes
+
+
+def singly(grid: Any, nodes: int, rounds: int, at_work: int = 10) -> None:
+    """Keep a few nodes at work, and take each reply when it comes."""
+    waiting: set[str] = set()
+    for sent in range(nodes * rounds):
+        waiting.update(grid.push_messages([idle(sent)(sent % nodes)]))
+        while len(waiting) == at_work:
+            waiting -= {reply.metadata.reply_to_message_id for reply in grid.pull_messages(waiting)}
+
+
+def idle(round: int) -> Any:
+    """Return what makes messages of a round that share their content."""
+    from flwr.app import ConfigRecord, Message, RecordDict
+
+    content = RecordDict({"config": ConfigRecord({"server-round": round})})
+    return lambda node: Message(content, node, "train")
 
 
 def spread(values: list[float]) -> dict[str, float]:

@@ -261,15 +261,16 @@ def isolate(content: RecordDict, lifted: dict[int, ArrayRecord] | None = None) -
         New records. Arrays of one floating-point type become pieces of one vector, which never changes.
     """
     lifted = {} if lifted is None else lifted
-    copy = RecordDict()
+    copy = content.copy()
+    held = copy.__dict__["_data"]  # what is in it has been checked before, which takes long
     for name, record in content.items():
         if isinstance(record, ArrayRecord):
             if id(record) not in lifted:
                 lifted[id(record)] = _lift(record)
-            copy[name] = _twin(lifted[id(record)])
+            held[name] = _twin(lifted[id(record)])
         else:
-            copy[name] = record.copy()
-            inner = copy[name].__dict__["_data"]
+            held[name] = record.copy()
+            inner = held[name].__dict__["_data"]
             inner.update({key: list(value) for key, value in inner.items() if isinstance(value, list)})
     return copy
 

@@ -35,7 +35,9 @@ VISITS = "fedsim.visits"
 NEVER = MetricRecord({"total": 0, "round": -1, "again": 0})
 
 
-def client_app(*, model: Block, data: Block, strategy: Block, seed: int = 0) -> ClientApp:
+def client_app(
+    *, model: Block, data: Block, strategy: Block, seed: int = 0, expert: Mapping[str, Any] | None = None
+) -> ClientApp:
     """Return a ClientApp that answers a strategy with the local updates of the simulation.
 
     It knows the message types of the strategy (``train``, ``train.anchor`` …), ``evaluate``, and
@@ -48,6 +50,8 @@ def client_app(*, model: Block, data: Block, strategy: Block, seed: int = 0) -> 
         data: the data, as in an experiment; the number of clients is the node's ``num-partitions``.
         strategy: the strategy, as in an experiment.
         seed: the experiment's seed.
+        expert: how the expert is trained, as in an experiment, where samples are scored by one. Every client process
+            trains it on the data of all, or finds it in the cache.
 
     Returns:
         The app; a node needs ``partition-id`` and ``num-partitions`` in its configuration.
@@ -56,7 +60,7 @@ def client_app(*, model: Block, data: Block, strategy: Block, seed: int = 0) -> 
     >>> type(app).__mro__[1].__name__
     'ClientApp'
     """
-    return BuiltinApp(_Blocks(model, data, strategy, seed))
+    return BuiltinApp(_Blocks(model, data, strategy, seed, expert or {}))
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class _Blocks:
     data: Block
     strategy: Block
     seed: int
+    expert: Mapping[str, Any]
 
     def experiment(self, clients: int) -> Experiment:
         """Return the experiment with so many clients, computed as a deployed client computes."""
@@ -76,6 +81,7 @@ class _Blocks:
                 "seed": self.seed,
                 "data": {**data, "clients": clients},
                 "model": self.model,
+                "expert": dict(self.expert),
                 "strategy": self.strategy,
                 "compute": {"engine": "sequential", "device": "cpu"},
                 "stop": {"rounds": 1},
@@ -182,7 +188,15 @@ class ServerSide:
         save_file({name: array.numpy() for name, array in arrays.items()}, path)
 
 
-def server_side(*, model: Block, data: Block, strategy: Block, clients: int, seed: int = 0) -> ServerSide:
+def server_side(
+    *,
+    model: Block,
+    data: Block,
+    strategy: Block,
+    clients: int,
+    seed: int = 0,
+    expert: Mapping[str, Any] | None = None,
+) -> ServerSide:
     """Return the server's half of a deployment, made of the same blocks as :func:`client_app`.
 
     Args:
@@ -191,6 +205,7 @@ def server_side(*, model: Block, data: Block, strategy: Block, clients: int, see
         strategy: the strategy, as in an experiment.
         clients: how many partitions the data are divided into.
         seed: the experiment's seed.
+        expert: how the expert is trained, as in an experiment; the server needs it for its checks alone.
 
     Raises:
         ConfigError: if a part refuses its parameters.
@@ -199,7 +214,7 @@ def server_side(*, model: Block, data: Block, strategy: Block, clients: int, see
     >>> list(made.arrays), type(made.strategy).__name__
     (['1.weight', '1.bias'], 'FedAvg')
     """
-    experiment = _Blocks(model, data, strategy, seed).experiment(clients)
+    experiment = _Blocks(model, data, strategy, seed, expert or {}).experiment(clients)
     made = make_strategy(experiment)
     if not isinstance(made, Strategy):
         raise BadValue(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import simpy
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
@@ -80,6 +81,7 @@ class SimGrid(Grid):
         self._ready = world.clock.event()
         self._time_up = False
         self._run = compat.make_run()
+        self._spare = np.random.MT19937(0)  # clients seed it
         if time_limit_s is not None:
             world.clock.after(micros(time_limit_s), self._end)
         self.server.on_message = self._reply_in
@@ -225,7 +227,7 @@ class SimGrid(Grid):
         if timeout_s is not None and timeout_s < math.inf:
             clock.after(micros(timeout_s), _happen, self._ready)
         if not self._time_up:
-            with compat.undisturbed():
+            with compat.undisturbed(self._spare):
                 clock.wait(self._ready, self._waiting_for)
         self._awaited = set()
         self._stand_still()

@@ -12,9 +12,11 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsim.errors import BadValue
 from fedsim.flower.arrays import layout_of, pack, unpack
+from fedsim.flower.central import Central
 from fedsim.flower.cohort import online
 from fedsim.flower.instruction import Query, Vectors
 from fedsim.flower.select import Selector, Uniform
+from fedsim.learn.around import Transform
 from fedsim.learn.deferred import Deferred, mean
 from fedsim.learn.local import LocalUpdate
 
@@ -130,6 +132,13 @@ class Rounds(Strategy):
             raise BadValue("participants", self.participants, f"at most {clients}, the number of clients")
         self.select.check(clients)
         self.clients = clients
+
+    def check_around(self, transforms: Sequence[Transform | Central]) -> None:
+        """Refuse what cannot go around this strategy; nothing by default.
+
+        Args:
+            transforms: what the experiment puts around it, in order.
+        """
 
     def online(self) -> list[int]:
         """Return the clients that are online, sorted; wait for one if there is none."""

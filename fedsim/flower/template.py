@@ -55,7 +55,7 @@ def write_app(
     Args:
         folder: a folder that does not exist yet, or is empty; its name becomes the app's.
         strategy: the name of a server strategy, for a quick experiment of its own; or
-        experiment: an experiment file, whose seed, data, model, strategy and rounds the app takes over.
+        experiment: an experiment file, whose seed, data, model, strategy, expert and rounds the app takes over.
 
     Returns:
         The files written.
@@ -91,11 +91,12 @@ def _chosen(strategy: str, file: str | Path | None) -> dict[str, Any]:
         "model": "softmax",
         "data": {"name": "digits", "partition": {"name": "dirichlet", "alpha": 1.0}},
         "strategy": {"name": strategy, **STARTS.get(strategy, {"local": LOCAL})},
+        "expert": {},
     }
     if file is not None:
         load(file)  # every mistake in it, with its line
         chosen = _taken(read(file).data)
-    blocks = {key: chosen[key] for key in ("model", "data", "strategy", "clients", "seed")}
+    blocks = {key: chosen[key] for key in ("model", "data", "strategy", "clients", "seed", "expert")}
     try:
         client.server_side(**blocks)
     except BadValue as error:
@@ -113,4 +114,5 @@ def _taken(given: Mapping[str, Any]) -> dict[str, Any]:
         "model": given.get("model", "mlp"),
         "data": data,
         "strategy": {"name": strategy} if isinstance(strategy, str) else strategy,
+        "expert": given.get("expert") or {},
     }

@@ -15,15 +15,17 @@ from hypothesis import strategies as st
 
 from fedsim import api
 from fedsim.config import Local
-from fedsim.errors import BadValue
+from fedsim.errors import BadValue, ConfigError
 from fedsim.flower import compat, run_app
 from fedsim.flower.arrays import pack
 from fedsim.flower.instruction import numbers_of, round_of
 from fedsim.flower.simclient import BuiltinClients
 from fedsim.flower.template import write_app
+from fedsim.learn.around import Around, TopK
 from fedsim.learn.deferred import Deferred
+from fedsim.learn.task import Batch
 from fedsim.rng import stream
-from strategies.fedamd import ANCHOR, CACHE, LATEST, MINER, FedAMD
+from strategies.fedamd import ANCHOR, CACHE, LATEST, MINER, FedAMD, KeepingAnchor
 from strategies.fedamd_caches import BLOCK, Held, Spilled
 
 SCRIPT = {"participants": [{0, 1}, {0, 2}, {1}], "anchors": [{0}, {2}, {1}]}
@@ -237,6 +239,77 @@ def test_disk_is_for_caches_that_the_server_has():
         BadValue, match="caches_on: disk: the server has no caches where caches_at is clients"
     ):
         FedAMD(participants=1, local=Local(steps=1), caches_at="clients", caches_on="disk")
+
+
+def around(*transforms, **params):
+    strategy = {
+        "name": "fedamd",
+        "participants": 2,
+        "local": {"steps": 2},
+        "around": list(transforms),
+        **params,
+    }
+    return {"data": {"clients": 4}, "model": "softmax", "strategy": strategy, "stop": {"rounds": 1}}
+
+
+CHANGES = [
+    ({"name": "clip", "max_norm": 1.0}, "Clip"),
+    ({"name": "noise", "std": 0.1}, "Noise"),
+    ({"name": "top_k", "share": 0.1, "feedback": False}, "TopK"),
+    ({"name": "quantise", "bits": 8, "feedback": False}, "Quantise"),
+    ({"name": "central_clip", "max_norm": 1.0}, "CentralClip"),
+]
+
+
+@pytest.mark.parametrize(("transform", "name"), CHANGES)
+def test_what_clients_send_of_their_caches_must_not_be_changed_for_good(transform, name):
+    with pytest.raises(ConfigError) as caught:
+        api.check(around({"name": "central_noise", "std": 0.1}, transform, caches_at="clients"))
+    text = str(caught.value)
+    assert text.startswith("strategy.caches_at: clients: clients send by how much their caches change")
+    assert f"the {name} of strategy.around changes that: the server's sum would drift" in text
+    assert "set caches_at: server" in text
+
+
+@pytest.mark.parametrize("transform", [transform for transform, _ in CHANGES])
+def test_caches_of_the_server_may_be_of_changed_gradients(transform):
+    assert api.check(around(transform)).strategy.around[0].name == transform["name"]
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        {"name": "top_k", "share": 0.1},
+        {"name": "quantise", "bits": 8},
+        {"name": "central_noise", "std": 0.1},
+    ],
+)
+def test_what_is_made_up_for_later_may_go_around_the_differences(transform):
+    assert api.check(around(transform, caches_at="clients")).strategy.around[0].name == transform["name"]
+
+
+def test_error_feedback_sends_later_what_it_left_out():
+    update = Around(KeepingAnchor(None), TopK(share=0.1), "train.anchor.0")
+    gradient = torch.from_numpy(stream(0, "gradient").standard_normal(20))
+    kept = dict.fromkeys(update.keeps, torch.zeros(20).double())
+    known, left, heard = torch.zeros(20).double(), [], -1.0
+    batch = Batch(torch.zeros(1, 1), torch.zeros(1), torch.ones(1))
+    for round in range(1, 31):
+        numbers = {"round": torch.tensor(float(round)), "heard": torch.tensor(heard)}
+        state = update.init({"arrays": torch.zeros(20).double(), **kept, **numbers})
+        sent = update.final(update.step(lambda weights, batch: (gradient, torch.zeros(())), state, batch))
+        kept, known, heard = {name: sent[name] for name in update.keeps}, known + sent["arrays"], float(round)
+        assert torch.allclose(known + kept["train.anchor.0.kept.arrays"], gradient)
+        left.append(float((known - gradient).norm()))
+    assert left[0] > 1.0
+    assert left[-1] < 1e-9
+
+
+def test_an_app_is_not_written_of_what_would_drift(tmp_path):
+    (tmp_path / "given.yaml").write_text(yaml.safe_dump(around(CHANGES[0][0], caches_at="clients")))
+    with pytest.raises(ConfigError, match=r"strategy\.caches_at: clients"):
+        write_app(tmp_path / "app", experiment=tmp_path / "given.yaml")
+    assert not (tmp_path / "app").exists()
 
 
 # a learning rate that changes

@@ -15,7 +15,7 @@ from server_lab import local, quadratics, trained, walk
 import fedsim
 from fedsim import api
 from fedsim.config import load
-from fedsim.errors import BadValue, RunError, StalledError
+from fedsim.errors import BadValue, ConfigError, RunError, StalledError
 from fedsim.flower import client_app, compat, run_app
 from fedsim.flower.arrays import pack, solid, unpack, wire_bytes
 from fedsim.flower.grid import SimGrid
@@ -384,6 +384,17 @@ def test_churn_ends_in_an_ordinary_run(tmp_path):
 def test_parameters_that_cannot_be(params, message):
     with pytest.raises(BadValue, match=message):
         MoDeSTRelay(local=local(), **{"sample_size": 2, **params}).check(4)
+
+
+@pytest.mark.parametrize("selector", ["uniform", {"name": "curriculum", "rounds": 3}])
+def test_it_takes_no_selector_because_it_has_its_own_order(selector):
+    file = experiment("modest_flower", "star", sample_size=2, select=selector)
+    with pytest.raises(ConfigError) as caught:
+        fedsim.check(file)
+    assert str(caught.value) == (
+        "strategy.select: modest_flower chooses its clients in a way of its own and takes no selector; "
+        "leave strategy.select out"
+    )
 
 
 # in a deployment
