@@ -153,6 +153,7 @@ def run(base: Mapping[str, Any], method: Method, rate: float, seed: int) -> Curv
         "most": [float(traffic.max())],
         "bytes": (rounds["bytes_up"] + rounds["bytes_down"])[rows].tolist(),
         "work": rounds["work"][rows].tolist(),
+        "updates": rounds["clients"][rows].tolist(),
     }
 
 

@@ -261,3 +261,22 @@ def test_damaged_and_dangerous_files_are_refused(tmp_path):
     (folder / "train").unlink()
     with pytest.raises(BadValue, match="its file was not found"):
         cifar100(root=tmp_path)
+
+
+def test_wrong_labels_are_of_another_class_and_the_hardest():
+    clean, wrong = (
+        noisy(of="digits", levels=[0.0, 0.5], wrong=share, clients=1, seed=3) for share in (0.0, 0.3)
+    )
+    changed = (clean.y != wrong.y).numpy()
+    assert changed.sum() == round(0.3 * len(clean.y))
+    assert np.array_equal(wrong.difficulty[changed], np.full(changed.sum(), 1.5))
+    assert np.array_equal(wrong.difficulty[~changed], clean.difficulty[~changed])
+    assert set(wrong.y.tolist()) == set(range(10))
+    assert len(set(((wrong.y - clean.y) % 10)[changed].tolist())) == 9
+    assert torch.equal(clean.x, wrong.x)
+    assert torch.equal(clean.y_test, wrong.y_test)
+
+
+def test_numbers_have_no_wrong_labels():
+    with pytest.raises(BadValue, match="labels can be wrong"):
+        noisy(of={"name": "quadratic", "dimension": 3}, levels=[0.0], wrong=0.1, clients=2, seed=0)
