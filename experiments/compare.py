@@ -52,6 +52,24 @@ PEERS = {
     "one-peer D-SGD": plain("one_peer") | {"topology": "exponential"},
     "gossip": plain("gossip", period_s=5) | {"topology": REGULAR},
 }
+CRASH = {"ping_timeout_s": 2, "window": 20}
+CRASHED = {
+    "MoDeST, a = 1, sf = 1": plain("modest", sample_size=10, aggregators=1, success_fraction=1.0, **CRASH),
+    "MoDeST, a = 1, sf = 0.6": plain("modest", sample_size=10, aggregators=1, success_fraction=0.6, **CRASH),
+    "MoDeST, a = 2, sf = 0.6": plain("modest", sample_size=10, aggregators=2, success_fraction=0.6, **CRASH),
+    "MoDeST, a = 3, 60 s": plain("modest", sample_size=10, aggregators=3, aggregator_timeout_s=60, **CRASH),
+    "FedAvg, unlimited server": plain("fedavg") | {"topology": "star"},
+}
+JOINED = {
+    "MoDeST, a = 2, sf = 0.9": plain(
+        "modest", sample_size=10, aggregators=2, success_fraction=0.9, window=1000
+    ),
+    "FedAvg, unlimited server": plain("fedavg") | {"topology": "star"},
+}
+RANKED = {
+    order: plain("dpsgd_curriculum", rounds=40, order=order)
+    for order in ("vanilla", "random", "anti", "curriculum")
+}
 
 
 class Study(NamedTuple):
@@ -61,11 +79,13 @@ class Study(NamedTuple):
         methods: by the name in the table.
         rates: the learning rates to choose from; a single one is taken as it is.
         columns: what it takes to reach the target.
+        lasts: whether the table says how many rounds there were, and when the last one ended.
     """
 
     methods: Mapping[str, Method]
     rates: tuple[float, ...]
     columns: tuple[str, ...]
+    lasts: bool = False
 
 
 STUDIES = {
@@ -74,6 +94,9 @@ STUDIES = {
     "fedamd-mnist": Study(ANCHORS, (0.001, 0.003, 0.01, 0.03, 0.1), ("round", "bytes", "work")),
     "modest-digits": Study(PEERS, (0.1,), ("time", "bytes", "work")),
     "modest-mnist": Study(PEERS, (0.05,), ("time", "bytes", "work")),
+    "modest-crash80": Study(CRASHED, (0.1,), ("time", "bytes", "work"), lasts=True),
+    "curriculum-peers": Study(RANKED, (0.1,), ("round", "time", "bytes")),
+    "modest-join": Study(JOINED, (0.1,), ("time", "bytes", "work"), lasts=True),
 }
 TITLES = {
     "round": ("rounds", 1.0),
@@ -108,7 +131,7 @@ def main() -> None:
         work = [(study.methods[method], rates[method], seed) for method, seed in jobs]
         runs = list(pool.map(functools.partial(run, base), *zip(*work)))
     curves = {m: [curve for (name, _), curve in zip(jobs, runs) if name == m] for m in study.methods}
-    print(table(curves, rates, given.target, study.columns))
+    print(table(curves, rates, given.target, study))
     if given.figure:
         draw(curves, given.target, study.columns).savefig(given.figure, dpi=110)
 
@@ -133,11 +156,11 @@ def tune(pool: ProcessPoolExecutor, base: Mapping[str, Any], study: Study) -> di
 def run(base: Mapping[str, Any], method: Method, rate: float, seed: int) -> Curve:
     """Run a method once, and return its accuracy or distance with what it had cost by then."""
     import fedsim
-    from fedsim.errors import NotFiniteError
+    from fedsim.errors import NotFiniteError, StalledError
     from fedsim.record.store import read
 
     with tempfile.TemporaryDirectory() as out:
-        with contextlib.suppress(NotFiniteError):  # what was measured before that counts
+        with contextlib.suppress(NotFiniteError, StalledError):  # what was measured before that counts
             fedsim.run(variant(base, method, rate, seed), out=out)
         path = next(Path(out).iterdir())
         metrics, rounds, nodes = (read(path, name) for name in ("metrics", "rounds", "nodes"))
@@ -151,6 +174,8 @@ def run(base: Mapping[str, Any], method: Method, rate: float, seed: int) -> Curv
         "time": metrics["time_us"][at].tolist(),
         "least": [float(traffic.min())],
         "most": [float(traffic.max())],
+        "rounds": [float(rounds["round"].max())],
+        "last": [float(rounds["time_us"].max()) / 1e6],
         "bytes": (rounds["bytes_up"] + rounds["bytes_down"])[rows].tolist(),
         "work": rounds["work"][rows].tolist(),
         "updates": rounds["clients"][rows].tolist(),
@@ -161,7 +186,7 @@ def variant(base: Mapping[str, Any], method: Method, rate: float, seed: int) -> 
     """Return the experiment with another method, learning rate and seed."""
     own = base["strategy"]
     strategy: dict[str, Any] = {**method["strategy"], "local": {**own["local"], "lr": rate}}
-    cohort = own.get("participants") or own["sample_size"]
+    cohort = own.get("participants") or own.get("sample_size")
     if strategy["name"] == "fedavg":
         strategy |= {"fraction_train": cohort / base["data"]["clients"], "fraction_evaluate": 0.0}
     elif "participants" in own:
@@ -189,20 +214,21 @@ def reached(curve: Curve, target: float) -> int | None:
     return next((place for place, value in enumerate(curve[name]) if good(value)), None)
 
 
-def table(
-    curves: Mapping[str, list[Curve]], rates: Mapping[str, float], target: float, columns: tuple[str, ...]
-) -> str:
+def table(curves: Mapping[str, list[Curve]], rates: Mapping[str, float], target: float, study: Study) -> str:
     """Return the comparison as Markdown."""
-    titles = " | ".join(TITLES[key][0] for key in columns)
-    lines = [f"| method | lr | seeds at {target:g} | {titles} | at the end | MB of a node, least to most |"]
-    lines.append("| --- " * (5 + len(columns)) + "|")
+    titles = [TITLES[key][0] for key in study.columns] + ["at the end"]
+    titles += ["rounds", "the last one ends (s)"] if study.lasts else []
+    titles = ["method", "lr", f"seeds at {target:g}", *titles, "MB of a node, least to most"]
+    lines = [f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|"]
     for method, runs in curves.items():
         ends = [(run, place) for run in runs if (place := reached(run, target)) is not None]
         cells = [method, f"{rates[method]:g}", f"{len(ends)} of {len(runs)}"]
-        for key in columns:
+        for key in study.columns:
             cells.append(spread([run[key][place] / TITLES[key][1] for run, place in ends], ".3g"))
         name = measure(runs)
         cells.append(spread([last(run) for run in runs], ".3f" if name == "accuracy" else ".2g"))
+        if study.lasts:
+            cells += [spread([run[key][0] for run in runs], ".0f") for key in ("rounds", "last")]
         least, most = (statistics.fmean(run[key][0] for run in runs) / 1e6 for key in ("least", "most"))
         cells.append(f"{least:.3g} to {most:.3g}")
         lines.append(f"| {' | '.join(cells)} |")

@@ -117,6 +117,7 @@ def run(
     (3, 2, ['accuracy', 'bytes_down'])
     """
     experiment = _load(source, {**(overrides or {}), **_dotted(more)})
+    from fedsim.garbage import leave
     from fedsim.setup import prepare
     from fedsim.threads import limited
 
@@ -128,6 +129,8 @@ def run(
         except (RunError, KeyboardInterrupt) as error:
             error.run_path = path  # type: ignore[union-attr]
             raise
+        finally:
+            leave(setup.learner.nbytes)
 
 
 def report(run: str | Path) -> Path:

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 THRESHOLDS = 50_000, 20, 100
+MUCH = 200_000_000
+"""How many bytes finished runs may leave behind before they are looked for."""
+
+_left = 0
 
 
 @contextmanager
@@ -24,3 +28,19 @@ def settled() -> Iterator[None]:
     finally:
         gc.set_threshold(*before)
         gc.unfreeze()
+
+
+def leave(size_bytes: int) -> None:
+    """Note that a run is about to end, and free the earlier ones once they hold much memory.
+
+    What a run holds hangs together in circles. Python counts the objects in these and not their bytes, so it would let
+    the data of many runs in a row pile up.
+
+    Args:
+        size_bytes: the memory that the run holds.
+    """
+    global _left
+    _left += size_bytes
+    if _left > MUCH:
+        gc.collect()
+        _left = size_bytes

@@ -69,6 +69,13 @@ class Learner:
         """The number of training samples of each client."""
         return self.engine.data.sizes
 
+    @property
+    def nbytes(self) -> int:
+        """The memory that the data take, and one model for each client, in bytes."""
+        data, model = self.engine.data, self.engine.task.initial
+        held = (data.x, data.y, self.x_test, self.y_test)
+        return sum(tensor.nbytes for tensor in held) + model.nbytes * len(data.sizes)
+
     def train(
         self,
         update: LocalUpdate,
