@@ -2,8 +2,10 @@
 
 python experiments/compare.py fedamd-quadratic --target 1e-6 --seeds 1 2 3
 
-Every method gets the same grid of learning rates and is tuned on a seed of its own (0). The table has rounds, bytes and
-per-sample gradients up to the target, as mean and standard deviation over the seeds, of as many of them as reach it.
+Every method gets the same grid of learning rates and is tuned on a seed of its own (0); where a study has one rate,
+all methods take it as it is. The table has what it took to reach the target, such as rounds, bytes and per-sample
+gradients, as mean and standard deviation over the seeds, of as many of them as reach it. Bytes are counted where they
+are sent and where they are received.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from matplotlib.figure import Figure
 
 PAPERS = Path(__file__).parent / "papers"
 Method = dict[str, Any]
-"""What a method changes in the experiment's blocks; its strategy also gets the experiment's local training."""
+"""What a method changes in the experiment's blocks; its strategy also gets the experiment's local training, its network
+the experiment's other settings."""
 
 
 def plain(name: str, **params: Any) -> Method:
@@ -43,11 +46,13 @@ ANCHORS = {
     "FedPAGE": plain("fedpage"),
     "BVR-L-SGD": plain("bvr_l_sgd"),
 }
+SERVER: Method = {"topology": "star", "network": {"server": {"site": "best"}}}
+"""A server at the best of the sites, whose links have no limit."""
 REGULAR = {"name": "random_regular", "degree": 10}
 PEERS = {
     "MoDeST, a = 1": plain("modest", sample_size=10, aggregators=1),
     "MoDeST, a = 2": plain("modest", sample_size=10, aggregators=2),
-    "FedAvg, unlimited server": plain("fedavg") | {"topology": "star"},
+    "FedAvg, unlimited server": plain("fedavg") | SERVER,
     "D-PSGD, 10 neighbours": plain("dpsgd") | {"topology": REGULAR},
     "one-peer D-SGD": plain("one_peer") | {"topology": "exponential"},
     "gossip": plain("gossip", period_s=5) | {"topology": REGULAR},
@@ -58,18 +63,26 @@ CRASHED = {
     "MoDeST, a = 1, sf = 0.6": plain("modest", sample_size=10, aggregators=1, success_fraction=0.6, **CRASH),
     "MoDeST, a = 2, sf = 0.6": plain("modest", sample_size=10, aggregators=2, success_fraction=0.6, **CRASH),
     "MoDeST, a = 3, 60 s": plain("modest", sample_size=10, aggregators=3, aggregator_timeout_s=60, **CRASH),
-    "FedAvg, unlimited server": plain("fedavg") | {"topology": "star"},
+    "FedAvg, unlimited server": plain("fedavg") | SERVER,
 }
 JOINED = {
     "MoDeST, a = 2, sf = 0.9": plain(
         "modest", sample_size=10, aggregators=2, success_fraction=0.9, window=1000
     ),
-    "FedAvg, unlimited server": plain("fedavg") | {"topology": "star"},
+    "FedAvg, unlimited server": plain("fedavg") | SERVER,
 }
 RANKED = {
     order: plain("dpsgd_curriculum", rounds=40, order=order)
     for order in ("vanilla", "random", "anti", "curriculum")
 }
+
+
+ORDERED = {
+    order: plain(
+        "fedprox", mu=0.0, local={"curriculum": {"order": order, "score": "global", "a": 0.8, "b": 0.2}}
+    )
+    for order in ("curriculum", "random", "anti")
+} | {"vanilla": plain("fedprox", mu=0.0, local={"curriculum": {"order": "vanilla"}})}
 
 
 class Study(NamedTuple):
@@ -95,13 +108,14 @@ STUDIES = {
     "modest-digits": Study(PEERS, (0.1,), ("time", "bytes", "work")),
     "modest-mnist": Study(PEERS, (0.05,), ("time", "bytes", "work")),
     "modest-crash80": Study(CRASHED, (0.1,), ("time", "bytes", "work"), lasts=True),
+    "curriculum-mnist": Study(ORDERED, (0.01,), ("round", "time", "work")),
     "curriculum-peers": Study(RANKED, (0.1,), ("round", "time", "bytes")),
     "modest-join": Study(JOINED, (0.1,), ("time", "bytes", "work"), lasts=True),
 }
 TITLES = {
     "round": ("rounds", 1.0),
     "time": ("simulated s", 1e6),
-    "bytes": ("MB", 1e6),
+    "bytes": ("MB sent and received", 1e6),
     "work": ("1,000 gradients", 1e3),
 }
 
@@ -115,11 +129,14 @@ def main() -> None:
     parser.add_argument("experiment", choices=sorted(STUDIES))
     parser.add_argument("--target", type=float, required=True, help="accuracy, or distance to the minimiser")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--methods", nargs="+", help="instead of all of the study's")
     parser.add_argument("--rounds", type=int, help="instead of the experiment's")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--figure", type=Path, help="where to draw the curves")
     given = parser.parse_args()
     study = STUDIES[given.experiment]
+    if given.methods:
+        study = study._replace(methods={name: study.methods[name] for name in given.methods})
     base = yaml.safe_load((PAPERS / f"{given.experiment}.yaml").read_text())
     if given.rounds:
         base["stop"] = {"rounds": given.rounds}
@@ -185,14 +202,16 @@ def run(base: Mapping[str, Any], method: Method, rate: float, seed: int) -> Curv
 def variant(base: Mapping[str, Any], method: Method, rate: float, seed: int) -> dict[str, Any]:
     """Return the experiment with another method, learning rate and seed."""
     own = base["strategy"]
-    strategy: dict[str, Any] = {**method["strategy"], "local": {**own["local"], "lr": rate}}
+    local = {**own["local"], **method["strategy"].get("local", {}), "lr": rate}
+    strategy: dict[str, Any] = {**method["strategy"], "local": local}
     cohort = own.get("participants") or own.get("sample_size")
     if strategy["name"] == "fedavg":
         strategy |= {"fraction_train": cohort / base["data"]["clients"], "fraction_evaluate": 0.0}
     elif "participants" in own:
         strategy["participants"] = cohort
-    record = {"report": False, "events": False}
-    return {**base, **method, "name": strategy["name"], "seed": seed, "strategy": strategy, "record": record}
+    network = {**base.get("network", {}), **method.get("network", {})}
+    changed = {**base, **method, "network": network, "strategy": strategy}
+    return {**changed, "name": strategy["name"], "seed": seed, "record": {"report": False, "events": False}}
 
 
 def measure(curves: list[Curve]) -> str:
@@ -258,6 +277,9 @@ def draw(curves: Mapping[str, list[Curve]], target: float, columns: tuple[str, .
             ax.fill_between(
                 x, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.15, linewidth=0
             )
+        widths = [np.mean([run[key][-1] for run in runs]) for runs in curves.values()]
+        if max(widths) > 20 * min(widths):
+            ax.set_xscale("log")
         ax.axhline(target, color="grey", linewidth=0.8, linestyle=":")
         ax.set_xlabel(title)
     panels[0].set_ylabel(name if name == "accuracy" else "distance to the minimiser")

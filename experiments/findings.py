@@ -9,6 +9,8 @@ accuracy of every ordering, and each finding with what it says, what was measure
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
 import json
 import os
 import statistics
@@ -213,21 +215,27 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     base = yaml.safe_load((PAPERS / "curriculum-mnist.yaml").read_text())
     jobs = [(cell, seed) for cell in cells() for seed in given.seeds]
-    known = read(given.out)
+    mark = hashlib.sha256(json.dumps(base).encode()).hexdigest()[:12]
+    known = read(given.out, mark)
     with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn")) as pool:
         waiting = {pool.submit(measured, base, *job): job for job in jobs if job not in known}
         for done in as_completed(waiting):
             job = waiting[done]
             known[job] = done.result()
             with given.out.open("a") as file:
-                print(json.dumps([*job, known[job]]), file=file)
+                print(json.dumps([mark, *job, known[job]]), file=file)
     print(accuracies(known, given.seeds), verdicts(known, given.seeds), sep="\n\n")
 
 
-def read(path: Path) -> dict[tuple[Cell, int], Result]:
-    """Return the runs that are kept."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {(Cell(*cell), seed): Result(*result) for cell, seed, result in map(json.loads, lines)}
+def read(path: Path, mark: str) -> dict[tuple[Cell, int], Result]:
+    """Return the runs of this very experiment that are kept; a line that was cut off does not count."""
+    found = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            experiment, cell, seed, result = json.loads(line)
+            if experiment == mark:
+                found[Cell(*cell), seed] = Result(*result)
+    return found
 
 
 def measured(base: Mapping[str, Any], cell: Cell, seed: int) -> Result:

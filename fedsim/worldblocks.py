@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from fedsim.blocks import Block, Constant, Draw, NonNegative, Positive, PositiveDraw
 from fedsim.errors import MISSING, BadValue
 
 EXTRAS = ("joules_per_sample", "joules_per_byte", "memory_mb")
 """What devices may have besides their speed."""
+
+
+Site = Annotated[
+    Annotated[int, Field(ge=0), Tag("<row>")] | Annotated[Literal["best"], Tag("<best>")],
+    Discriminator(lambda given: "<best>" if isinstance(given, str) else "<row>"),
+]
 
 
 class Server(Block):
@@ -22,6 +28,11 @@ class Server(Block):
     )
     down_mbps: Positive | None = Field(
         default=None, description="download of the server in Mbit/s; null is unlimited"
+    )
+    site: Site | None = Field(
+        default=None,
+        description="row of latency_matrix at which the server stands, or best, which has the smallest median delay "
+        "there and back; null is its own number, like a node's",
     )
 
 

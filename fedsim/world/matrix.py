@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from fedsim.world.clock import micros
 
 
 class Matrix:
-    """One-way delays between sites; node i stands at site i modulo the number of sites.
+    """One-way delays between sites; node i stands at site i modulo the number of sites, if it is not placed elsewhere.
 
     Args:
         delays_ms: delays from row to column in milliseconds [sites, sites]. A negative entry is missing: the
@@ -31,10 +32,30 @@ class Matrix:
         filled = np.where(known < 0, typical, known)
         self.sites = len(filled)
         self._delays_us = [[micros(delay / 1000) for delay in row] for row in filled.tolist()]
+        self._placed: dict[int, int] = {}
 
     def delay_us(self, src: int, dst: int) -> int:
         """Return the delay from one node to another in microseconds."""
-        return self._delays_us[src % self.sites][dst % self.sites]
+        placed = self._placed
+        return self._delays_us[placed.get(src, src) % self.sites][placed.get(dst, dst) % self.sites]
+
+    def place(self, node: int, site: int | Literal["best"]) -> None:
+        """Let a node stand at a site, or at the best one: that with the smallest median delay there and back.
+
+        Raises:
+            BadValue: if there is no such site.
+
+        >>> matrix = Matrix(np.array([[0, 1, 9, 9], [1, 0, 2, 2], [9, 2, 0, 9], [9, 2, 9, 0]]))
+        >>> matrix.place(7, "best")
+        >>> matrix.delay_us(7, 2)
+        2000
+        """
+        if site == "best":
+            there = np.array(self._delays_us)
+            site = int(np.argmin(np.median(there + there.T, axis=1)))
+        if not site < self.sites:
+            raise BadValue("server.site", site, f"must be less than {self.sites}, the number of sites")
+        self._placed[node] = site
 
 
 def read(path: str) -> Matrix:

@@ -122,6 +122,11 @@ def build(experiment: Experiment, graph: Graph, server: bool) -> World:
     settings = experiment.network
     with experiment.blame("network"):
         matrix = read(settings.latency_matrix) if settings.latency_matrix else None
+        if server and settings.server.site is not None:
+            if matrix is None:
+                rule = "names a row of network.latency_matrix, and there is none"
+                raise BadValue("server.site", settings.server.site, rule, "give latency_matrix")
+            matrix.place(size - 1, settings.server.site)
     wired = _wire(experiment, graph, matrix)
     with experiment.blame("devices"):
         owned = kits(experiment.devices, size - server, seed)

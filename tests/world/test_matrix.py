@@ -88,6 +88,8 @@ def test_the_city_latencies():
     assert np.median(between) == pytest.approx(67.0, abs=0.3)  # published facts of this file
     assert between.max() == pytest.approx(811.8, abs=0.1)
     assert int(np.argmin(np.median(delays, axis=1))) == 19
+    matrix.place(500, "best")
+    assert matrix.delay_us(500, 3) == matrix.delay_us(19, 3)
 
 
 def test_a_message_takes_the_matrix_time_in_its_own_direction(make, file):
@@ -119,3 +121,29 @@ def test_an_overlay_without_a_matrix_draws_a_latency_for_every_pair(make):
 def test_a_matrix_beside_drawn_latencies_is_refused(describe, file):
     with pytest.raises(ConfigError, match="latency_matrix"):
         describe(3, network={"latency_matrix": file(ASYMMETRIC), "latency_ms": 20})
+
+
+def star(make, file, site):
+    """Return delays in milliseconds from and to the server, node 3, of a star of three clients."""
+    network = {"latency_matrix": file(ASYMMETRIC), "server": {"site": site}, "header_bytes": 0}
+    world = make(nx.star_graph([3, 0, 1, 2]), network=network, server=True)
+    ways = [way for client in range(3) for way in ((3, client), (client, 3))]
+    return [world.network.route(*way).latency_us / 1000 for way in ways]
+
+
+def test_the_server_stands_where_it_is_put(make, file):
+    matrix = read(file(ASYMMETRIC))
+    assert star(make, file, None) == star(make, file, 0)  # node 3 of 3 sites
+    for site in range(3):
+        ways = [way for client in range(3) for way in ((site, client), (client, site))]
+        assert star(make, file, site) == [matrix.delay_us(*way) / 1000 for way in ways]
+    assert star(make, file, "best") == star(
+        make, file, 0
+    )  # there and back: 22, 44 and 66 ms between 0-1, 0-2, 1-2
+
+
+def test_a_site_that_is_not_there_is_refused(make, file):
+    with pytest.raises(ConfigError, match=r"server.site: 3: must be less than 3, the number of sites"):
+        star(make, file, 3)
+    with pytest.raises(ConfigError, match=r"server.site: best: names a row of network.latency_matrix"):
+        make(nx.star_graph([1, 0]), network={"server": {"site": "best"}}, server=True)
