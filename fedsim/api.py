@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["Progress", "Result", "check", "load", "parts", "report", "run"]
 
 Source = str | Path | Mapping[str, Any]
+
+log = logging.getLogger("fedsim")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Result:
 
         if self.summary["weights_hash"] is None:
             raise ValueNeeded("a timing-only run has no weights")
+        if not (self.path / "weights.safetensors").exists():
+            raise ValueNeeded("the model has arrays that cannot be saved")
         with safe_open(self.path / "weights.safetensors", framework="numpy") as file:
             return {name: file.get_tensor(name) for name in json.loads(file.metadata()["parameters"])}
 
@@ -147,6 +152,15 @@ def report(run: str | Path) -> Path:
         raise ConfigError([Problem(error.key, error.value, error.rule, error.hint)]) from error
 
 
+def try_report(run: Path) -> None:
+    """Write the report of a run that is over; should that fail, warn, for the run itself has all that it needs."""
+    try:
+        report(run)
+    except Exception as error:
+        text = "the run is done, but its report failed (%s: %s); to try again: fedsim report %s"
+        log.warning(text, type(error).__name__, error, run)
+
+
 def parts(kind: str) -> list[tuple[str, str]]:
     """Return name and one-line description of every installed part of a kind.
 
@@ -199,7 +213,7 @@ def _run(setup: Setup, path: Path, progress: Callable[[Progress], None] | None) 
         summary["run_hash"] = hashlib.sha256(marks.encode()).hexdigest()
     (path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     if experiment.record.report:
-        report(path)
+        try_report(path)
     return Result(path, summary)
 
 
@@ -292,6 +306,7 @@ def summarise(setup: Setup, observer: Observer) -> dict[str, Any]:
         "time_to_target_s": observer.time_to_target_s,
         **costs(world),
         "dropped_updates": observer.dropped,
+        "stalled": observer.stalled or None,
         "memory_mb": None if setup.needs_mb is None else max(setup.needs_mb),
         "engine": type(setup.learner.engine).__name__.lower(),
         "event_hash": world.log.hexdigest(),

@@ -185,14 +185,19 @@ def _explained() -> Iterator[None]:
         raise typer.Exit(ConfigError.exit_code) from None
     except RunError as error:
         _say(str(error))
-        if error.__cause__ is not None:
-            _say("".join(traceback.format_exception(error.__cause__)).rstrip())
+        cause = error.__cause__
+        while isinstance(cause, RunError):  # SimPy raises what a process has raised once more, from itself
+            cause = cause.__cause__
+        if cause is not None:
+            _say("".join(traceback.format_exception(cause)).rstrip())
         for note in getattr(error, "__notes__", ()):
             _say(note)
         _kept(error)
         raise typer.Exit(RunError.exit_code) from None
     except KeyboardInterrupt as stop:
         _say("stopped")
+        for note in getattr(stop, "__notes__", ()):
+            _say(note)
         _kept(stop)
         raise typer.Exit(130) from None
 

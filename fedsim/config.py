@@ -188,7 +188,10 @@ class Assume(Block):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float] = Field(init=False)
 
-    loss: NonNegative | None = Field(default=None, description="the loss of every evaluation")
+    loss: NonNegative | None = Field(
+        default=None,
+        description="the loss of every evaluation; other metrics that are read, such as score, are keys of assume, too",
+    )
     accuracy: float | None = Field(
         default=None, ge=0, le=1, description="the share that is classified correctly in every evaluation"
     )

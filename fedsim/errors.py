@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,6 +147,16 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]}?"
     return f"known: {', '.join(options)}" if options else ""
+
+
+def few(ids: Collection[int], most: int = 10) -> str:
+    """Name nodes, or the first of them where they are many.
+
+    >>> few([3, 1, 2]), few(range(30), most=3)
+    ('[3, 1, 2]', '[0, 1, 2] and 27 more')
+    """
+    more = f" and {len(ids) - most} more" if len(ids) > most else ""
+    return f"{list(ids)[:most]}{more}"
 
 
 def _short(value: Any) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
 import simpy
 
-from fedsim.errors import RunError, StalledError
+from fedsim.errors import RunError, StalledError, few
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Learner
 from fedsim.observer import SYSTEM, Observer
@@ -21,6 +23,11 @@ PATIENCE_S = 10_000_000.0
 
 QUIET_S = 200_000.0
 """How long to wait while nobody trains where a round has one model, in simulated seconds."""
+
+MOST_TOLD = 5
+"""Of so many nodes a diagnosis says what they wait for."""
+
+log = logging.getLogger("fedsim")
 
 
 class PeerRun:
@@ -49,7 +56,7 @@ class PeerRun:
         self._progress = (-1, -1, -1)
 
     def run(self) -> None:
-        """Run until the experiment's stop condition.
+        """Run until the experiment's stop condition; one that has nobody left to go on by then warns of it.
 
         Raises:
             StalledError: if nobody can make progress any more; says who waits for whom.
@@ -68,8 +75,12 @@ class PeerRun:
         self._count()
         clock.process(self._watch())
         if limit_s is not None:
-            clock.after(micros(limit_s), self._end)
-        clock.wait(self._over, self.diagnosis)
+            clock.after(micros(limit_s), self._end, True)
+        out_of_time = clock.wait(self._over, self.diagnosis)
+        # What is due at this very moment could still set somebody to work.
+        if out_of_time and self._idle() and clock.peek() > clock.now:
+            self.observer.stalled = self.diagnosis()
+            log.warning("nobody could make progress when the time was up: %s", self.observer.stalled)
 
     def finish(self, peer: Peer, round: int, model: Deferred, updates: int = 1) -> None:
         """Take note that a node has finished a round."""
@@ -93,15 +104,21 @@ class PeerRun:
             self._end()
 
     def diagnosis(self) -> str:
-        """Say who waits for whom; nodes that nothing can be said about come last."""
-        alive = {id: p for id, p in self.peers.items() if not p.node.crashed and id not in self._ended}
-        waits = {id: peer.waiting_for() for id, peer in alive.items()}
-        lines = [
-            f"node {id} (round {alive[id].finished} done) waits for {waits[id] or 'a message'}"
-            for id in sorted(alive, key=lambda id: not waits[id])
-        ]
-        more = f"; and {len(lines) - 5} more" if len(lines) > 5 else ""
-        return "; ".join(lines[:5]) + more or "every node has crashed or come to its end"
+        """Say who waits for whom, and who is away; nodes that nothing can be said about come last."""
+        here = {id: p for id, p in self.peers.items() if p.node.online and id not in self._ended}
+        waits = {id: peer.waiting_for() for id, peer in here.items()}
+        said = [] if self.founders or self._round else ["nobody was online to begin"]
+        for id in sorted(here, key=lambda id: not waits[id])[:MOST_TOLD]:
+            done = "" if self.strategy.one_model else f" (round {here[id].finished} done)"
+            said.append(f"node {id}{done} waits for {waits[id] or 'a message'}")
+        if len(here) > MOST_TOLD:
+            said.append(f"and {len(here) - MOST_TOLD} more")
+        if all(peer.node.crashed or id in self._ended for id, peer in self.peers.items()):
+            said.append("every node has crashed or come to its end")
+        away = [id for id, peer in self.peers.items() if not peer.node.online and not peer.node.crashed]
+        gone = [id for id, peer in self.peers.items() if peer.node.crashed]
+        said += [f"{what}: {few(ids)}" for what, ids in (("offline", away), ("gone for good", gone)) if ids]
+        return "; ".join(said)
 
     def _life(self, peer: Peer) -> Process:
         yield from self.guard(peer, self.strategy.run(peer))
@@ -152,9 +169,15 @@ class PeerRun:
             for name, value in self.strategy.measure(self._round).items():
                 self.observer.record.metric(self._round, self.world.clock.now, name, value)
 
-    def _end(self) -> None:
+    def _end(self, out_of_time: bool = False) -> None:
         if not self._over.triggered:
-            self._over.succeed()
+            self._over.succeed(out_of_time)
+
+    def _idle(self) -> bool:
+        """Tell whether nobody does anything, or waits for anything that time alone could bring."""
+        return all(
+            id in self._ended or (peer.node.stuck and not peer.sleeping) for id, peer in self.peers.items()
+        )
 
     def _watch(self) -> Process:
         """Stop a run in which nobody computes, sends, or waits for anything that time alone could bring."""
@@ -164,13 +187,9 @@ class PeerRun:
             totals = self.world.totals()
             # Nodes that come and go, or insist, talk for ever; where a round has one model, that is no progress.
             progress = (totals["work"], 0 if self.strategy.one_model else totals["bytes_up"], self._round)
-            idle = (
-                id in self._ended or (peer.node.stuck and not peer.sleeping)
-                for id, peer in self.peers.items()
-            )
             if progress != self._progress:
                 since_s = self.world.clock.now_s
-            elif all(idle) or self.world.clock.now_s - since_s > patience_s:
+            elif self._idle() or self.world.clock.now_s - since_s > patience_s:
                 now_s = self.world.clock.now_s
                 raise StalledError(
                     f"nobody can make progress: {self.diagnosis()}", None, self._round + 1, now_s

@@ -19,7 +19,7 @@ from fedsim.learn.curriculum_expert import consistency
 from fedsim.learn.curriculum_update import ordered
 from fedsim.learn.data import Dataset
 from fedsim.learn.learner import Learner
-from fedsim.learn.local import LocalSGD, LocalUpdate, pace_of
+from fedsim.learn.local import LocalSGD, LocalUpdate, pace_of, steps_taken
 from fedsim.logs import quiet
 from fedsim.memory import check_memory, need_mb
 from fedsim.peer import PeerStrategy
@@ -319,18 +319,40 @@ def describe(setup: Setup) -> dict[str, Any]:
 
 def ordering(setup: Setup) -> dict[str, Any]:
     """Return what there is to record of a curriculum: the pace of a client of median size, and how clients differ."""
-    local, data = setup.experiment.strategy.local, setup.experiment.data
+    local, samples = setup.experiment.strategy.local, int(np.median(setup.learner.sizes))
     found: dict[str, Any] = {}
-    pace = pace_of(local, int(np.median(setup.learner.sizes)))
+    pace = pace_of(local, samples)
     if pace:
         assert local.curriculum is not None  # without one, there is no pace
-        found["pace"] = {"clock": "step" if local.curriculum.rounds is None else "round", "sizes": pace}
-    if data.partition.name == "by_difficulty":
-        known = data.partition.params.get("by") == "known"
-        hard = setup.dataset.difficulty if known else setup.learner.engine.data.expert_losses()
-        between, within = consistency(np.asarray(hard), setup.owned)
+        rounds = local.curriculum.rounds
+        clock, end = ("step", steps_taken(local, samples)) if rounds is None else ("round", rounds + 1)
+        found["pace"] = {"clock": clock, "sizes": pace, "end": end}
+    judge = _judge(setup)
+    if judge:
+        known = judge == "known"
+        losses = setup.dataset.difficulty if known else setup.learner.engine.data.expert_losses().cpu()
+        hard = np.asarray(losses)
+        between, within = consistency(hard, setup.owned)
         found |= {"difficulty_between_clients": between, "difficulty_within_clients": within}
+        found["difficulty_unit"] = "known difficulty" if known else "loss of the expert"
+        found["difficulty_of_clients"] = [round(float(hard[own].mean()), 9) for own in setup.owned]
     return found
+
+
+def _judge(setup: Setup) -> str:
+    """Say who tells how hard samples are: whom the partition asked, the data, or an expert that is used anyway."""
+    partition, local = setup.experiment.data.partition, setup.experiment.strategy.local.paced
+    if partition.name == "by_difficulty":
+        return str(partition.params.get("by", "expert"))
+    if setup.dataset.difficulty is not None:
+        return "known"
+    if setup.learner.dry:
+        return ""  # nobody asks the expert, and its training takes long
+    select = setup.experiment.strategy.select
+    chosen = {"order": "curriculum", **select.params} if select is not None else {}
+    asked = local is not None and local.scored and local.score == "expert"
+    asked |= chosen.get("score") == "expert" and chosen["order"] in ("curriculum", "anti")
+    return "expert" if asked else ""
 
 
 def describe_world(world: World) -> dict[str, Any]:

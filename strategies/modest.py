@@ -18,7 +18,7 @@ from typing import Literal
 import simpy
 
 from fedsim.config import Local
-from fedsim.errors import BadValue
+from fedsim.errors import BadValue, few
 from fedsim.learn.deferred import Deferred, mean
 from fedsim.learn.local import LocalSGD
 from fedsim.parts import Count, NotNegative, Positive, Share
@@ -56,7 +56,7 @@ class MoDeST(PeerStrategy):
         window: for how many rounds a node that nobody has heard of is still a candidate; None is the least number that
             keeps nodes that are there, ln(100 n) / -ln(1 - s/n).
         aggregator_timeout_s: after how many seconds an aggregator makes do with fewer models; None never does.
-        minimum_models: with how many at least; with fewer, it drops them.
+        minimum_models: with how many at least, which should be fewer than are enough; with fewer, it drops them.
         resend_s: after how many seconds a node whose model nobody has acknowledged sends it again, and each time after
             twice as many; None never does, and nothing is acknowledged.
         heartbeat_s: seconds between two signs of life of an idle node; None gives none.
@@ -91,20 +91,22 @@ class MoDeST(PeerStrategy):
         self.update, self.seed = LocalSGD(local), seed
         self.sample_size, self.aggregators = sample_size, aggregators
         self.success_fraction, self.ping_timeout_s = success_fraction, ping_timeout_s
-        self._window = window
         self.aggregator_timeout_s, self.minimum_models = aggregator_timeout_s, minimum_models
-        self.resend_s, self.heartbeat_s = resend_s, heartbeat_s
+        self._window, self.resend_s, self.heartbeat_s = window, resend_s, heartbeat_s
         self.fastest, self.entry_bytes = aggregator_choice == "bandwidth", entry_bytes
 
     def check(self, clients: int) -> None:
-        """Refuse a sample that is larger than the network; warn of a window that forgets nodes."""
+        """Refuse a sample that is larger than the network; warn of what makes other parameters useless."""
         if self.sample_size > clients:
-            rule = f"must be at most {clients}, the number of peers"
-            raise BadValue("sample_size", self.sample_size, rule)
+            raise BadValue("sample_size", self.sample_size, f"must be at most {clients}, the number of peers")
         least = least_window(clients, self.sample_size)
         if self._window is not None and self._window < least:
             text = "window %d: nodes that are there will be forgotten; %d nodes in samples of %d need at least %d"
             log.warning(text, self._window, clients, self.sample_size, least)
+        enough = self.quorum(self.sample_size)
+        if self.aggregator_timeout_s is not None and self.minimum_models >= enough:
+            text = "aggregator_timeout_s makes no average of fewer models: minimum_models %d, and %d make one anyway"
+            log.warning(text, self.minimum_models, enough)
 
     def setup(self, graph: Graph) -> None:
         """Name the nodes, and prepare what all of them compute alike."""
@@ -150,7 +152,7 @@ class Member:
         self.averaging: simpy.Process | None = None
         self.average = peer.initial_model
         self.box: dict[int, Deferred] = {}
-        self.invited = rules.sample_size
+        self.invited, self.receivers = rules.sample_size, list[int]()
         self.owed: set[int] = set()
         self.samples: dict[LiveSample, None] = {}
         self.probes = Probes(peer, rules.ping_timeout_s, self._call)
@@ -183,13 +185,12 @@ class Member:
 
     def waiting_for(self) -> str:
         """Say what has to come before it goes on, or nothing if it has no part in what is going on."""
-        if not self.peer.node.online:
-            return "to come back online"
         if self.box:
             enough, round = self.rules.quorum(self.invited), self.average_round - 1
-            return f"{enough} models of round {round}; it has those of {sorted(self.box)}"
+            lacks = few(sorted({*islice(self.candidates(round), self.invited)} - {*self.box}))
+            return f"{enough} models of round {round}; it has those of {sorted(self.box)}, not of {lacks}"
         if self.trained and self.train_round == self.round - 1:
-            return f"the average of round {self.train_round}"
+            return f"the average of round {self.train_round} from {few(self.receivers)}"
         return ""
 
     def candidates(self, round: int) -> Iterator[int]:
@@ -243,9 +244,9 @@ class Member:
 
     def _train(self, round: int, model: Deferred, invited: int) -> Process:
         model = yield from self.peer.train(self.rules.update, model, round)
-        found = yield from self._sample(round + 1, self.rules.aggregators, self.rules.fastest)
+        self.receivers = yield from self._sample(round + 1, self.rules.aggregators, self.rules.fastest)
         self.training, self.trained = None, True
-        self._push("trained", found, round + 1, model, invited)
+        self._push("trained", self.receivers, round + 1, model, invited)
         if self.rules.resend_s is not None:
             self.peer.start(self._insist(self.rules.resend_s, round, model, invited))
 
@@ -255,8 +256,8 @@ class Member:
             yield from self.peer.sleep(wait_s)
             if self.train_round > round or self.acknowledged > round:
                 return
-            found = yield from self._sample(round + 1, self.rules.aggregators, self.rules.fastest)
-            self._push("trained", found, round + 1, model, invited)
+            self.receivers = yield from self._sample(round + 1, self.rules.aggregators, self.rules.fastest)
+            self._push("trained", self.receivers, round + 1, model, invited)
             wait_s *= 2
 
     def _ack(self, message: Message) -> None:
@@ -273,8 +274,7 @@ class Member:
             self._drop(message)
             self._owe(message)
             return
-        after_s = self.rules.aggregator_timeout_s
-        if not self.box and after_s is not None:
+        if not self.box and (after_s := self.rules.aggregator_timeout_s) is not None:
             self.peer.after(after_s, self._time_up, after_s, self.box)
         self.box.setdefault(message.src, model)
         self.owed.add(message.src)

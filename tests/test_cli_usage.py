@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import simpy
 import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from fedsim import cli, parts
 from fedsim.api import Result
-from fedsim.errors import MISSING, BadValue, ConfigError, Problem, RunError
+from fedsim.errors import MISSING, BadValue, ConfigError, Problem, RunError, StalledError
 from fedsim.observer import Progress
 from fedsim.version import __version__
 
@@ -190,6 +191,25 @@ def test_a_broken_run_shows_its_scene_its_cause_and_what_is_kept(capsys):
         "  to look at it:   fedsim report runs/a",
         "  to start again:  fedsim run runs/a/experiment.yaml",
     ]
+
+
+def test_what_a_process_has_raised_is_said_once(capsys):
+    """SimPy raises the error of a process anew, with itself as the cause."""
+
+    def process(cause):
+        yield env.timeout(1)
+        raise StalledError("nobody can go on") from cause
+
+    for cause in (None, KeyError("mu")):
+        env = simpy.Environment()
+        env.process(process(cause))
+        with pytest.raises(StalledError) as caught:
+            env.run()
+        assert isinstance(caught.value.__cause__, StalledError)
+        assert exit_of(caught.value) == 3
+        errors = capsys.readouterr().err
+        assert errors.count("nobody can go on") == 1
+        assert ("KeyError: 'mu'" in errors) is (cause is not None)
 
 
 def test_a_broken_run_without_a_cause_has_no_traceback(capsys):

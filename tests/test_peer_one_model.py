@@ -141,9 +141,55 @@ def test_nobody_to_conclude_is_a_stall_and_those_who_know_why_come_first(make):
         yield node.node.receive()
 
     with pytest.raises(
-        StalledError, match=r"progress: node 2 .* waits for better times; node 0 .* for a message"
+        StalledError, match=r"progress: node 2 waits for better times; node 0 waits for a message"
     ):
         make(life).run()
+
+
+@pytest.mark.parametrize(("does", "stalled"), [("waits", True), ("works", False), ("sleeps", False)])
+def test_a_run_out_of_time_says_whether_anybody_could_have_gone_on(make, caplog, does, stalled):
+    """The limit is that of the watch, too, which sees nothing wrong in one look."""
+
+    def life(node):
+        if node.id == 0 and does == "works":
+            while True:
+                yield from node.train(UPDATE, node.initial_model, 1)
+        if node.id == 0 and does == "sleeps":
+            yield from node.sleep(1e6)
+        yield from node.receive_models([2], 4)
+
+    run = make(life, stop={"sim_time_s": 600.0})
+    run.world.clock.after(1, run.world.nodes[1].crash)
+    run.run()
+    waits = "; ".join(f"node {node} waits for model of round 4 from [2]" for node in (0, 2))
+    assert run.observer.stalled == (f"{waits}; gone for good: [1]" if stalled else "")
+    assert (run.observer.stalled in caplog.text and "when the time was up" in caplog.text) is stalled
+
+
+def test_a_run_that_reaches_its_last_round_has_not_stalled(make, caplog):
+    def life(node):
+        node.conclude(3, node.initial_model, 1)
+        yield from node.receive()
+
+    run = make(life, stop={"rounds": 3, "sim_time_s": 600.0})
+    run.run()
+    assert (run.observer.stalled, caplog.text) == ("", "")
+
+
+def test_those_who_are_away_are_named_and_do_not_wait(make):
+    def life(node):
+        yield node.node.receive()
+
+    run = make(life, nodes=4)
+    run.world.nodes[1].set_online(False)
+    run.world.nodes[3].crash()
+    assert run.diagnosis() == (
+        "node 0 waits for nothing; node 2 waits for nothing; offline: [1]; gone for good: [3]"
+    )
+    for node in run.world.nodes:
+        node.set_online(False)
+    run.founders = []
+    assert run.diagnosis() == "nobody was online to begin; offline: [0, 1, 2]; gone for good: [3]"
 
 
 def test_what_a_node_sends_to_itself_costs_nothing_and_others_are_told_of(make):

@@ -21,6 +21,10 @@ def test_every_key_is_described() -> None:
     assert all(what for _, _, what in rows)
 
 
+def test_the_other_keys_of_assume_are_told() -> None:
+    assert "score" in dict((key, what) for key, _, what in keys(Experiment))["assume.loss"]
+
+
 def test_every_part_is_listed() -> None:
     text = markdown()
     for kind in parts.KINDS:

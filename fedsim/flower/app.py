@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+import numpy as np
+from flwr.app import ArrayRecord, Message, MessageType, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
@@ -18,10 +20,13 @@ from fedsim import api
 from fedsim.config import Experiment, load
 from fedsim.errors import MISSING, ConfigError, Problem, RunError
 from fedsim.flower import compat
-from fedsim.flower.appclient import EXAMPLES, AppClients, examples, worker_pool
-from fedsim.flower.grid import SimGrid, TimeUp
-from fedsim.flower.instruction import Watch, round_of
+from fedsim.flower.appclient import AppClients, import_seeded, worker_pool
+from fedsim.flower.appgrid import AppGrid, Ended
+from fedsim.flower.failures import Dropped, errors, warn
+from fedsim.flower.instruction import Watch, named_round
 from fedsim.flower.project import Project, importable, load_client, load_server, read_project
+from fedsim.flower.replies import means, remark
+from fedsim.flower.servertime import ServerTime
 from fedsim.progress import Progress
 from fedsim.record.store import WIDE, Record
 from fedsim.world import world as worlds
@@ -31,6 +36,8 @@ from fedsim.yamlfile import read
 FOREIGN = ("data", "model", "strategy", "evaluate", "compute.engine", "stop.rounds", "stop.target")
 """What an app brings itself, so that a world cannot choose it."""
 ENDLESS = 10**9
+
+log = logging.getLogger("fedsim")
 
 
 def run_app(
@@ -71,12 +78,15 @@ def run_app(
 
     project = read_project(path, run_config)
     experiment = read_world(project, nodes, world, overrides or {})
-    with limited(experiment.compute.threads), importable(project.root):
-        client, place = load_client(project), build(experiment)
+    times = ServerTime(project.root)
+    with limited(experiment.compute.threads), importable(project.root), times.kept():
+        with import_seeded(experiment.seed):
+            client = load_client(project)
+        place = build(experiment)
         folder = api.make_folder(Path(out), experiment, False)
         try:
-            return _run(project, experiment, place, client, folder, progress)
-        except RunError as error:
+            return _run(project, experiment, place, client, folder, progress, times)
+        except (RunError, KeyboardInterrupt) as error:
             error.add_note(f"what was recorded is kept in {folder}")
             raise
 
@@ -101,7 +111,7 @@ def read_world(
         sources = {key: document.source(tuple(key.split("."))) if document else "" for key in given}
         raise ConfigError([Problem(key, MISSING, rule, source=sources[key]) for key in sorted(given)])
     own: dict[str, Any] = {
-        "name": _plain(project.name),
+        "name": f"'{_plain(project.name)}'",  # in quotes, as 2024 and 1e3 are names, too
         "data": {"clients": nodes},
         "strategy": {
             "name": project.serverapp,
@@ -123,7 +133,8 @@ def _there(data: Mapping[str, Any], key: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name)
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name)
+    return plain.strip(".") or "app"
 
 
 def build(experiment: Experiment) -> World:
@@ -146,6 +157,7 @@ def _run(
     client: ClientApp,
     folder: Path,
     progress: Callable[[Progress], None] | None,
+    times: ServerTime,
 ) -> api.Result:
     from fedsim.setup import describe_world
 
@@ -157,12 +169,15 @@ def _run(
         clients = AppClients(client, project, len(world.members), experiment.seed, world.clock, pool)
         watches = [clients, journal]
         limits = experiment.network.detect_s, experiment.stop.sim_time_s
-        journal.grid = grid = SimGrid(world, clients, *limits, watches=watches)
+        journal.grid = times.grid = grid = AppGrid(world, clients, *limits, watches=watches)
         try:
             _drive(project, experiment, grid, journal)
         finally:
+            times.grid = None
             journal.end_round()
             api.record_totals(world, record)
+            record.fact("error_replies", [asdict(one) for one in journal.failed])
+            warn(journal.failed, "replies were errors")
     summary = {**journal.summary(), **api.costs(world), "engine": "flower"}
     summary["event_hash"] = world.log.hexdigest()
     summary["weights_hash"] = save_weights(journal.arrays, folder)
@@ -170,35 +185,39 @@ def _run(
     summary["run_hash"] = hashlib.sha256(marks.encode()).hexdigest()
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     if experiment.record.report:
-        api.report(folder)
+        api.try_report(folder)
     return api.Result(folder, summary)
 
 
-def _drive(project: Project, experiment: Experiment, grid: SimGrid, journal: Journal) -> None:
+def _drive(project: Project, experiment: Experiment, grid: AppGrid, journal: Journal) -> None:
     """Let the ServerApp run until it returns, or until the simulated time is over."""
     try:
         with (
-            compat.session(experiment.seed, grid.server.id, grid.sleep),
-            compat.slow_time(grid.pause),
+            compat.session(experiment.seed, grid.server.id, grid.sleep, logging.WARNING),
             compat.observed(journal.take, journal.measure),
-            compat.together(grid, grid.sleep),
+            compat.together(grid, grid.sleep, journal.take),
         ):
             server: ServerApp = load_server(project)
             server(grid, compat.make_context(grid.server.id, {}, dict(project.run_config)))
-    except TimeUp:
+    except Ended:
         pass
     except (RunError, ConfigError):
         raise
-    except Exception as error:
-        reason = f"the ServerApp raised {type(error).__name__}: {error}{odd_reply(journal.replies)}"
-        raise RunError(reason, grid.server.id, journal.round, grid.world.clock.now_s, "server") from error
+    except (Exception, SystemExit) as error:
+        if grid.ended is None and not (isinstance(error, SystemExit) and error.code in (0, None)):
+            reason = f"the ServerApp raised {type(error).__name__}: {error}{remark(journal.replies)}"
+            place = grid.server.id, journal.round, grid.world.clock.now_s, "server"
+            raise RunError(reason, *place) from error
+    if isinstance(grid.ended, RunError):
+        raise grid.ended
 
 
 class Journal(Watch):
     """Writes down an app's rounds and metrics as they show in its messages.
 
     A round is what the messages' configuration calls ``server-round`` (or, with Flower's former API, their group);
-    messages that name no round open one whenever the server trains again.
+    messages that name no round open one whenever the server trains again. Those that it sends one by one, at one
+    moment or as one group, belong together until it has had a reply.
 
     Args:
         experiment: whose run it is.
@@ -207,7 +226,7 @@ class Journal(Watch):
         progress: called after every round, or None.
     """
 
-    grid: SimGrid
+    grid: AppGrid
 
     def __init__(
         self,
@@ -220,15 +239,20 @@ class Journal(Watch):
         self.round = 0
         self.arrays: ArrayRecord | None = None
         self.replies: Sequence[Message] = ()
+        self.failed: list[Dropped] = []
         self._last: dict[str, float] = {}
         self._best: float | None = None
+        self._group: str | None = None
         self._began = time.perf_counter()
 
     def sent(self, messages: Sequence[Message]) -> None:
         """Open the round that the messages belong to."""
-        number = _round(messages[0])
-        if number < 0 and messages[0].metadata.message_type.startswith(MessageType.TRAIN):
-            number = self.round + 1
+        first = messages[0].metadata
+        number = named_round(messages[0])
+        if number < 0 and first.message_type.startswith(MessageType.TRAIN):
+            group = first.group_id or str(self._world.clock.now)
+            number = self.round + (group != self._group)
+            self._group = group
         if number > self.round:
             if self.round:
                 self.end_round()
@@ -236,7 +260,8 @@ class Journal(Watch):
 
     def pulled(self, replies: Sequence[Message]) -> None:
         """Write down the means of what the clients report."""
-        self.replies = replies
+        self.replies, self._group = replies, None
+        self.failed += errors(replies, self.round, self._world.clock.now_s)
         for kind, prefix in ((MessageType.TRAIN, "train_"), (MessageType.EVALUATE, "eval_")):
             contents = [
                 reply.content
@@ -291,6 +316,7 @@ class Journal(Watch):
             "best_accuracy": self._best,
             "loss": self._last.get("loss"),
             "time_to_target_s": None,
+            "error_replies": len(self.failed),
             "metrics": self._last,
         }
 
@@ -302,71 +328,19 @@ class Journal(Watch):
         self._record.metric(self.round if round is None else round, self._world.clock.now, name, value)
 
 
-def _round(message: Message) -> int:
-    named, group = round_of(message.content), message.metadata.group_id
-    return int(group) if named < 0 and group.isdecimal() else named
-
-
-def means(contents: Sequence[RecordDict]) -> dict[str, float]:
-    """Return the mean of every number that clients report, weighted by their examples.
-
-    Args:
-        contents: the replies; clients that do not say how many examples they have used count alike.
-
-    >>> one, two = ({"num-examples": 10, "loss": 1.0}, {"num-examples": 30, "loss": 2.0})
-    >>> means([RecordDict({"metrics": MetricRecord(numbers)}) for numbers in (one, two)])
-    {'loss': 1.75}
-    """
-    weights = [examples(content) for content in contents]
-    if not all(weights):
-        weights = [1] * len(contents)
-    found: dict[str, list[tuple[float, int]]] = {}
-    for content, weight in zip(contents, weights, strict=True):
-        for name, value in _numbers(content).items():
-            found.setdefault(name, []).append((value, weight))
-    return {
-        name: math.fsum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs)
-        for name, pairs in found.items()
-    }
-
-
-def _numbers(content: RecordDict) -> dict[str, float]:
-    """Return the numbers that a reply reports; Flower's former API sends metrics as a configuration."""
-    return {
-        key: float(value)
-        for name, record in content.items()
-        if isinstance(record, MetricRecord)
-        or (isinstance(record, ConfigRecord) and name.endswith(".metrics"))
-        for key, value in record.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and key not in EXAMPLES
-    }
-
-
-def odd_reply(replies: Sequence[Message]) -> str:
-    """Return a remark on the first reply whose arrays differ in name or shape from the others', or nothing."""
-    shapes = {
-        reply.metadata.src_node_id: {
-            f"{name}.{key}": tuple(array.shape)
-            for name, record in reply.content.array_records.items()
-            for key, array in record.items()
-        }
-        for reply in replies
-        if reply.has_content()
-    }
-    usual = max(shapes.values(), key=lambda one: (len(one), list(shapes.values()).count(one)), default={})
-    odd = next((node for node in sorted(shapes) if shapes[node] != usual), None)
-    if odd is None:
-        return ""
-    return f"; client {odd} has replied with the arrays {shapes[odd]}, others with {usual}"
-
-
 def save_weights(arrays: ArrayRecord | None, folder: Path) -> str | None:
-    """Write a server's model as ``weights.safetensors``, if there is one, and return its SHA-256."""
+    """Write a server's model as ``weights.safetensors``, if there is one that can be, and return its SHA-256."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     if arrays is None:
         return None
-    tensors = {name: array.numpy() for name, array in arrays.items()}
-    order = json.dumps(list(tensors))
-    save_file(tensors, folder / "weights.safetensors", metadata={"parameters": order})
+    # A file holds rows one after the other, whatever the order in memory.
+    tensors = {name: np.asarray(array.numpy(), order="C") for name, array in arrays.items()}
+    file, order = folder / "weights.safetensors", json.dumps(list(tensors))
+    try:
+        save_file(tensors, file, metadata={"parameters": order})
+    except SafetensorError as error:
+        file.unlink(missing_ok=True)
+        log.warning("the run is done, but its model has arrays that cannot be saved: %s", error)
     return hashlib.sha256(b"".join(array.tobytes() for array in tensors.values())).hexdigest()

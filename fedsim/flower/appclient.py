@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import math
 import multiprocessing
 import pickle
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +25,7 @@ from fedsim import rng
 from fedsim.errors import RunError
 from fedsim.flower import compat
 from fedsim.flower.arrays import isolate
-from fedsim.flower.instruction import Watch, round_of
+from fedsim.flower.instruction import Watch, named_round
 from fedsim.flower.project import Project, resolve
 from fedsim.logs import quiet
 from fedsim.world.clock import Clock
@@ -35,6 +40,14 @@ class Done:
     content: RecordDict | None
     error: Error | None
     state: RecordDict
+
+
+@dataclass(frozen=True)
+class Broken:
+    """What a ClientApp raised in another process, as text: not every exception can be sent."""
+
+    reason: str
+    trace: str
 
 
 @dataclass
@@ -110,7 +123,7 @@ class AppClients(Watch):
         fixed = self._project.settings.samples_per_message
         if fixed is not None:
             return fixed
-        samples = 0 if done.content is None else examples(done.content)
+        samples = 0 if done.content is None else math.ceil(examples(done.content))
         return -(-samples // 3) if message.metadata.message_type == MessageType.EVALUATE else samples
 
     def answer(self, client: int, message: Message, sim_time_s: float) -> RecordDict | Error:
@@ -139,7 +152,10 @@ class AppClients(Watch):
         if self._pool is not None:
             # A message whose ids have been read cannot be pickled, so this comes before anything else.
             given = pickle.dumps((message, context, visit.key))
-            visit.future = self._pool.submit(_work, self._project.clientapp, given)
+            try:
+                visit.future = self._pool.submit(_work, self._project.clientapp, self._seed, given)
+            except BrokenProcessPool as error:
+                raise self._died(client, message) from error
         return visit
 
     def _is_valid(self, visit: Visit) -> bool:
@@ -154,17 +170,37 @@ class AppClients(Watch):
         try:
             if visit.future is None:
                 return run_client(self._app, message, visit.context, visit.key)
-            done: Done = pickle.loads(visit.future.result())
-        except Exception as error:
-            return self._failed(client, message, error)
+        except (Exception, SystemExit) as error:
+            return self._failed(client, message, _reason(error), error)
+        return self._fetch(client, message, visit.future)
+
+    def _fetch(self, client: int, message: Message, future: Future[bytes]) -> Done:
+        """Wait for what another process makes of a message."""
+        try:
+            done: Done | Broken = pickle.loads(future.result())
+        except BrokenProcessPool as error:
+            raise self._died(client, message) from error
+        if isinstance(done, Broken):
+            cause = RuntimeError(f"in a worker process\n\n{done.trace}")
+            return self._failed(client, message, done.reason, cause)
         return done
 
-    def _failed(self, client: int, message: Message, error: Exception) -> Done:
-        reason = f"the ClientApp raised {type(error).__name__}: {error}"
+    def _failed(self, client: int, message: Message, reason: str, cause: BaseException) -> Done:
         if self._project.settings.on_failure == "drop":
             return Done(None, Error(compat.RAISED, reason), self._state(client))
-        phase = message.metadata.message_type
-        raise RunError(reason, client, round_of(message.content), self._clock.now_s, phase) from error
+        raise self._error(reason, client, message) from cause
+
+    def _died(self, client: int, message: Message) -> RunError:
+        reason = f"a worker process died before client {client} had answered; it was at work for this client or another"
+        return self._error(reason, client, message)
+
+    def _error(self, reason: str, client: int, message: Message) -> RunError:
+        round, phase = named_round(message), message.metadata.message_type
+        return RunError(reason, client, round if round >= 0 else None, self._clock.now_s, phase)
+
+
+def _reason(error: BaseException) -> str:
+    return f"the ClientApp raised {type(error).__name__}: {error}"
 
 
 def run_client(app: ClientApp, message: Message, context: Context, key: int) -> Done:
@@ -178,6 +214,7 @@ def run_client(app: ClientApp, message: Message, context: Context, key: int) -> 
 
     Raises:
         TypeError: if what it returns is not a message.
+        ValueError: if the message names an impossible number of examples.
     """
     with compat.client(context.node_id, key):
         reply: Any = app(message, context)
@@ -185,11 +222,15 @@ def run_client(app: ClientApp, message: Message, context: Context, key: int) -> 
         raise TypeError(f"a ClientApp must return a Message, not {type(reply).__name__}")
     if reply.has_error():
         return Done(None, reply.error, isolate(context.state))
+    examples(reply.content)  # an impossible number is a mistake of this client's
     return Done(isolate(reply.content), None, isolate(context.state))
 
 
-def examples(content: RecordDict) -> int:
+def examples(content: RecordDict) -> float:
     """Return how many examples a reply says it has used, 0 if it does not say.
+
+    Raises:
+        ValueError: if what it says is no finite number.
 
     >>> examples(RecordDict({"metrics": MetricRecord({"num-examples": 60, "loss": 0.5})}))
     60
@@ -197,7 +238,10 @@ def examples(content: RecordDict) -> int:
     for record in content.values():
         for name in EXAMPLES if isinstance(record, MetricRecord) else ():
             if name in record:
-                return max(0, int(str(record[name])))
+                count = record[name]
+                if isinstance(count, int | float) and math.isfinite(count):
+                    return max(0, count)
+                raise ValueError(f"{name} must be a finite number, not {count!r}")
     return 0
 
 
@@ -222,8 +266,22 @@ def _prepare(root: str, threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _work(reference: str, given: bytes) -> bytes:
+def _work(reference: str, seed: int, given: bytes) -> bytes:
     """Answer a message in a worker process."""
     message, context, key = pickle.loads(given)
-    with quiet("flwr"):
-        return pickle.dumps(run_client(resolve(reference), message, context, key))
+    try:
+        with quiet("flwr", logging.WARNING):
+            return pickle.dumps(run_client(_load(reference, seed), message, context, key))
+    except (Exception, SystemExit) as error:
+        return pickle.dumps(Broken(_reason(error), traceback.format_exc().rstrip()))
+
+
+@functools.cache
+def _load(reference: str, seed: int) -> Any:
+    with import_seeded(seed):
+        return resolve(reference)
+
+
+def import_seeded(seed: int) -> AbstractContextManager[None]:
+    """Let what modules draw while a ClientApp is imported follow from the experiment's seed, in every process."""
+    return compat.seeded(rng.key(seed, "client app import"))

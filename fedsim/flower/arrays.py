@@ -304,7 +304,7 @@ def _codec(record: ArrayRecord) -> Codec | None:
 
 def wire_bytes(content: RecordDict) -> int:
     """Return how many bytes Flower would send for this content."""
-    return sum(_record_bytes(record) + len(name) for name, record in content.items())
+    return sum(_record_bytes(record) + _text_bytes(name) for name, record in content.items())
 
 
 def _record_bytes(record: Any) -> int:
@@ -313,15 +313,21 @@ def _record_bytes(record: Any) -> int:
         if codec is not None:
             layout, dtype = layout_of(record)
             return encoded_bytes(codec, sum(math.prod(shape) for _, shape in layout), dtype)
-        return sum(len(name) + _array_bytes(array) for name, array in record.items())
+        return sum(_text_bytes(name) + _array_bytes(array) for name, array in record.items())
     known = record.__dict__["_data"]  # sizes do not depend on numbers that are not computed yet
-    return sum(len(name) + _value_bytes(value) for name, value in known.items())
+    return sum(_text_bytes(name) + _value_bytes(value) for name, value in known.items())
+
+
+def _text_bytes(text: str) -> int:
+    return len(text.encode())
 
 
 def _value_bytes(value: Any) -> int:
     if isinstance(value, list):
         return sum(_value_bytes(one) for one in value)
-    if isinstance(value, str | bytes):
+    if isinstance(value, str):
+        return _text_bytes(value)
+    if isinstance(value, bytes):
         return len(value)
     return 1 if isinstance(value, bool) else 8
 
@@ -332,7 +338,7 @@ def _array_bytes(array: Array) -> int:
 
 def encoded_bytes(codec: Codec, size: int, dtype: str) -> int:
     """Return the size of a vector of ``size`` numbers as a codec writes it, names and headers included."""
-    return sum(len(name) + npy_bytes(*piece) for name, piece in codec.pieces(size, dtype).items())
+    return sum(_text_bytes(name) + npy_bytes(*piece) for name, piece in codec.pieces(size, dtype).items())
 
 
 @functools.cache

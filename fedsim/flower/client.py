@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
 
+from fedsim import parts
 from fedsim.config import Experiment, load
 from fedsim.errors import BadValue
 from fedsim.flower.arrays import pack, solid, unpack
@@ -25,6 +27,7 @@ from fedsim.learn import build as learning
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Learner
 from fedsim.learn.local import LocalUpdate
+from fedsim.peer import PeerStrategy
 from fedsim.setup import make_strategy
 from fedsim.threads import limited
 
@@ -185,7 +188,8 @@ class ServerSide:
         """Write a model as a safetensors file."""
         from safetensors.numpy import save_file
 
-        save_file({name: array.numpy() for name, array in arrays.items()}, path)
+        # A file holds rows one after the other, whatever the order in memory.
+        save_file({name: np.asarray(array.numpy(), order="C") for name, array in arrays.items()}, path)
 
 
 def server_side(
@@ -215,11 +219,14 @@ def server_side(
     (['1.weight', '1.bias'], 'FedAvg')
     """
     experiment = _Blocks(model, data, strategy, seed, expert or {}).experiment(clients)
-    made = make_strategy(experiment)
+    name = experiment.strategy.name
+    with experiment.blame("strategy"):
+        part = parts.find("strategies", name)
+    # That comes before its parameters: no value of theirs would help.
+    has_peers = isinstance(part, type) and issubclass(part, PeerStrategy)
+    made = None if has_peers else make_strategy(experiment)
     if not isinstance(made, Strategy):
-        raise BadValue(
-            "strategy", experiment.strategy.name, "has peers and no server, so Flower cannot run it"
-        )
+        raise BadValue("strategy", name, "has peers and no server, so Flower cannot run it")
     updates = updates_of(made, experiment)
     with limited(1):
         learner, _, _ = learning.build(experiment)

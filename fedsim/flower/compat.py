@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import logging
 import random
 import threading
 import time
@@ -64,19 +65,22 @@ def set_sender(message: Message, node_id: int) -> None:
 
 
 @contextlib.contextmanager
-def session(seed: int, server_id: int, sleep: Callable[[float], None]) -> Iterator[None]:
+def session(
+    seed: int, server_id: int, sleep: Callable[[float], None], level: int = logging.ERROR
+) -> Iterator[None]:
     """Run Flower code inside a simulation.
 
     Args:
         seed: the experiment's seed; the global generators follow from it while the session lasts.
         server_id: the node id that the server's messages carry.
         sleep: what a strategy that waits for nodes calls instead of ``time.sleep``.
+        level: of what Flower's logger lets through.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(identity(server_id))
         stack.enter_context(seeded(rng.key(seed, "flower"), rng.key(seed, "flower numpy")))
         stack.enter_context(_sleep(sleep))
-        stack.enter_context(quiet("flwr"))
+        stack.enter_context(quiet("flwr", level))
         stack.enter_context(settled())  # some of Flower's strategies collect after every reply
         yield
 
@@ -181,6 +185,11 @@ def client(node_id: int, key: int) -> Iterator[None]:
         _IN_CLIENT.reset(mark)
 
 
+def in_client() -> bool:
+    """Tell whether a client's code is running in this thread."""
+    return _IN_CLIENT.get()
+
+
 @contextlib.contextmanager
 def slow_time(pause: Callable[[float], None]) -> Iterator[None]:
     """Let ``time.sleep`` of a server's own code pass simulated time; other threads sleep as before.
@@ -191,7 +200,7 @@ def slow_time(pause: Callable[[float], None]) -> Iterator[None]:
     before, thread, active = time.sleep, threading.get_ident(), True
 
     def sleep(seconds: Any) -> None:
-        simulated = active and threading.get_ident() == thread and not _IN_CLIENT.get()
+        simulated = active and threading.get_ident() == thread and not in_client()
         (pause if simulated else before)(seconds)
 
     time.sleep = sleep
@@ -248,8 +257,10 @@ def observed(
 
 
 @contextlib.contextmanager
-def together(grid: Grid, sleep: Callable[[float], None]) -> Iterator[None]:
-    """Let servers of the former API ask all clients of a round at once.
+def together(
+    grid: Grid, sleep: Callable[[float], None], on_arrays: Callable[[ArrayRecord], None]
+) -> Iterator[None]:
+    """Let servers of the former API ask all clients of a round at once, and watch what they learn.
 
     They ask each client in a thread of its own, and wait for clients in real time; in simulated time one message
     would follow the other.
@@ -257,6 +268,7 @@ def together(grid: Grid, sleep: Callable[[float], None]) -> Iterator[None]:
     Args:
         grid: the grid that they use.
         sleep: lets time pass while too few clients are online.
+        on_arrays: called with the model that a server ends with.
     """
     from flwr.app import MessageType
     from flwr.compat.common import recorddict_compat as convert
@@ -279,11 +291,21 @@ def together(grid: Grid, sleep: Callable[[float], None]) -> Iterator[None]:
     def fit_result(content: RecordDict) -> Any:
         return convert.recorddict_to_fitres(content, keep_input=False)
 
+    learn = server.Server.fit
+
+    def learn_and_show(self: server.Server, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return learn(self, *args, **kwargs)
+        finally:
+            if self.parameters.tensors:
+                on_arrays(convert.parameters_to_arrayrecord(self.parameters, keep_input=True))
+
     fit = _asker(grid, MessageType.TRAIN, convert.fitins_to_recorddict, fit_result)
     evaluate = _asker(
         grid, MessageType.EVALUATE, convert.evaluateins_to_recorddict, convert.recorddict_to_evaluateres
     )
     replaced: list[tuple[Any, str, Any]] = [
+        (server.Server, "fit", learn_and_show),
         (server, "fit_clients", fit),
         (server, "evaluate_clients", evaluate),
         (app, "start_update_client_manager_thread", register),

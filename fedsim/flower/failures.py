@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from fedsim.flower.arrays import LazyMetrics, unpack
 from fedsim.flower.instruction import Instruction
 from fedsim.learn.deferred import Deferred, compute
 from fedsim.learn.learner import Failed
+
+log = logging.getLogger("fedsim")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,34 @@ def refuse(pulled: Sequence[Instruction], sim_time_s: float) -> dict[Instruction
             compat.name_message(error, metadata.message_id, metadata.src_node_id)
             instruction.reply = error
     return refused
+
+
+def errors(replies: Sequence[Message], round: int, sim_time_s: float) -> list[Dropped]:
+    """Return the replies in which a client reports an error; those that the world has kept away are not meant.
+
+    Args:
+        replies: what the server has in its hands.
+        round: the server's.
+        sim_time_s: now.
+    """
+    return [
+        Dropped(reply.metadata.src_node_id, round, sim_time_s, reply.error.reason or "")
+        for reply in replies
+        if reply.has_error() and reply.error.code not in (compat.NODE_UNAVAILABLE, compat.UNAVAILABLE)
+    ]
+
+
+def warn(failed: Sequence[Dropped], text: str) -> None:
+    """Say in the log how many have failed and why the first did.
+
+    Args:
+        failed: which ones; of none there is nothing to say.
+        text: what is wrong with them, in the plural.
+    """
+    if failed:
+        first = failed[0]
+        where = "%d %s; the first is of client %d in round %d (%s)"
+        log.warning(where, len(failed), text, first.node, first.round, first.reason)
 
 
 def _results(content: RecordDict) -> list[Deferred]:

@@ -24,8 +24,6 @@ from fedsim.world.world import World
 
 PATIENCE_S = 10_000_000.0
 IDLE_CALLS = 10_000
-WAITING_POLLS, BUSY_POLLS = 3, 100
-"""Asking so often who is online is waiting for somebody to come: with pauses between, and without."""
 
 
 class TimeUp(FedsimError):
@@ -69,7 +67,6 @@ class SimGrid(Grid):
         self.updates = 0
         self.dropped: list[Dropped] = []
         self._watches, self._drop = watches, drop
-        self._polls = 0
         self._detect_us, self._quorum, self._retries = micros(detect_s), quorum, retries
         self._ids = {node.id for node in world.members}
         self._open: dict[str, Instruction] = {}  # those that are done stand in the order of their arrival
@@ -109,13 +106,7 @@ class SimGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
-        """Return the clients that are online, sorted.
-
-        Time passes only for a server that asks again and again and does nothing else.
-        """
-        self._polls += 1
-        if self._polls > BUSY_POLLS:
-            self._pass_time(self.world.clock.now)
+        """Return the clients that are online, sorted."""
         return [node.id for node in self.world.members if node.online]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
@@ -125,7 +116,6 @@ class SimGrid(Grid):
             Their ids, with which the replies can be pulled.
         """
         lifted: dict[int, ArrayRecord] = {}
-        self._polls = 0
         self._stand_still()
         ids = [self._push(message, lifted) for message in list(messages)]
         self._idle = 0 if ids else self._idle
@@ -158,8 +148,8 @@ class SimGrid(Grid):
         else:
             self._check_idle()
         replies = self._pull(ids)
-        if ids and not any(reply.has_content() for reply in replies):
-            self._pass_time(began_us)
+        if ids and all(_unavailable(reply) for reply in replies):
+            self._pass_time(began_us, "no client can be reached")
         for id in ids:
             if id in self._open:
                 self._open.pop(id).wanted = False
@@ -171,13 +161,12 @@ class SimGrid(Grid):
             return math.inf
         return math.ceil(self._quorum * len(ids) - 1e-9)
 
-    def _pass_time(self, began_us: int) -> None:
+    def _pass_time(self, began_us: int, trouble: str) -> None:
         """Let something happen before the strategy asks again, if all it asked for has failed at once."""
         clock = self.world.clock
         while clock.now == began_us and not self._time_up:
             if clock.peek() == math.inf:
-                reason = "no client can be reached, and nothing will change that"
-                raise StalledError(reason, sim_time_s=clock.now_s)
+                raise StalledError(f"{trouble}, and nothing will change that", sim_time_s=clock.now_s)
             clock.step()
         if self._time_up:
             raise TimeUp("the simulated time is over")
@@ -189,24 +178,13 @@ class SimGrid(Grid):
             reason = f"the strategy has asked no client for anything {self._idle} times in a row"
             raise StalledError(reason, sim_time_s=self.world.clock.now_s)
 
-    def pause(self, seconds: float) -> None:
-        """Let simulated time pass because the server's own code asks for it.
-
-        Raises:
-            StalledError: if all that the code does is to look who is online, and nobody else can come.
-        """
-        if self._polls >= WAITING_POLLS and not self._open:
-            self.sleep(seconds)
-        else:
-            self._wait({"nothing"}, seconds)
-
     def sleep(self, seconds: float) -> None:
         """Let simulated time pass; Flower's strategies call this while too few clients are online.
 
         Raises:
             StalledError: if nobody is left who could come, or after so long a wait that it must be a mistake.
         """
-        clock, online = self.world.clock, len(self.get_node_ids())
+        clock, online = self.world.clock, sum(node.online for node in self.world.members)
         alive = sum(not node.crashed for node in self.world.members)
         if online == alive or clock.peek() == float("inf") or self._slept_s > PATIENCE_S:
             reason = (
@@ -216,7 +194,8 @@ class SimGrid(Grid):
             )
             raise StalledError(reason, sim_time_s=clock.now_s)
         next_s = (clock.peek() - clock.now) / MICRO
-        seconds *= max(1, math.ceil(next_s / seconds))  # until something happens, asking again would not help
+        # until something happens, asking again would not help
+        seconds = seconds * max(1, math.ceil(next_s / seconds)) if seconds else next_s
         self._slept_s += seconds
         self._wait({"nothing"}, seconds)
 
@@ -224,15 +203,23 @@ class SimGrid(Grid):
         """Let time pass until all that is awaited has happened, or so many replies are in, or the timeout."""
         clock = self.world.clock
         self._awaited, self._needed, self._ready = awaited, needed, clock.event()
-        if timeout_s is not None and timeout_s < math.inf:
-            clock.after(micros(timeout_s), _happen, self._ready)
         if not self._time_up:
             with compat.undisturbed(self._spare):
+                if timeout_s is not None and timeout_s < math.inf:
+                    self._expect(clock.now + micros(timeout_s))
                 clock.wait(self._ready, self._waiting_for)
         self._awaited = set()
         self._stand_still()
         if self._time_up:
             raise TimeUp("the simulated time is over")
+
+    def _expect(self, end_us: int) -> None:
+        """Let time pass until a wait is over, or its end is what happens next: no timer outlives what it is for."""
+        clock = self.world.clock
+        while not self._ready.triggered and clock.peek() < end_us:
+            clock.step()
+        if not self._ready.triggered:
+            clock.after(end_us - clock.now, _happen, self._ready)
 
     def _stand_still(self) -> None:
         """Let time pass until the server is back, if it is only down for a while."""
@@ -392,6 +379,10 @@ class SimGrid(Grid):
         self._needed -= reply.has_content()
         if not self._awaited or self._needed <= 0:
             _happen(self._ready)
+
+
+def _unavailable(reply: Message) -> bool:
+    return reply.has_error() and reply.error.code == compat.NODE_UNAVAILABLE
 
 
 def _happen(event: simpy.Event) -> None:

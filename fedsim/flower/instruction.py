@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -97,8 +98,23 @@ def trains(message_type: str) -> bool:
 
 
 def round_of(content: RecordDict) -> int:
-    """Return the server round that a message's configuration names, or -1."""
+    """Return the server round that a message's configuration names, or -1.
+
+    >>> [round_of(RecordDict({"c": ConfigRecord({"server-round": name})})) for name in (3, "warm-up")]
+    [3, -1]
+    """
     for record in content.values():
         if isinstance(record, ConfigRecord) and "server-round" in record:
-            return int(str(record["server-round"]))
+            with suppress(ValueError):  # an app may name its rounds as it likes
+                return int(str(record["server-round"]))
     return -1
+
+
+def named_round(message: Message) -> int:
+    """Return the server round that a message names: in its configuration, or as its group, as Flower's former API does.
+
+    Returns:
+        The round, or -1 if it names none.
+    """
+    named, group = round_of(message.content), message.metadata.group_id
+    return int(group) if named < 0 and group.isdecimal() else named

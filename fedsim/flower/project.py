@@ -8,6 +8,7 @@ import importlib
 import re
 import sys
 import tomllib
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from flwr.serverapp import ServerApp
 from pydantic import Field, ValidationError
 
 from fedsim.blocks import Block, Count
-from fedsim.errors import MISSING, ConfigError, Problem, did_you_mean
+from fedsim.errors import MISSING, ConfigError, Problem, RunError, did_you_mean
 
 FILE = "pyproject.toml"
 PAIRS = re.compile(r"""(?:"[^"]*"|'[^']*'|\[[^\]]*\]|[^\s"'\[])+""")
@@ -66,34 +67,45 @@ def read_project(root: str | Path, run_config: str = "") -> Project:
 
     Args:
         root: the app's folder.
-        run_config: values that replace those of the app, such as ``'lr=0.1 optimizer="adam"'``.
+        run_config: values that replace those of the app, such as ``'lr=0.1 optimizer="adam"'``, or a TOML file
+            that holds them, such as ``"quick.toml"``.
 
     Raises:
         ConfigError: if there is no such file, it lacks a component, or a key or value of ``run_config`` is wrong.
     """
     path = Path(root) / FILE
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        hint = "name the folder of a Flower app"
-        raise ConfigError([Problem("", MISSING, f"cannot be read ({reason})", hint, str(path))]) from None
-    app, own = _inner(table, "tool.flwr.app"), _inner(table, "tool.fedsim")
-    found = _inner(app, "components")
+    table = _toml(path, "name the folder of a Flower app")
+    found = _inner(path, table, "tool.flwr.app.components")
     problems = [_reference(path, name, found.get(name, MISSING)) for name in ("serverapp", "clientapp")]
-    config = _flat(_inner(app, "config"))
+    config = _flat(_inner(path, table, "tool.flwr.app.config"))
     config.update(_changes(run_config, config, problems))
-    settings = _settings(path, own, problems)
+    settings = _settings(path, _inner(path, table, "tool.fedsim"), problems)
     wrong = [problem for problem in problems if problem is not None]
     if wrong:
         raise ConfigError(wrong)
-    name = str(_inner(table, "project").get("name", Path(root).resolve().name))
+    name = str(_inner(path, table, "project").get("name", Path(root).resolve().name))
     return Project(Path(root).resolve(), name, found["serverapp"], found["clientapp"], config, settings)
 
 
-def _inner(table: Mapping[str, Any], path: str) -> dict[str, Any]:
-    for step in path.split("."):
+def _toml(path: Path, hint: str = "") -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror})"
+        raise ConfigError([Problem("", MISSING, reason, hint, str(path))]) from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        line = re.search(r"at line (\d+)", str(error))
+        source = f"{path}:{line[1]}" if line else str(path)
+        raise ConfigError([Problem("", MISSING, f"is not valid TOML ({error})", "", source)]) from None
+
+
+def _inner(file: Path, table: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Return the table at a dotted path, an empty one if it is not there."""
+    steps = path.split(".")
+    for count, step in enumerate(steps, 1):
         table = table.get(step, {})
+        if not isinstance(table, Mapping):
+            raise ConfigError([Problem(".".join(steps[:count]), table, "must be a table", "", str(file))])
     return dict(table)
 
 
@@ -120,9 +132,12 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _changes(text: str, known: Mapping[str, Any], problems: list[Problem | None]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     try:
-        changes = _flat(tomllib.loads("\n".join(PAIRS.findall(text))))
-    except (ValueError, tomllib.TOMLDecodeError) as error:
-        problems.append(Problem("--run-config", text, f"must be key=value pairs as in TOML ({error})"))
+        is_file = text.endswith(".toml") and "=" not in text
+        table = _toml(Path(text).expanduser()) if is_file else tomllib.loads("\n".join(PAIRS.findall(text)))
+        changes = _flat(table)
+    except ValueError as error:
+        rule = f"must be key=value pairs as in TOML, or one TOML file and nothing else ({error})"
+        problems.append(Problem("--run-config", text, rule))
     for key, value in changes.items():
         if key not in known:
             problems.append(
@@ -196,10 +211,23 @@ def resolve(reference: str) -> Any:
 def _import(project: Project, name: str, reference: str) -> Any:
     try:
         return resolve(reference)
-    except ImportError as error:
-        key, source = f"tool.flwr.app.components.{name}", str(project.root / FILE)
+    except (ConfigError, RunError):
+        raise
+    except (Exception, SystemExit) as error:
         reason = f"cannot be imported ({type(error).__name__}: {error})"
-        raise ConfigError([Problem(key, reference, reason, "", source)]) from error
+        source = _line(project.root, error) or str(project.root / FILE)
+        raise ConfigError(
+            [Problem(f"tool.flwr.app.components.{name}", reference, reason, "", source)]
+        ) from error
+
+
+def _line(root: Path, error: BaseException) -> str:
+    """Return ``FILE:LINE`` of the app's own line at which an import has failed, or nothing if it is none of those."""
+    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        places.append((error.filename or "", error.lineno))
+    own = [f"{file}:{line}" for file, line in places if root in Path(file).parents]
+    return own[-1] if own else ""
 
 
 def _wrong(project: Project, name: str, reference: str, app: Any, wanted: str) -> ConfigError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -17,7 +16,7 @@ from fedsim.errors import BadValue, FedsimError, RunError
 from fedsim.flower import compat
 from fedsim.flower.arrays import pack, unpack
 from fedsim.flower.central import Central
-from fedsim.flower.failures import Dropped
+from fedsim.flower.failures import Dropped, warn
 from fedsim.flower.grid import SimGrid, TimeUp
 from fedsim.flower.instruction import trains
 from fedsim.flower.select import Selector
@@ -32,8 +31,6 @@ from fedsim.observer import SYSTEM, Observer
 from fedsim.world.world import World
 
 ENDLESS = 10**9
-
-log = logging.getLogger("fedsim")
 
 
 class TargetReached(FedsimError):
@@ -122,8 +119,7 @@ def _report(dropped: Sequence[Dropped], observer: Observer) -> None:
     observer.dropped = len(dropped)
     if dropped:
         observer.record.fact("dropped_updates", [asdict(one) for one in dropped])
-        text = "%d updates failed and were dropped; the first is of client %d in round %d (%s)"
-        log.warning(text, len(dropped), dropped[0].node, dropped[0].round, dropped[0].reason)
+    warn(dropped, "updates failed and were dropped")
 
 
 def updates_of(strategy: Any, experiment: Experiment) -> Mapping[str, LocalUpdate]:

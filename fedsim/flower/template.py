@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import keyword
 import pprint
 import re
+import sys
 from collections.abc import Mapping
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +64,17 @@ def write_app(
         The files written.
 
     Raises:
-        ConfigError: if the folder has files in it, or the strategy cannot run.
+        ConfigError: if the folder has files in it, its name is that of another package, or the strategy cannot run.
     """
     folder = Path(folder)
     name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-") or "app"
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError([Problem("DIR", str(folder), "must be new or empty")])
     package = re.sub(r"^(?=\d)", "app_", name.replace("-", "_"))
+    owner = _owner(package)
+    if owner:
+        rule = f"the app's package would be called {package}, and that name belongs to {owner}"
+        raise ConfigError([Problem("DIR", str(folder), rule, "choose another name")])
     values = {"name": name, "package": package, **_chosen(strategy, experiment)}
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     pages = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
@@ -80,6 +87,14 @@ def write_app(
         written.append(path)
     (folder / package / "__init__.py").write_text('"""A Flower app."""\n', encoding="utf-8")
     return [*written, folder / package / "__init__.py"]
+
+
+def _owner(package: str) -> str:
+    """Say whose name it is that a package cannot have, or nothing."""
+    if keyword.iskeyword(package) or package in sys.stdlib_module_names:
+        return "Python"
+    owners = packages_distributions().get(package)
+    return f"{owners[0]}, which is installed" if owners else ""
 
 
 def _chosen(strategy: str, file: str | Path | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from fedsim.blocks import Block, Count, NonNegative, Positive
 
-Family = Literal["linear", "quad", "root", "step", "exp", "log"]
+Family = Literal["linear", "quad", "root", "sqrt", "step", "exp", "log"]
 Ordering = Literal["curriculum", "anti", "random", "vanilla"]
 Score = Literal["global", "local", "both", "expert"]
 Start = Annotated[float, Field(gt=0, le=1)]
@@ -45,7 +45,7 @@ class Curriculum(Block):
         default="loss",
         description="what of a sample makes it hard: its loss, or that it is classified wrongly",
     )
-    pacing: Family = Field(default="linear", description="how the number of samples grows")
+    pacing: Family = Field(default="linear", description="how the number of samples grows; sqrt is root")
     a: NonNegative = Field(default=0.8, description="share of the steps after which all samples take part")
     b: Start = Field(default=0.2, description="share of the samples at the start")
     floor: Count = Field(default=32, description="the fewest samples of a pass")
@@ -122,6 +122,7 @@ def growth(family: Family, done: float, a: float, b: float) -> float:
         "linear": u,
         "quad": u * u,
         "root": math.sqrt(u),
+        "sqrt": math.sqrt(u),  # what the paper calls it
         "exp": math.expm1(STEEP * u) / math.expm1(STEEP),
     }
     return b + (1 - b) * shape[family]

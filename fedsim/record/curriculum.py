@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fedsim.errors import MISSING, BadValue
 from fedsim.record.store import Table
-from fedsim.record.style import BLUE, ORANGE, STYLE, Array
+from fedsim.record.style import BLUE, ORANGE, STYLE, Array, some
 
 BINS = 20
 
@@ -22,9 +22,11 @@ def pace(fact: Mapping[str, Any]) -> Figure:
     """Draw how many samples take part against the steps of a visit, or against rounds.
 
     Args:
-        fact: the fact ``pace``: ``clock``, ``"step"`` or ``"round"``, and ``sizes``, pairs of clock and samples.
+        fact: the fact ``pace``: ``clock``, ``"step"`` or ``"round"``, ``sizes``, pairs of clock and samples, and
+            ``end``, when the last of them is over; without it, that is taken to be one later.
     """
     clock, sizes = np.array(fact["sizes"]).T
+    clock, sizes = np.append(clock, fact.get("end", clock[-1] + 1)), np.append(sizes, sizes[-1])
     figure = Figure(figsize=(6, 3.3), layout="constrained")
     ax = figure.subplots()
     ax.step(clock, sizes, where="post", color=BLUE)
@@ -34,11 +36,12 @@ def pace(fact: Mapping[str, Any]) -> Figure:
 
 
 @rc_context(STYLE)
-def curriculum(metrics: Table) -> Figure:
+def curriculum(metrics: Table, difficulty: Sequence[float] | None = None) -> Figure:
     """Draw the pool over rounds, the histogram of the clients' scores over rounds, and participation by difficulty.
 
     Args:
         metrics: the table ``metrics`` with ``pool`` of the whole system, and ``score`` and ``visits`` of clients.
+        difficulty: how hard each client's samples are, where that is known; otherwise its first score tells.
 
     Raises:
         BadValue: if no pool was recorded.
@@ -54,14 +57,17 @@ def curriculum(metrics: Table) -> Figure:
     if len(scores["round"]):
         rounds, counts, edges = histogram(scores)
         sides = np.append(rounds, rounds[-1] + 1) - 0.5
-        middle.pcolormesh(sides, edges, counts.T, cmap="Blues", rasterized=True)
+        image = middle.pcolormesh(sides, edges, counts.T, cmap="Blues", vmin=0, rasterized=True)
+        whole = MaxNLocator(nbins="auto", integer=True)
+        figure.colorbar(image, ax=middle, label="clients", ticks=whole).outline.set_visible(False)
     middle.set(xlabel="round", ylabel="mean score of a client")
-    order, taken = participation(scores, visits)
+    order, taken = participation(scores, visits, difficulty)
     right.bar(np.arange(len(order)), taken, color=ORANGE, width=0.8)
-    by = "score" if len(scores["round"]) else "id"
-    right.set(xlabel=f"client, in the order of its {by}", ylabel="times it took part")
-    for ax in (left, middle, right):
-        ax.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
+    by = "known difficulty" if difficulty else "first score" if len(scores["round"]) else "id"
+    right.set(xlabel=f"client (id), sorted by its {by}", ylabel="times it took part")
+    right.set_xticks(*some(order), fontsize=8 if len(order) <= 12 else 6)
+    for axis in (left.xaxis, middle.xaxis, left.yaxis, right.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
     return figure
 
 
@@ -73,20 +79,23 @@ def histogram(scores: Table) -> tuple[Array, Array, Array]:
     return rounds, np.array(counts), edges
 
 
-def participation(scores: Table, visits: Table) -> tuple[Array, Array]:
-    """Return the clients from the easiest to the hardest by their last scores, and how often each took part.
+def participation(
+    scores: Table, visits: Table, difficulty: Sequence[float] | None = None
+) -> tuple[Array, Array]:
+    """Return the clients from the easiest to the hardest, and how often each took part.
 
+    What is known of their difficulty counts, or else their first scores: the last ones are lowest where training was.
     A client without a score comes last; those that never took part and never had one are not known.
     """
-    last_scores, last_visits = _last(scores), _last(visits)
-    nodes = sorted(
-        set(last_scores) | set(last_visits), key=lambda node: (last_scores.get(node, np.inf), node)
-    )
-    return np.array(nodes, dtype=np.int64), np.array([last_visits.get(node, 0) for node in nodes])
+    visited = _each(visits)
+    hard = dict(enumerate(difficulty)) if difficulty else _each(scores, first=True)
+    nodes = sorted(set(hard) | set(visited), key=lambda node: (hard.get(node, np.inf), node))
+    return np.array(nodes, dtype=np.int64), np.array([visited.get(node, 0) for node in nodes])
 
 
-def _last(table: Table) -> dict[int, float]:
-    order = np.argsort(table["round"], kind="stable")
+def _each(table: Table, first: bool = False) -> dict[int, float]:
+    """Return each node's last value, or its first one."""
+    order = np.argsort(-table["round"] if first else table["round"], kind="stable")
     return dict(zip(table["node"][order].tolist(), table["value"][order].tolist(), strict=True))
 
 

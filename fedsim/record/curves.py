@@ -35,9 +35,15 @@ from fedsim.record.style import (
 
 
 @rc_context(STYLE)
-def curves(metrics: Table, rounds: Table, target: float | None = None, faults: Table | None = None) -> Figure:
+def curves(
+    metrics: Table,
+    rounds: Table,
+    target: float | None = None,
+    faults: Table | None = None,
+    nodes: Table | None = None,
+) -> Figure:
     """Draw test accuracy against rounds, simulated time and bytes sent; the distance to the known best model, or
-    else the loss, if there is no accuracy.
+    else the loss, if there is no accuracy. Of peers it is the mean over their models, beside it the average model's.
 
     Args:
         metrics: the table ``metrics``; from its per-node rows (or the metrics ``accuracy_min`` and
@@ -45,6 +51,7 @@ def curves(metrics: Table, rounds: Table, target: float | None = None, faults: T
         rounds: the table ``rounds``.
         target: the value to reach, drawn as a line; where it is first reached is marked.
         faults: see :func:`fedsim.record.store.faults`; they are marked against simulated time.
+        nodes: the table ``nodes``, which says of how many nodes some were evaluated; it may be empty.
 
     Raises:
         BadValue: if there is neither an accuracy nor a loss of the whole system.
@@ -63,7 +70,11 @@ def curves(metrics: Table, rounds: Table, target: float | None = None, faults: T
     reached = next((i for i, v in enumerate(table[name]) if (v >= goal if rising else v <= goal)), None)
     for ax, (x, label, cost, write) in zip(panels, costs(table)):
         ax.fill_between(x, low, high, color=BLUE, alpha=0.15, linewidth=0, label="worst to best node")
-        ax.plot(x[measured], y, color=BLUE, marker="o" if len(y) <= 30 else "", markersize=3)
+        marks = {"marker": "o" if len(y) <= 30 else "", "markersize": 3}
+        ax.plot(x[measured], y, color=BLUE, label=_whose(table, nodes), **marks)
+        if f"{name}_of_average" in table:
+            average = table[f"{name}_of_average"][measured]
+            ax.plot(x[measured], average, color=GREEN, linestyle="--", label="average of all models")
         ax.set_xlabel(label)
         if target is not None:
             ax.axhline(target, color=ORANGE, linewidth=1, linestyle=(0, (4, 3)))
@@ -75,9 +86,20 @@ def curves(metrics: Table, rounds: Table, target: float | None = None, faults: T
     if name == "distance" and spread(y) > WIDE_SPREAD:
         panels[0].set_yscale("log")
     panels[0].xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
-    if np.isfinite(low).any():
+    if np.isfinite(low).any() or "nodes_evaluated" in table:
         panels[0].legend(loc="best", fontsize=8)
     return figure
+
+
+def _whose(table: Table, nodes: Table | None) -> str | None:
+    """Say whose mean the line is; None where there is one model."""
+    if "nodes_evaluated" not in table:
+        return None
+    counts = table["nodes_evaluated"][np.isfinite(table["nodes_evaluated"])]
+    low, high = int(counts.min()), int(counts.max())
+    total = 0 if nodes is None else len(nodes["node"])
+    some = f"{low}" if low == high else f"{low} to {high}"
+    return f"mean of {some}" + (f" of {total}" if total and low < total else "") + " nodes"
 
 
 def quality(table: Table) -> str | None:
@@ -179,7 +201,7 @@ def durations(rounds: Table, faults: Table | None = None) -> Figure:
     over.plot(ended_s / time_size, lasted / size, ".", color=BLUE, markersize=3)
     over.set(xlabel=f"simulated time ({time_unit})", ylabel=f"duration of a round ({unit})", ylim=(0, None))
     mark_faults(over, faults, time_size)
-    right = 1.08 * lasted.max() / size
+    right = 1.08 * lasted.max() / size or 1.0
     x = np.concatenate([[0.0], np.sort(lasted) / size, [right]])
     share = np.append(np.arange(len(lasted) + 1) / len(lasted), 1.0) * 100
     ax.step(x, share, where="post", color=BLUE)

@@ -7,11 +7,13 @@ Colours are those of Okabe and Ito and of Paul Tol, which the colour-blind can t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from fedsim.errors import BadValue
 from fedsim.record.curriculum import curriculum, pace
 from fedsim.record.curves import curves, durations, is_loss, loss, progress, quality, views
 from fedsim.record.nodes import hours, labels, topology, traffic, utilisation
@@ -76,7 +78,7 @@ def _figures(run: Path) -> Iterator[tuple[str, Figure]]:
     measured = quality(table)
     if measured:
         target = known.get("target_accuracy") if measured == "accuracy" else None
-        yield "curves", curves(metrics, rounds, target, broken)
+        yield "curves", curves(metrics, rounds, target, broken, nodes)
     if measured == "accuracy" and any(map(is_loss, table)):
         yield "loss", loss(metrics, rounds)
     if not measured and len(rounds["round"]):
@@ -96,13 +98,15 @@ def _figures(run: Path) -> Iterator[tuple[str, Figure]]:
         yield "labels", labels(counts)
     if "pace" in known:
         yield "pace", pace(known["pace"])
-    yield from _of_strategies(tables, broken, end_us)
+    yield from _of_strategies(tables, known.get("difficulty_of_clients"), broken, end_us)
 
 
-def _of_strategies(tables: dict[str, Table], broken: Table, end_us: int) -> Iterator[tuple[str, Figure]]:
+def _of_strategies(
+    tables: dict[str, Table], difficulty: list[float] | None, broken: Table, end_us: int
+) -> Iterator[tuple[str, Figure]]:
     measured = set(tables["metrics"]["name"].tolist())
     if "pool" in measured:
-        yield "curriculum", curriculum(tables["metrics"])
+        yield "curriculum", curriculum(tables["metrics"], difficulty)
     if "view_mean" in measured:
         yield "views", views(tables["metrics"], tables["rounds"], tables["presence"], end_us, broken)
 
@@ -114,7 +118,7 @@ def _timelines(
     rounds, presence, nodes = tables["rounds"], tables["presence"], tables["nodes"]
     if not did.nodes:
         return
-    if (rounds["round"] > 0).any():
+    with suppress(BadValue):  # no round lasted, or nobody did anything in those that did
         yield "round", round_timeline(did, rounds, presence, nodes)
     yield "node", node_timeline(did, presence, nodes, end_us, faults=broken)
     if did.lanes["sending"]:

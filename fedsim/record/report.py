@@ -50,8 +50,9 @@ REMARKS = {
     "finished. A transfer lasts from the beginning of its sending until it arrives, latency included.",
     "node": "What the client or peer that was busy for the longest time did in the whole run.",
     "pace": "How many samples of a client of median size take part.",
-    "curriculum": "The pool of clients, their scores when they were last asked, and how often each took part, the "
-    "hardest on the right.",
+    "curriculum": "The pool of clients, their scores when they were last asked (the darker, the more clients), and how "
+    "often each took part, the hardest on the right: by the known difficulty of its samples, or else by its first "
+    "score, for training makes the last one low.",
     "views": "How many nodes a node counts as active by the round that it knows of, which may be an old one: the mean, "
     "and from the least to the most, when a round was evaluated, over the nodes that were online then or, where there "
     "are more than 100 nodes, over those of them that were among 100 drawn for the round.",
@@ -90,7 +91,8 @@ def write_report(run: str | Path) -> Path:
     experiment = _text(run / "experiment.yaml")
     table = metrics(run)
     given = _summary(run)
-    target = facts(run).get("target_accuracy")
+    known = facts(run)
+    target = known.get("target_accuracy")
     summary = {**_so_far(run, table, experiment, target), **given}
     broken = faults(run)
     listed = _faults(broken)
@@ -102,10 +104,16 @@ def write_report(run: str | Path) -> Path:
         finished=all(key in given for key in KEYS),
         trained="accuracy" in table or "loss" in table,
         assumed=", ".join(f"{name} = {value:g}" for name, value in (summary["assumed"] or {}).items()),
+        stalled=summary.get("stalled"),
         steady=_steady(read(run, "presence")),
         tiles=_tiles(summary, target, round_times_s(read(run, "rounds")), role),
         figures=[
-            (TITLES[name], name, _picture(path), REMARKS.get(name, ""))
+            (
+                TITLES[name],
+                name,
+                _picture(path),
+                " ".join(filter(None, (REMARKS.get(name), _told(name, known)))),
+            )
             for name, path in draw_all(run).items()
         ],
         faults=listed,
@@ -118,6 +126,29 @@ def write_report(run: str | Path) -> Path:
     page = run / "report.html"
     page.write_text(html, encoding="utf-8")
     return page
+
+
+def _told(name: str, known: Mapping[str, Any]) -> str:
+    """Return what the facts of a run say of what a figure shows."""
+    if name == "topology" and "spectral_gap" in known:
+        rounds = known.get("mixing_rounds")
+        time = (
+            ""
+            if rounds is None
+            else f"; mixing time {rounds:,}, the rounds until averaging alone leaves 1% of it"
+        )
+        return (
+            f"Spectral gap of the mixing matrix {known['spectral_gap']:.4g}, the share of the nodes' distance "
+            f"from their mean that a round of averaging takes away at least{time}."
+        )
+    if name == "labels" and "difficulty_between_clients" in known:
+        between, within = (known[f"difficulty_{where}_clients"] for where in ("between", "within"))
+        unit = known.get("difficulty_unit")
+        return (
+            f"How hard the samples are{f' ({unit})' if unit else ''}: standard deviation {between:.4g} between the "
+            f"means of the clients, and on average {within:.4g} within a client."
+        )
+    return ""
 
 
 def _text(path: Path) -> str:

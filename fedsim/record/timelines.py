@@ -103,12 +103,12 @@ def round_timeline(
         rounds: the table ``rounds``.
         presence: the table ``presence``; nodes that are not in it were always online.
         nodes: the table ``nodes``, for the roles; it may be empty.
-        round: the round; by default the one of median duration.
+        round: the round; by default the one of median duration, of those in which anybody did anything.
 
     Raises:
         BadValue: if the round has not ended, or nobody did anything in it.
     """
-    chosen, start_us, end_us = _window(rounds, round)
+    chosen, start_us, end_us = _window(did, rounds, round)
     ids = _rows(did, nodes, start_us, end_us)
     if not len(ids):
         raise BadValue("round", chosen, "nobody sent, received or computed anything in it")
@@ -136,19 +136,31 @@ def round_timeline(
     return figure
 
 
-def _window(rounds: Table, round: int | None) -> tuple[int, int, int]:
-    """Return the round, by default one of median duration, its beginning and its end in microseconds."""
+def _window(did: Activity, rounds: Table, round: int | None) -> tuple[int, int, int]:
+    """Return the round, by default a typical one, its beginning and its end in microseconds."""
     order = np.argsort(rounds["time_us"], kind="stable")
     numbers, ended = rounds["round"][order], rounds["time_us"][order]
     began = np.append(0, ended[:-1])
     mine = np.flatnonzero(numbers > 0 if round is None else numbers == round)
     if not len(mine):
         raise BadValue("round", MISSING if round is None else round, "it has not ended")
+    if round is None:
+        mine = mine[_busy(did, began, ended)[mine]]
+        if not len(mine):
+            raise BadValue("round", MISSING, "nobody sent, received or computed anything in any of them")
     lasted = ended[mine] - began[mine]
     # Of several that took equally long, the middle one: the first and the last are seldom like the others.
     like = mine[lasted == np.percentile(lasted, 50, method="inverted_cdf")]
     at = like[len(like) // 2]
     return int(numbers[at]), int(began[at]), int(ended[at])
+
+
+def _busy(did: Activity, began: Array, ended: Array) -> Array:
+    """Tell in which of some times anybody did anything; a time without length has no room for it."""
+    done = [spans for lane in did.lanes.values() for spans in lane.values()]
+    spans = merged(clipped(np.concatenate([np.zeros((0, 2)), *done]), 0, np.inf))
+    inside: Array = np.searchsorted(spans[:, 0], ended) > np.searchsorted(spans[:, 1], began, "right")
+    return inside & (ended > began)
 
 
 def _rows(did: Activity, nodes: Table, start_us: int, end_us: int) -> Array:

@@ -16,8 +16,8 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsim.errors import ConfigError, RunError, StalledError
 from fedsim.flower import run_app
-from fedsim.flower.app import means
 from fedsim.flower.appclient import examples
+from fedsim.flower.replies import means
 from fedsim.record.store import read
 
 RAISES = """    if context.node_config["partition-id"] == 1:

@@ -478,3 +478,8 @@ def test_empty_records_cross_too():
     assert list(received) == ["arrays", "config"]
     assert len(received["arrays"]) == 0
     assert wire_bytes(received) == 12
+
+
+def test_text_is_counted_in_bytes():
+    """Twelve bytes for the text, two for each letter; three for each of the names."""
+    assert wire_bytes(RecordDict({"né": ConfigRecord({"kö": "ääääää"})})) == 12 + 3 + 3

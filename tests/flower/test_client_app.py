@@ -5,14 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import yaml
-from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
+from safetensors.numpy import load_file
 
 import fedsim
 from fedsim import parts
 from fedsim.errors import BadValue, ConfigError, RunError, StalledError
 from fedsim.flower import ByPartition, client_app, compat, run_app, server_side
+from fedsim.flower.app import read_world
+from fedsim.flower.project import read_project
 from fedsim.flower.template import write_app
 
 LOCAL = {"epochs": 1, "batch_size": 64, "lr": 0.1}
@@ -298,12 +301,42 @@ def test_an_app_is_never_written_over_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "rule"), [("fedamx", "did you mean fedamd"), ("dpsgd", "has peers and no server")]
+    ("name", "rule"),
+    [
+        ("fedamx", "did you mean fedamd"),
+        *((name, "has peers and no server") for name in ("dpsgd", "modest", "epidemic", "teleportation")),
+    ],
 )
 def test_an_app_needs_a_server_strategy(name, rule, tmp_path):
     with pytest.raises(ConfigError, match=rule):
         write_app(tmp_path / "app", name)
     assert not (tmp_path / "app").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "owner"),
+    [("class", "Python"), ("random", "Python"), ("fedsim", "fedsim, which"), ("NumPy", "numpy, which")],
+)
+def test_an_app_has_a_name_of_its_own(name, owner, tmp_path):
+    with pytest.raises(ConfigError, match=f"DIR: .*the app's package would be called .*belongs to {owner}"):
+        write_app(tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", ["2024", "1e3", "true", ".2"])
+def test_a_name_is_text_whatever_it_looks_like(name, app):
+    folder = app("plain", {"pyproject.toml": ('name = "plain"', f'name = "{name}"')})
+    assert read_world(read_project(folder), 2, None, {}).name == name.strip(".")
+
+
+def test_a_model_is_saved_row_by_row(tmp_path):
+    """However its arrays lie in memory."""
+    made = server_side(model="softmax", data="digits", strategy="fedavg", clients=2)
+    numbers = np.arange(6.0).reshape(2, 3)
+    arrays = ArrayRecord({"w": Array(np.asfortranarray(numbers)), "n": Array(np.array(3.0))})
+    made.save(arrays, tmp_path / "model")
+    saved = load_file(tmp_path / "model")
+    assert (saved["w"].tolist(), saved["n"].shape) == (numbers.tolist(), ())
 
 
 def test_client_apps_are_clientapps():

@@ -141,6 +141,13 @@ def test_flower_does_not_chatter(caplog):
         assert logger.isEnabledFor(logging.ERROR)
 
 
+def test_an_apps_own_warnings_are_heard():
+    logger = logging.getLogger("flwr")
+    with compat.session(7, 0, ignore, logging.WARNING):
+        assert logger.isEnabledFor(logging.WARNING)
+        assert not logger.isEnabledFor(logging.INFO)
+
+
 def test_what_existed_before_is_not_collected_over_and_over():
     gc.unfreeze()
     with compat.session(7, 0, ignore):
@@ -305,11 +312,19 @@ def test_what_the_former_api_does_is_put_back():
     from flwr.server import server
     from flwr.server.client_manager import SimpleClientManager
 
-    before = server.fit_clients, server.evaluate_clients, SimpleClientManager.wait_for
-    with compat.together(Two(), lambda _: None):
-        assert server.fit_clients is not before[0]
+    def now():
+        return (
+            server.Server.fit,
+            server.fit_clients,
+            server.evaluate_clients,
+            SimpleClientManager.wait_for,
+        )
+
+    before = now()
+    with compat.together(Two(), lambda _: None, lambda _: None):
+        assert not set(before) & set(now())
         assert server.fit_clients([], max_workers=None, timeout=None, group_id=1) == ([], [])
-    assert (server.fit_clients, server.evaluate_clients, SimpleClientManager.wait_for) == before
+    assert now() == before
 
 
 def test_a_context_begins_with_an_empty_state():

@@ -66,6 +66,14 @@ def test_a_client_that_raises_is_exit_code_3_with_its_traceback(app, tmp_path):
     assert "what was recorded is kept in" in done.output
 
 
+def test_ctrl_c_says_where_the_record_is(app, tmp_path):
+    change = {"server.py": ("    config = context.run_config\n", "    raise KeyboardInterrupt\n")}
+    done = call("run", app("plain", change), "--nodes", 2, "--out", tmp_path / "runs", "--quiet")
+    assert done.exit_code == 130
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert done.output.split("\n")[:2] == ["stopped", f"what was recorded is kept in {folder}"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

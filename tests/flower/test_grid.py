@@ -533,50 +533,8 @@ def test_two_worlds_of_one_seed_have_one_history():
 # a server's own waiting
 
 
-def test_a_pause_passes_simulated_time():
-    grid, _ = make(30)
-    grid.pause(2.5)
-    assert grid.world.clock.now_s == 2.5
-    grid.push_messages([instruction(0)])
-    grid.pause(1.0)  # the reply comes meanwhile
-    assert grid.world.clock.now_s == 3.5
-    assert len(grid.pull_messages(["1"])) == 1
-
-
-def test_pauses_between_looks_are_waiting():
-    grid, _ = make(1, 1)
-    grid.world.nodes[1].set_online(False)
-    at(grid, 7_000_000, grid.world.nodes[1].set_online, True)
-    while len(grid.get_node_ids()) < 2:
-        grid.pause(2.0)
-    assert grid.world.clock.now_s == 8.0
-    with pytest.raises(StalledError, match="nobody else can come"):
-        wait_with_pauses(grid, 10)
-
-
-def look(grid, times):
-    return [grid.get_node_ids() for _ in range(times)]
-
-
-def wait_with_pauses(grid, times):
-    for _ in range(times):
-        grid.get_node_ids()
-        grid.pause(2.0)
-
-
 def pull(grid, id, times):
     return [grid.pull_messages([id]) for _ in range(times)]
-
-
-def test_looking_again_and_again_waits_for_what_happens_next():
-    grid, _ = make(1, 1)
-    grid.world.nodes[1].set_online(False)
-    at(grid, 7_000_000, grid.world.nodes[1].set_online, True)
-    while len(grid.get_node_ids()) < 2:
-        pass
-    assert grid.world.clock.now_s == 7.0
-    with pytest.raises(StalledError):
-        look(grid, 1_000)
 
 
 def test_pulling_nothing_for_ever_stalls():
@@ -585,6 +543,38 @@ def test_pulling_nothing_for_ever_stalls():
     assert len(grid.pull_messages([id])) == 1
     with pytest.raises(StalledError, match="asked no client"):
         pull(grid, id, 20_000)
+
+
+# waits leave nothing behind
+
+
+def failing(code):
+    return lambda client, message, sim_time_s: Error(code, "bad")
+
+
+def test_errors_that_come_at_once_take_no_time():
+    """The world has no delays; a wait's timer must not be what ends the next one."""
+    grid, _ = make(0, 0, network={"latency_ms": 0, "header_bytes": 0})
+    grid.clients.answer = failing(compat.RAISED)
+    for round in (1, 2, 3):
+        replies = grid.send_and_receive([instruction(node, round) for node in (0, 1)], timeout=3600.0)
+        assert [reply.error.code for reply in replies] == [compat.RAISED] * 2
+    assert grid.world.clock.now == 0
+
+
+def test_a_timer_is_gone_with_its_wait():
+    grid, _ = make(30)
+    grid.send_and_receive([instruction(0)], timeout=3600.0)
+    assert grid.world.clock.peek() == float("inf")
+
+
+def test_asking_those_whom_nothing_brings_back_stalls_despite_timeouts():
+    grid, _ = make(30)
+    grid._detect_us = 0
+    grid.world.nodes[0].set_online(False)
+    with pytest.raises(StalledError, match="no client can be reached, and nothing will change that"):
+        grid.send_and_receive([instruction(0)], timeout=3600.0)
+    assert grid.world.clock.now == 0
 
 
 # time to live

@@ -90,9 +90,67 @@ def test_folders_that_are_no_apps(tmp_path, app):
     with pytest.raises(ConfigError, match=r"pyproject.toml: cannot be read \(No such file"):
         read_project(tmp_path)
     folder = app("plain")
-    (folder / "pyproject.toml").write_text("[tool\n")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    (folder / "pyproject.toml").write_text("[project]\nname = 1e\n")
+    with pytest.raises(ConfigError, match=r"pyproject.toml:2: is not valid TOML \(") as caught:
         read_project(folder)
+    assert "name the folder" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[tool]\nflwr = 3", "pyproject.toml: tool.flwr: 3: must be a table"),
+        ("[tool.flwr.app]\nconfig = 'a'", "tool.flwr.app.config: a: must be a table"),
+        ("project = 'x'", "project: x: must be a table"),
+    ],
+)
+def test_tables_that_are_none(text, message, tmp_path):
+    parts = "" if "tool" in text else "\n[tool.flwr.app.components]\nserverapp = 'a:b'\nclientapp = 'a:b'"
+    parts = "\ncomponents = {serverapp = 'a:b', clientapp = 'a:b'}" if "app]" in text else parts
+    (tmp_path / "pyproject.toml").write_text(text + parts)
+    with pytest.raises(ConfigError) as caught:
+        read_project(tmp_path)
+    assert message in str(caught.value)
+
+
+def test_a_run_config_may_be_a_file(tmp_path):
+    file = tmp_path / "quick.toml"
+    file.write_text("num-server-rounds = 9\nlr = 1\n")
+    assert read_project(APPS / "plain", str(file)).run_config["num-server-rounds"] == 9
+    file.write_text("lr = 1\nlrr = 1\n")
+    with pytest.raises(ConfigError, match="--run-config lrr: 1: the app has no such key; did you mean lr"):
+        read_project(APPS / "plain", str(file))
+    file.write_text("lr = 1\nlrr\n")
+    with pytest.raises(ConfigError, match=r"quick.toml:2: is not valid TOML"):
+        read_project(APPS / "plain", str(file))
+    with pytest.raises(ConfigError, match=r"none.toml: cannot be read \(No such file"):
+        read_project(APPS / "plain", "none.toml")
+    with pytest.raises(ConfigError, match="or one TOML file and nothing else"):
+        read_project(APPS / "plain", f"lr=1 {file}")
+
+
+@pytest.mark.parametrize("part", ["client", "server"])
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("1 / 0", "ZeroDivisionError"),
+        ("1 /", "SyntaxError"),
+        ("import nosuch", "nosuch"),
+        ("exit(3)", "SystemExit: 3"),
+    ],
+)
+def test_an_import_that_fails_names_the_line(part, line, reason, app):
+    folder = app("plain", {f"{part}.py": ("app =", f"{line}\napp =")})
+    number = (folder / "plain_app" / f"{part}.py").read_text().splitlines().index(line) + 1
+    project = read_project(folder)
+    with (
+        importable(project.root),
+        pytest.raises(ConfigError, match=rf"cannot be imported .*{reason}") as caught,
+    ):
+        (load_client if part == "client" else load_server)(project)
+    assert str(caught.value).startswith(
+        f"{project.root / 'plain_app' / part}.py:{number}: tool.flwr.app.comp"
+    )
 
 
 def test_two_apps_may_have_modules_of_the_same_names(app, tmp_path):

@@ -280,3 +280,43 @@ def test_wrong_labels_are_of_another_class_and_the_hardest():
 def test_numbers_have_no_wrong_labels():
     with pytest.raises(BadValue, match="labels can be wrong"):
         noisy(of={"name": "quadratic", "dimension": 3}, levels=[0.0], wrong=0.1, clients=2, seed=0)
+
+
+def test_how_clients_differ_is_told_wherever_anybody_knows():
+    noise = {"data": FILE["data"] | {"partition": "iid"}}
+    plain = {"data": {"name": "digits", "clients": 2, "test_share": 0.8}}
+    local = {"curriculum": {"score": "expert"}}
+    pool = {"name": "curriculum", "rounds": 2, "score": "expert"}
+    by_chance = {**pool, "order": "random"}
+    asks = {"name": "fedprox", "mu": 0.0, "participants": 2}
+    for change, unit in (
+        (noise, "known difficulty"),
+        (plain, None),
+        ({**plain, "strategy": {**asks, "local": local}}, "loss of the expert"),
+        (
+            {**plain, "strategy": {**asks, "local": {"curriculum": {"order": "random", "score": "expert"}}}},
+            None,
+        ),
+        ({**plain, "strategy": {**asks, "select": pool}}, "loss of the expert"),
+        ({**plain, "strategy": {**asks, "select": by_chance}}, None),
+    ):
+        setup = prepare(load({**FILE, "expert": {"epochs": 1}, **change}))
+        found = ordering(setup)
+        assert found.get("difficulty_unit") == unit
+        if unit:
+            own = found["difficulty_of_clients"]
+            assert len(own) == len(setup.owned)
+            assert found["difficulty_between_clients"] == pytest.approx(np.std(own), abs=1e-8)
+
+
+@pytest.mark.parametrize(("rounds", "clock"), [(None, "step"), (7, "round")])
+def test_the_pace_has_an_end(rounds, clock):
+    """A client has 100 samples: passes of 30, 56 and 100 make 3, 6 and 10 steps; the last is begun within 11."""
+    local = {"epochs": 1, "batch_size": 10, "curriculum": {"floor": 1, "b": 0.3, "rounds": rounds}}
+    data = {"name": "quadratic", "samples": 100, "clients": 2, "partition": "natural"}
+    setup = prepare(
+        load({**FILE, "data": data, "model": "linear", "strategy": {"name": "fedavg", "local": local}})
+    )
+    pace = ordering(setup)["pace"]
+    assert (pace["clock"], pace["end"]) == (clock, 8 if rounds else 3 + 6 + 10)
+    assert rounds or pace["sizes"] == [(0, 30), (3, 53), (9, 100)]

@@ -80,6 +80,11 @@ def test_families_are_ordered(u):
     assert all(a >= b - 1e-12 for a, b in itertools.pairwise(values))
 
 
+def test_the_papers_name_of_root_is_known():
+    assert growth("sqrt", 0.3, 0.8, 0.2) == growth("root", 0.3, 0.8, 0.2)
+    assert Curriculum(pacing="sqrt").share(0.4) == Curriculum(pacing="root").share(0.4)
+
+
 def test_curriculum_property_09_passes_have_the_golden_sizes():
     local = Local(batch_size=10, epochs=10, curriculum=Curriculum())
     assert pace_of(local, 500)[:6] == [(0, 100), (10, 109), (21, 120), (33, 132), (47, 146), (62, 160)]

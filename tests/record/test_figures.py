@@ -115,6 +115,24 @@ def test_the_band_also_comes_from_the_measured_extremes():
     }
 
 
+@pytest.mark.parametrize(
+    ("counts", "total", "label"),
+    [
+        ((3, 3), 0, "mean of 3 nodes"),
+        ((3, 3), 3, "mean of 3 nodes"),
+        ((2, 2), 5, "mean of 2 of 5 nodes"),
+        ((4, 3), 4, "mean of 3 to 4 of 4 nodes"),
+    ],
+)
+def test_the_mean_of_peers_is_named_and_their_average_model_drawn(counts, total, label):
+    rows = metric_rows({0: 0.2, 1: 0.5}) + metric_rows({0: 0.1, 1: 0.7}, "accuracy_of_average")
+    rows += metric_rows(dict(enumerate(map(float, counts))), "nodes_evaluated")
+    nodes = table("nodes", node_rows(total)[:total])
+    ax = figures.curves(table("metrics", rows), table("rounds", round_rows(1)), nodes=nodes).axes[0]
+    assert [text.get_text() for text in ax.get_legend().get_texts()][-2:] == [label, "average of all models"]
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[0.2, 0.5], [0.1, 0.7]]
+
+
 def test_every_loss_has_a_line_and_a_name():
     rows = metric_rows({0: 2.0, 1: 1.0}, "loss") + metric_rows({1: 0.5}, "train_loss") + metric_rows({0: 0.1})
     ax = figures.loss(table("metrics", rows), table("rounds", [])).axes[0]

@@ -303,3 +303,22 @@ def test_peers_have_a_page_too(tmp_path, fake_run):
     assert "strategy dpsgd" in told.text
     assert told.ids[:4] == ["curves", "loss", "durations", "topology"]
     assert "per peer, both ways" in told.text
+
+
+def test_what_the_facts_say_stands_below_the_figures(tmp_path, fake_run):
+    run = fake_run(tmp_path, clients=4, rounds=3, events=False)
+    assert "Spectral gap" not in page(run).text
+    with Record(run) as record:
+        for key, value in {
+            "spectral_gap": 0.346753,
+            "mixing_rounds": 11,
+            "difficulty_between_clients": 0.61,
+            "difficulty_within_clients": 0.042,
+            "difficulty_unit": "known difficulty",
+        }.items():
+            record.fact(key, value)
+    told = page(run).text
+    assert "Spectral gap of the mixing matrix 0.3468, " in told
+    assert "mixing time 11, " in told
+    assert "(known difficulty): standard deviation 0.61 between the means of the clients" in told
+    assert "on average 0.042 within a client" in told

@@ -128,6 +128,36 @@ def test_of_rounds_that_took_equally_long_the_middle_one_is_typical(run):
     assert ax.get_title(loc="left").startswith("round 3: 4 s")
 
 
+def test_the_typical_round_is_one_in_which_something_happened(run):
+    """Most rounds have no length, as those of an asynchronous server, and nobody does anything in the longest."""
+    rounds, presence, nodes = tables(run, "rounds", "presence", "nodes")
+    for ends, typical in (
+        ([4, 4, 4, 14, 14, 40], "round 4: 10 s, 3"),
+        ([0, 0, 0, 14, 40, 400], "round 4: 14 s, 3"),
+    ):
+        many = {"round": np.arange(1, 7), "time_us": np.array(ends) * SECOND}
+        ax = figures.round_timeline(did(run), {**rounds, **many}, presence, nodes).axes[0]
+        assert ax.get_title(loc="left").startswith(typical)
+
+
+def test_of_rounds_without_length_none_is_drawn(run):
+    rounds, presence, nodes = tables(run, "rounds", "presence", "nodes")
+    flat = {**rounds, "time_us": np.zeros_like(rounds["time_us"])}
+    with pytest.raises(BadValue, match="round: nobody sent, received or computed anything in any of them"):
+        figures.round_timeline(did(run), flat, presence, nodes)
+
+
+def test_a_run_in_which_no_time_passed_is_drawn(tmp_path):
+    """All that a world without delays and without work has: everything at once."""
+    with Record(tmp_path) as record:
+        for round in (1, 2):
+            record.event(0, "send", 1, 0, 100, round)
+            record.event(0, "deliver", 0, 1, 100, round)
+            record.round(round, 0, 100, 100, 0, 0, 0, 0)
+    assert "node" in figures.draw_all(tmp_path)
+    assert not (tmp_path / "figures" / "round.png").exists()
+
+
 def test_a_node_without_presence_was_always_online(run):
     rounds, presence, nodes = tables(run, "rounds", "presence", "nodes")
     nobody = {name: column[:0] for name, column in presence.items()}

@@ -14,9 +14,9 @@ from fedsim import api
 from fedsim.config import Local, load
 from fedsim.errors import ConfigError
 from fedsim.flower import compat
+from fedsim.flower.appgrid import AppGrid
 from fedsim.flower.arrays import pack, unpack
 from fedsim.flower.arrivals import POLL_S
-from fedsim.flower.grid import SimGrid
 from fedsim.flower.shown import Shown
 from fedsim.flower.simclient import BuiltinClients
 from fedsim.record import store
@@ -214,7 +214,7 @@ def test_a_superlink_is_asked_again_after_a_pause():
     wanted, _ = walk(strategies[0], lab, 3)
     strategies[1].check(3)
     file = {"data": {"clients": 3}, "strategy": "fedavg", "stop": {"rounds": 1}}
-    grid = SimGrid(worlds.build(load(file), star(4), True), BuiltinClients(lab, strategies[1].updates))
+    grid = AppGrid(worlds.build(load(file), star(4), True), BuiltinClients(lab, strategies[1].updates))
     start = pack(lab.initial, lab.engine.task.layout, "float64")
     with compat.session(0, grid.server.id, grid.pause):
         result = strategies[1].start(Polled(grid), initial_arrays=start, num_rounds=3)

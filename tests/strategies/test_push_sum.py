@@ -100,7 +100,7 @@ def test_an_undirected_graph_works_both_ways(tmp_path):
     assert np.abs(done.models - third @ third @ starts).max() < 1e-12
 
 
-def test_what_is_lost_takes_its_weight_with_it(tmp_path):
+def test_what_is_lost_takes_its_weight_with_it(tmp_path, caplog):
     """Nodes that all hold the same go on holding it, whatever is lost."""
     starts = np.tile([3.0, -1.0], (4, 1))
     faults = [{"name": "crash", "at_s": 0.025, "nodes": [2]}]
@@ -108,6 +108,12 @@ def test_what_is_lost_takes_its_weight_with_it(tmp_path):
     done = drive(given, tmp_path, starts, stay=True)
     assert done.lost > 0
     assert np.abs(done.models - starts).max() < 1e-12
+    assert caplog.text.count("push_sum diverges if they are lost") == 1
+
+
+def test_nobody_is_warned_where_everything_arrives(tmp_path, caplog):
+    drive(experiment("push_sum", 4, "directed_exponential", 6, {"timeout_s": 1.0}), tmp_path, stay=True)
+    assert "push_sum" not in caplog.text
 
 
 @pytest.mark.parametrize(
