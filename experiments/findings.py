@@ -281,10 +281,9 @@ def accuracies(known: Known, seeds: Sequence[int]) -> str:
     lines = ["| data | ordered | score | b | curriculum | random | anti | vanilla |", "| --- " * 8 + "|"]
     rows: dict[Cell, None] = {}
     for cell in cells():
-        if cell.clients and cell.samples != "vanilla":
-            continue
-        kind = chosen if cell.clients else ordered
-        rows |= dict.fromkeys([kind(cell, "curriculum")] if describe(cell).startswith("ordered") else [])
+        orders = {cell.samples, cell.clients} - {None, "vanilla"}
+        if orders <= {"curriculum", "anti"} and orders and (cell.samples == "vanilla" or not cell.clients):
+            rows[(chosen if cell.clients else ordered)(cell, "curriculum")] = None
     for row in sorted(
         rows, key=lambda cell: (list(WORLDS).index(cell.world), bool(cell.clients), cell.b, cell.score)
     ):
