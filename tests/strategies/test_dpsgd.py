@@ -232,7 +232,9 @@ def test_without_a_timeout_a_crashed_neighbour_stalls_the_run(tmp_path):
 
 def test_it_stalls_in_the_last_round_too(tmp_path):
     given = experiment("ring", 4, stop={"rounds": 1}, faults=[{"name": "crash", "at_s": 0.01, "nodes": [0]}])
-    with pytest.raises(StalledError, match=r"node 1 .* from \[0\]; node 3 .* from \[0\]; gone for good: \[0\]$"):
+    with pytest.raises(
+        StalledError, match=r"node 1 .* from \[0\]; node 3 .* from \[0\]; gone for good: \[0\]$"
+    ):
         drive(given, DPSGD(local=Local(**LOCAL), timeout_s=None), tmp_path)
 
 
