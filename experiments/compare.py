@@ -259,7 +259,7 @@ def spread(values: list[float], digits: str) -> str:
     if not values:
         return "-"
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):{digits}} ± {deviation:{digits}}"
+    return f"{statistics.fmean(values):{digits}} ± {deviation:{digits.lstrip('+')}}"
 
 
 def draw(curves: Mapping[str, list[Curve]], target: float, columns: tuple[str, ...]) -> Figure:

@@ -182,12 +182,8 @@ def findings() -> list[Finding]:
 
 
 def cells() -> list[Cell]:
-    """Return all that is run: what the findings need, and the rest of the first table."""
-    found = [cell for finding in findings() for cell in (*finding.more, *finding.less)]
-    found += [ordered(DIR, order, b=b) for b in (0.0025, 0.2, 0.8) for order in ORDERS]
-    found += [ordered(DIR, order, score=s) for s in ("local", "both", "expert") for order in ORDERS[::2]]
-    found += [chosen(base, order) for base in (DIR, ALIKE) for order in ORDERS]
-    return list(dict.fromkeys(map(plain, found)))
+    """Return all that is run: what the findings need."""
+    return list(dict.fromkeys(plain(cell) for one in findings() for cell in (*one.more, *one.less)))
 
 
 def plain(cell: Cell) -> Cell:
