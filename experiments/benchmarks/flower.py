@@ -90,7 +90,7 @@ def measure(engine: str, case: dict[str, Any], given: argparse.Namespace) -> dic
         write_images(case, given.mnist)
         env = {**os.environ, SETTING: json.dumps(case), "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0"}
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(APP), env.get("PYTHONPATH"))))
-        began = time.time()
+        began = time.clock_gettime(time.CLOCK_REALTIME)
         command = [sys.executable, __file__, "--only", engine]
         done = subprocess.run(command, env=env, capture_output=True, text=True)
         marks = [float(line.split()[1]) for line in (Path(folder) / "marks").read_text().splitlines()]
