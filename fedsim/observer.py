@@ -51,7 +51,8 @@ class Observer:
         self.time_to_target_s: float | None = None
         self.dropped = 0
         self.models: Models = {}
-        self.subject = self.stalled = ""
+        self.subject = ""
+        self.stalled = ""
         numbers = experiment.assume.numbers
         self._assumed: dict[str, float] = {
             name: numbers[name] for name in ("loss", "accuracy") if name in numbers

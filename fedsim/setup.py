@@ -349,9 +349,9 @@ def _judge(setup: Setup) -> str:
     if setup.learner.dry:
         return ""  # nobody asks the expert, and its training takes long
     select = setup.experiment.strategy.select
-    chosen = {"order": "curriculum", **select.params} if select is not None else {}
     asked = local is not None and local.scored and local.score == "expert"
-    asked |= chosen.get("score") == "expert" and chosen["order"] in ("curriculum", "anti")
+    if select is not None and select.params.get("order") not in ("random", "vanilla"):
+        asked |= select.params.get("score") == "expert"
     return "expert" if asked else ""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
+from fedsim.errors import few
 from fedsim.flower.appclient import EXAMPLES, examples
 from fedsim.flower.instruction import trains
 
@@ -64,7 +65,11 @@ def remark(replies: Sequence[Message]) -> str:
         return f"; client {odd} has replied with the arrays {shapes[odd]}, others with {usual}"
     if not contents or not all(trains(reply.metadata.message_type) for reply in replies):
         return ""
-    who = f"client {min(contents)} has" if len(contents) == 1 else f"clients {_listed(sorted(contents))} have"
+    who = (
+        f"client {min(contents)} has"
+        if len(contents) == 1
+        else f"clients {few(sorted(contents), most=3)} have"
+    )
     if not usual:
         return f"; {who} replied without arrays"
     said = [
@@ -81,13 +86,3 @@ def _shapes(content: RecordDict) -> dict[str, tuple[int, ...]]:
         for name, record in content.array_records.items()
         for key, array in record.items()
     }
-
-
-def _listed(nodes: Sequence[int]) -> str:
-    """Name the first of many.
-
-    >>> _listed([1, 4]), _listed(range(9))
-    ('1, 4', '0, 1, 2 and 6 others')
-    """
-    more = f" and {len(nodes) - 3} others" if len(nodes) > 4 else ""
-    return ", ".join(map(str, nodes[:3] if more else nodes)) + more

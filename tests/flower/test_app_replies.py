@@ -97,7 +97,7 @@ def test_all_clients_without_examples_are_named(app, tmp_path):
 
 @pytest.mark.parametrize(
     ("nodes", "who"),
-    [(1, "client 0 has"), (4, "clients 0, 1, 2, 3 have"), (9, "clients 0, 1, 2 and 6 others have")],
+    [(1, "client 0 has"), (3, "clients [0, 1, 2] have"), (9, "clients [0, 1, 2] and 6 more have")],
 )
 def test_all_clients_without_arrays_are_named(nodes, who, app, tmp_path):
     change = {"client.py": ('RecordDict({"arrays": arrays, "metrics"', 'RecordDict({"metrics"')}
