@@ -11,6 +11,7 @@ from flwr.app import Message
 
 from fedsim.errors import RunError
 from fedsim.flower.grid import SimGrid, TimeUp
+from fedsim.flower.wait import Wait
 
 WAITING_LOOKS, BUSY_LOOKS = 1_000, 10_000
 """Looking so often who is online is waiting for somebody to come: with pauses between, and without."""
@@ -78,7 +79,7 @@ class AppGrid(SimGrid):
             if self._waits > WAITING_LOOKS and not self._open:
                 super().sleep(seconds)
             else:
-                self._wait({"nothing"}, seconds)
+                self._wait(Wait(self.world.clock.event()), seconds)
 
     @contextmanager
     def _carried(self) -> Iterator[None]:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import simpy
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
@@ -17,6 +16,7 @@ from fedsim.flower.arrays import isolate, together, wire_bytes
 from fedsim.flower.corrupt import corrupt
 from fedsim.flower.failures import Dropped, refuse
 from fedsim.flower.instruction import Clients, Instruction, Watch, round_of, trains
+from fedsim.flower.wait import Look, Wait
 from fedsim.world import network
 from fedsim.world.clock import MICRO, micros
 from fedsim.world.node import Job, Node
@@ -73,9 +73,8 @@ class SimGrid(Grid):
         self._count = 0
         self._slept_s = 0.0
         self._idle = 0
-        self._awaited: set[str] = set()
-        self._needed = math.inf
-        self._ready = world.clock.event()
+        self._awaited = Wait(world.clock.event())
+        self._looked: set[frozenset[str]] = set()  # what was pulled in vain since the last arrival
         self._time_up = False
         self._run = compat.make_run()
         self._spare = np.random.MT19937(0)  # clients seed it
@@ -124,13 +123,24 @@ class SimGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Return the replies that have arrived; if there are none yet, wait for the next one."""
+        """Return the replies that have arrived; if there are none yet, wait for the next one.
+
+        That may be the reply to another message, for which a server looks with another call; then there is nothing
+        to return.
+        """
         ids = [id for id in message_ids if id in self._open]
         if not ids:
             self._check_idle()
         elif not self._arrived(ids):
-            self._wait({"next"})
+            self._look(frozenset(ids))
         return self._pull(ids)
+
+    def _look(self, ids: frozenset[str]) -> None:
+        """Wait for the next reply, unless a server that polls one message after another has yet to come to one."""
+        has_another = any(one.reply is not None for one in self._open.values())
+        if ids in self._looked or not has_another:
+            self._wait(Look(self.world.clock.event(), ids))
+        self._looked.add(ids)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send messages and wait for the replies.
@@ -144,7 +154,7 @@ class SimGrid(Grid):
         """
         began_us, ids = self.world.clock.now, self.push_messages(messages)
         if ids:
-            self._wait(set(ids), timeout, self._enough(ids))
+            self._wait(Wait(self.world.clock.event(), ids, self._enough(ids)), timeout)
         else:
             self._check_idle()
         replies = self._pull(ids)
@@ -197,29 +207,29 @@ class SimGrid(Grid):
         # until something happens, asking again would not help
         seconds = seconds * max(1, math.ceil(next_s / seconds)) if seconds else next_s
         self._slept_s += seconds
-        self._wait({"nothing"}, seconds)
+        self._wait(Wait(clock.event()), seconds)
 
-    def _wait(self, awaited: set[str], timeout_s: float | None = None, needed: float = math.inf) -> None:
-        """Let time pass until all that is awaited has happened, or so many replies are in, or the timeout."""
+    def _wait(self, wait: Wait, timeout_s: float | None = None) -> None:
+        """Let time pass until a wait is over, or the timeout."""
         clock = self.world.clock
-        self._awaited, self._needed, self._ready = awaited, needed, clock.event()
+        self._awaited = wait
         if not self._time_up:
             with compat.undisturbed(self._spare):
                 if timeout_s is not None and timeout_s < math.inf:
                     self._expect(clock.now + micros(timeout_s))
-                clock.wait(self._ready, self._waiting_for)
-        self._awaited = set()
+                clock.wait(wait.ready, self._waiting_for)
+        self._awaited = Wait(clock.event())
         self._stand_still()
         if self._time_up:
             raise TimeUp("the simulated time is over")
 
     def _expect(self, end_us: int) -> None:
         """Let time pass until a wait is over, or its end is what happens next: no timer outlives what it is for."""
-        clock = self.world.clock
-        while not self._ready.triggered and clock.peek() < end_us:
+        clock, wait = self.world.clock, self._awaited
+        while not wait.ready.triggered and clock.peek() < end_us:
             clock.step()
-        if not self._ready.triggered:
-            clock.after(end_us - clock.now, _happen, self._ready)
+        if not wait.ready.triggered:
+            clock.after(end_us - clock.now, wait.end)
 
     def _stand_still(self) -> None:
         """Let time pass until the server is back, if it is only down for a while."""
@@ -231,11 +241,12 @@ class SimGrid(Grid):
             clock.step()
 
     def _waiting_for(self) -> str:
-        return f"replies from clients {sorted({self._open[id].node.id for id in self._awaited & self._open.keys()})}"
+        ids = self._awaited.ids & self._open.keys()
+        return f"replies from clients {sorted({self._open[id].node.id for id in ids})}"
 
     def _end(self) -> None:
         self._time_up = True
-        _happen(self._ready)
+        self._awaited.end()
 
     def _arrived(self, ids: list[str]) -> list[str]:
         wanted = set(ids)
@@ -375,16 +386,9 @@ class SimGrid(Grid):
         compat.name_message(reply, f"{id}-reply", instruction.node.id)
         instruction.reply = reply
         self._open[id] = self._open.pop(id)
-        self._awaited -= {id, "next"}
-        self._needed -= reply.has_content()
-        if not self._awaited or self._needed <= 0:
-            _happen(self._ready)
+        self._looked.clear()
+        self._awaited.heard(id, reply.has_content())
 
 
 def _unavailable(reply: Message) -> bool:
     return reply.has_error() and reply.error.code == compat.NODE_UNAVAILABLE
-
-
-def _happen(event: simpy.Event) -> None:
-    if not event.triggered:
-        event.succeed()

@@ -315,6 +315,28 @@ def test_replies_that_are_there_are_pulled_at_once():
     assert grid.world.clock.now == ARRIVAL_US
 
 
+def test_polling_one_message_after_another_misses_no_arrival():
+    """Clients 0 to 2 work for 90, 10 and 30 ms: 2 is seen when it comes, not when 0 makes the server look again."""
+    grid, _ = make(90, 10, 30)
+    waiting = {node: grid.push_messages([instruction(node)]) for node in range(3)}
+    seen = []
+    while waiting:
+        for node, ids in list(waiting.items()):
+            if list(grid.pull_messages(ids)):
+                seen.append((grid.world.clock.now, node))
+                del waiting[node]
+    assert seen == [(ARRIVAL_US - 20_000, 1), (ARRIVAL_US, 2), (ARRIVAL_US + 60_000, 0)]
+
+
+def test_a_reply_that_nobody_pulls_holds_up_no_server_that_polls_another():
+    grid, _ = make(30, 10)
+    grid.push_messages([instruction(1)])
+    ids, pulls = grid.push_messages([instruction(0)]), 0
+    while not list(grid.pull_messages(ids)):
+        pulls += 1
+    assert (grid.world.clock.now, pulls) == (ARRIVAL_US, 1)
+
+
 def test_an_asynchronous_main_loop():
     """Two clients, 10 and 30 samples, each gets new work as soon as it replies."""
     grid, _ = make(30, 10)
@@ -342,6 +364,50 @@ def test_pulling_an_offline_client_gives_its_error():
     ids = grid.push_messages([instruction(0)])
     (reply,) = grid.pull_messages(ids)
     assert_unavailable(reply, 0)
+
+
+# a wait among other messages
+
+
+@pytest.mark.parametrize(
+    ("quorum", "timeout_s", "heard", "end_us"),
+    [
+        (1.0, None, [3, 4], DOWN_US + 100_000 + UP_US),
+        (0.5, None, [3], DOWN_US + 1_000 + UP_US),
+        (1.0, 0.1, [3], 100_000),
+    ],
+)
+def test_replies_to_other_messages_do_not_end_a_wait(quorum, timeout_s, heard, end_us):
+    """Clients 0 to 2 answer another exchange at 60,008 µs, between the two that are waited for."""
+    grid, _ = make(30, 30, 30, 1, 100)
+    grid = SimGrid(grid.world, grid.clients, quorum=quorum)
+    others = grid.push_messages([instruction(node) for node in range(3)])
+    assert senders(grid.send_and_receive([instruction(3), instruction(4)], timeout=timeout_s)) == heard
+    assert grid.world.clock.now == end_us
+    came = []
+    while len(came) < 3:
+        came += senders(grid.pull_messages(others))
+    assert came == [0, 1, 2]
+    assert grid.world.clock.now == max(end_us, ARRIVAL_US)
+
+
+def test_errors_of_other_messages_do_not_end_a_wait():
+    """Client 0 is offline, which the server notices after 2 s; client 1 works for 3 s."""
+    grid, _ = make(30, 3000)
+    grid.world.nodes[0].set_online(False)
+    grid.push_messages([instruction(0)])
+    assert senders(grid.send_and_receive([instruction(1)])) == [1]
+    assert grid.world.clock.now == DOWN_US + 3_000_000 + UP_US > DETECT_US
+
+
+def test_replies_to_other_messages_do_not_end_a_pause():
+    """It lasts for 0.1 s, and client 0 answers within."""
+    grid, _ = make(30, 30)
+    grid.world.nodes[1].set_online(False)
+    at(grid, 500_000, grid.world.nodes[1].set_online, True)
+    grid.push_messages([instruction(0)])
+    grid.sleep(0.1)
+    assert grid.world.clock.now == 100_000
 
 
 # who is there

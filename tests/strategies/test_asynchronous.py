@@ -17,6 +17,7 @@ from fedsim.flower import compat
 from fedsim.flower.appgrid import AppGrid
 from fedsim.flower.arrays import pack, unpack
 from fedsim.flower.arrivals import POLL_S
+from fedsim.flower.grid import SimGrid
 from fedsim.flower.shown import Shown
 from fedsim.flower.simclient import BuiltinClients
 from fedsim.record import store
@@ -248,3 +249,25 @@ def test_bad_parameters(params, line):
     with pytest.raises(ConfigError) as caught:
         api.check({"data": {"clients": 8}, "strategy": params, "stop": {"rounds": 1}})
     assert str(caught.value).startswith(line)
+
+
+@pytest.mark.parametrize("strategy", [{"name": "fedbuff", "buffer": 3}, {"name": "fedasync"}])
+@pytest.mark.parametrize(
+    "select", [{"name": "power_of_choice", "candidates": 4}, {"name": "curriculum", "rounds": 8}]
+)
+def test_no_query_is_cut_short_by_clients_at_work(strategy, select, tmp_path, monkeypatch):
+    """Nobody goes away and nothing is lost, so whoever is asked for its loss or score is waited for."""
+    asked, real = [], SimGrid.send_and_receive
+
+    def counted(grid, messages, *, timeout=None):
+        sent = list(messages)
+        came = real(grid, sent, timeout=timeout)
+        asked.append((len(sent), sum(reply.has_content() for reply in came)))
+        return came
+
+    monkeypatch.setattr(SimGrid, "send_and_receive", counted)
+    more = {"concurrency": 5, "select": select, "local": {"steps": 3, "batch_size": 8, "lr": 0.1}}
+    experiment = small({**strategy, **more}, churn="always", stop={"rounds": 8})
+    fedsim.run(experiment, out=tmp_path)
+    assert len(asked) > 3
+    assert all(came == sent for sent, came in asked)
