@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from fedsim.config import Local
 from fedsim.errors import BadValue
 from fedsim.flower.select import Selector
-from fedsim.flower.strategy import Reply, Rounds
+from fedsim.flower.strategy import Reply, Rounds, weighing
 from fedsim.learn.deferred import Deferred, combine
 from fedsim.learn.local import LocalSGD, steps_taken
 from fedsim.parts import Count, Positive
@@ -55,6 +55,7 @@ class FedNova(Rounds):
 
     def merge(self, round: int, model: Deferred, replies: Sequence[Reply]) -> Deferred:
         """x ← x - η τ Σ p_i (x - y_i) / |a_i|, where τ = Σ p_i |a_i|."""
+        replies = weighing(replies)
         total = sum(reply.examples for reply in replies)
         shares = [reply.examples / total for reply in replies]
         norms = [self.norm(reply.examples) for reply in replies]

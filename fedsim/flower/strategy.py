@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedsim.errors import BadValue
+from fedsim.errors import BadValue, RunError, few
 from fedsim.flower.arrays import layout_of, pack, unpack
 from fedsim.flower.central import Central
 from fedsim.flower.cohort import online
@@ -244,8 +244,23 @@ def _reply(message: Message) -> Reply:
 
 
 def average(replies: Sequence[Reply], name: str = "arrays") -> Deferred:
-    """Return the mean of what the clients sent [P], weighted by their numbers of samples."""
-    return mean([reply.vectors[name] for reply in replies], [reply.examples for reply in replies])
+    """Return the mean of what the clients sent [P], weighted by their numbers of samples; see :func:`weighing`."""
+    heavy = weighing(replies)
+    return mean([reply.vectors[name] for reply in heavy], [reply.examples for reply in heavy])
+
+
+def weighing(replies: Sequence[Reply]) -> list[Reply]:
+    """Return the replies that weigh something in a mean by samples: those of clients that have some.
+
+    Raises:
+        RunError: if no client has any.
+    """
+    heavy = [reply for reply in replies if reply.examples]
+    if not heavy:
+        who = few([reply.node for reply in replies])
+        reason = f"clients {who} have replied that they have used 0 examples, so there is no mean by examples"
+        raise RunError(reason, phase="aggregate")
+    return heavy
 
 
 def uniform_mean(replies: Sequence[Reply], name: str = "arrays") -> Deferred:
