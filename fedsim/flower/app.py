@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MessageType, MetricRecord
+from flwr.app import ArrayRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
@@ -22,13 +21,13 @@ from fedsim.errors import MISSING, ConfigError, Problem, RunError
 from fedsim.flower import compat
 from fedsim.flower.appclient import AppClients, import_seeded, worker_pool
 from fedsim.flower.appgrid import AppGrid, Ended
-from fedsim.flower.failures import Dropped, errors, warn
-from fedsim.flower.instruction import Watch, named_round
+from fedsim.flower.failures import warn
+from fedsim.flower.journal import Journal
 from fedsim.flower.project import Project, importable, load_client, load_server, read_project
-from fedsim.flower.replies import means, remark
+from fedsim.flower.replies import remark
 from fedsim.flower.servertime import ServerTime
 from fedsim.progress import Progress
-from fedsim.record.store import WIDE, Record
+from fedsim.record.store import Record
 from fedsim.world import world as worlds
 from fedsim.world.world import World
 from fedsim.yamlfile import read
@@ -201,7 +200,12 @@ def _drive(project: Project, experiment: Experiment, grid: AppGrid, journal: Jou
             server(grid, compat.make_context(grid.server.id, {}, dict(project.run_config)))
     except Ended:
         pass
-    except (RunError, ConfigError):
+    except RunError as error:
+        if error.sim_time_s is not None:
+            raise
+        place = grid.server.id, journal.round, grid.world.clock.now_s, error.phase or "server"
+        raise RunError(error.reason, *place) from error
+    except ConfigError:
         raise
     except (Exception, SystemExit) as error:
         if grid.ended is None and not (isinstance(error, SystemExit) and error.code in (0, None)):
@@ -210,122 +214,6 @@ def _drive(project: Project, experiment: Experiment, grid: AppGrid, journal: Jou
             raise RunError(reason, *place) from error
     if isinstance(grid.ended, RunError):
         raise grid.ended
-
-
-class Journal(Watch):
-    """Writes down an app's rounds and metrics as they show in its messages.
-
-    A round is what the messages' configuration calls ``server-round`` (or, with Flower's former API, their group);
-    messages that name no round open one whenever the server trains again. Those that it sends one by one, at one
-    moment or as one group, belong together until it has had a reply.
-
-    Args:
-        experiment: whose run it is.
-        world: counts bytes and work.
-        record: where everything is written.
-        progress: called after every round, or None.
-    """
-
-    grid: AppGrid
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        world: World,
-        record: Record,
-        progress: Callable[[Progress], None] | None = None,
-    ) -> None:
-        self._experiment, self._world, self._record, self._progress = experiment, world, record, progress
-        self.round = 0
-        self.arrays: ArrayRecord | None = None
-        self.replies: Sequence[Message] = ()
-        self.failed: list[Dropped] = []
-        self._last: dict[str, float] = {}
-        self._best: float | None = None
-        self._group: str | None = None
-        self._began = time.perf_counter()
-
-    def sent(self, messages: Sequence[Message]) -> None:
-        """Open the round that the messages belong to."""
-        first = messages[0].metadata
-        number = named_round(messages[0])
-        if number < 0 and first.message_type.startswith(MessageType.TRAIN):
-            group = first.group_id or str(self._world.clock.now)
-            number = self.round + (group != self._group)
-            self._group = group
-        if number > self.round:
-            if self.round:
-                self.end_round()
-            self.round = number
-
-    def pulled(self, replies: Sequence[Message]) -> None:
-        """Write down the means of what the clients report."""
-        self.replies, self._group = replies, None
-        self.failed += errors(replies, self.round, self._world.clock.now_s)
-        for kind, prefix in ((MessageType.TRAIN, "train_"), (MessageType.EVALUATE, "eval_")):
-            contents = [
-                reply.content
-                for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id)
-                if reply.has_content() and reply.metadata.message_type.partition(".")[0] == kind
-            ]
-            for name, value in means(contents).items():
-                self._metric(name if name.startswith(prefix) else prefix + name, value)
-
-    def take(self, arrays: ArrayRecord) -> None:
-        """Keep the server's model."""
-        self.arrays = arrays
-
-    def measure(self, server_round: int, metrics: MetricRecord) -> None:
-        """Write down what the server's own evaluation gives."""
-        for name, value in metrics.items():
-            if isinstance(value, int | float):
-                self._metric(name, float(value), server_round)
-
-    def end_round(self) -> None:
-        """Close the round that is open."""
-        world, totals = self._world, self._world.totals()
-        if self.round:
-            world.log.add("round", -1, round=self.round)
-        self._record.round(self.round, world.clock.now, clients=self.grid.updates, **totals)
-        if self._progress is not None:
-            self._progress(
-                Progress(
-                    self.round,
-                    None,
-                    world.clock.now_s,
-                    self._experiment.stop.sim_time_s,
-                    self._last.get("accuracy"),
-                    self._last.get("loss"),
-                    totals["bytes_up"],
-                    totals["bytes_down"],
-                    self.grid.updates,
-                    time.perf_counter() - self._began,
-                )
-            )
-
-    def summary(self) -> dict[str, Any]:
-        """Return the run's final numbers by name, except for its costs."""
-        return {
-            "name": self._experiment.name,
-            "strategy": self._experiment.strategy.name,
-            "seed": self._experiment.seed,
-            "rounds": self.round,
-            "sim_time_s": self._world.clock.now_s,
-            "wall_time_s": round(time.perf_counter() - self._began, 3),
-            "accuracy": self._last.get("accuracy"),
-            "best_accuracy": self._best,
-            "loss": self._last.get("loss"),
-            "time_to_target_s": None,
-            "error_replies": len(self.failed),
-            "metrics": self._last,
-        }
-
-    def _metric(self, name: str, value: float, round: int | None = None) -> None:
-        name = f"app_{name}" if name in WIDE else name  # an app may call its numbers as it likes
-        self._last[name] = value
-        if name == "accuracy":
-            self._best = max(value, self._best or 0.0)
-        self._record.metric(self.round if round is None else round, self._world.clock.now, name, value)
 
 
 def save_weights(arrays: ArrayRecord | None, folder: Path) -> str | None:

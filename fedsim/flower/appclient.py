@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from flwr.app import Context, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsim import rng
 from fedsim.errors import RunError
 from fedsim.flower import compat
 from fedsim.flower.arrays import isolate
-from fedsim.flower.instruction import Watch, named_round
+from fedsim.flower.instruction import Watch, named_round, trains
 from fedsim.flower.project import Project, resolve
 from fedsim.logs import quiet
 from fedsim.world.clock import Clock
@@ -73,7 +73,8 @@ class AppClients(Watch):
     Each client has a Context of its own, whose state lasts; it moves on when a visit is finished, so a client that
     goes offline in the middle has not done it. The global generators are seeded for every visit and restored after
     it: what one client draws changes nothing elsewhere. The work is the number of examples that the reply names (a
-    third of it for an evaluation, which has no backward pass), unless the app says how much a message costs.
+    third of it for an evaluation or a query, which has no backward pass), unless the app says how much a message
+    costs.
 
     Args:
         app: the ClientApp.
@@ -124,7 +125,7 @@ class AppClients(Watch):
         if fixed is not None:
             return fixed
         samples = 0 if done.content is None else math.ceil(examples(done.content))
-        return -(-samples // 3) if message.metadata.message_type == MessageType.EVALUATE else samples
+        return samples if trains(message.metadata.message_type) else -(-samples // 3)
 
     def answer(self, client: int, message: Message, sim_time_s: float) -> RecordDict | Error:
         """Return what the ClientApp has made, and keep its state."""
@@ -227,13 +228,19 @@ def run_client(app: ClientApp, message: Message, context: Context, key: int) -> 
 
 
 def examples(content: RecordDict) -> float:
-    """Return how many examples a reply says it has used, 0 if it does not say.
-
-    Raises:
-        ValueError: if what it says is no finite number.
+    """Return how many examples a reply says it has used, 0 if it does not say; see :func:`said`.
 
     >>> examples(RecordDict({"metrics": MetricRecord({"num-examples": 60, "loss": 0.5})}))
     60
+    """
+    return said(content) or 0
+
+
+def said(content: RecordDict) -> float | None:
+    """Return how many examples a reply says it has used, at least 0, or None if it does not say.
+
+    Raises:
+        ValueError: if what it says is no finite number.
     """
     for record in content.values():
         for name in EXAMPLES if isinstance(record, MetricRecord) else ():
@@ -242,7 +249,7 @@ def examples(content: RecordDict) -> float:
                 if isinstance(count, int | float) and math.isfinite(count):
                     return max(0, count)
                 raise ValueError(f"{name} must be a finite number, not {count!r}")
-    return 0
+    return None
 
 
 @contextmanager

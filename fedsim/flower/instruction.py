@@ -97,6 +97,15 @@ def trains(message_type: str) -> bool:
     return message_type.partition(".")[0] == MessageType.TRAIN
 
 
+def evaluates(message_type: str) -> bool:
+    """Tell whether a message asks a client to evaluate.
+
+    >>> evaluates("evaluate.holdout"), evaluates("train")
+    (True, False)
+    """
+    return message_type.partition(".")[0] == MessageType.EVALUATE
+
+
 def round_of(content: RecordDict) -> int:
     """Return the server round that a message's configuration names, or -1.
 

@@ -193,6 +193,12 @@ class Record:
         with self._db:
             self._db.executemany(_insert(table), _checked(table, rows, len(columns)))
 
+    def rename(self, old: str, new: str) -> None:
+        """Give a metric another name, also where it has been written."""
+        self.flush()
+        with self._db:
+            self._db.execute("UPDATE metrics SET name = ? WHERE name = ?", (new, old))
+
     def fact(self, key: str, value: Any) -> None:
         """Set a fact: anything that JSON can hold; the last value stays."""
         with self._db:

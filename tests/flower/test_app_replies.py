@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import time
 
 import numpy as np
@@ -89,9 +90,8 @@ def test_all_clients_without_examples_are_named(app, tmp_path):
     change = {
         "client.py": ('{"num-examples": 10 + context.node_config["partition-id"]', '{"num-examples": 0')
     }
-    with pytest.raises(
-        RunError, match=r"ZeroDivision.*; clients 0, 1 have replied that they have used 0 examples"
-    ):
+    told = r"ZeroDivision.*; clients \[0, 1\] have replied that they have used 0 examples"
+    with pytest.raises(RunError, match=told):
         run(app("plain", change), tmp_path)
 
 
@@ -105,7 +105,7 @@ def test_all_clients_without_arrays_are_named(nodes, who, app, tmp_path):
     folder = app(
         "plain", {**change, "server.py": ("FedAvg(", "FedAvg(min_available_nodes=1, min_train_nodes=1, ")}
     )
-    with pytest.raises(RunError, match=f"exactly one ArrayRecord.*; {who} replied without arrays"):
+    with pytest.raises(RunError, match=f"exactly one ArrayRecord.*; {re.escape(who)} replied without arrays"):
         run(folder, tmp_path, **world)
 
 

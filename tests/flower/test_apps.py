@@ -17,7 +17,6 @@ from flwr.serverapp.strategy import Strategy
 from fedsim.errors import ConfigError, RunError, StalledError
 from fedsim.flower import run_app
 from fedsim.flower.appclient import examples
-from fedsim.flower.replies import means
 from fedsim.record.store import read
 
 RAISES = """    if context.node_config["partition-id"] == 1:
@@ -51,6 +50,29 @@ def test_times_are_latencies_and_the_work_that_replies_name(app, tmp_path):
     assert rounds["time_us"].tolist() == [37_000, 74_000]
     assert rounds["clients"].tolist() == [4, 8]  # evaluations are no updates
     assert result.summary["work_samples"] == 2 * (46 + 4 * 4)
+
+
+ACTIONS = """
+@app.{kind}("own")
+def own(message, context):
+    return Message(RecordDict({{"m": MetricRecord({{"num-examples": 600}})}}), reply_to=message)
+"""
+ASKS = """
+    from flwr.app import ConfigRecord, Message, RecordDict
+    grid.send_and_receive([Message(RecordDict({{"c": ConfigRecord({{}})}}), 0, "{kind}.own")])
+    return
+    config"""
+
+
+@pytest.mark.parametrize(("kind", "work"), [("evaluate", 200), ("query", 200), ("train", 600)])
+def test_an_action_costs_what_its_kind_costs(kind, work, app, tmp_path):
+    """Of 600 samples, at 1 ms: without a backward pass a third; and 5 ms both ways."""
+    folder = app("plain", {"server.py": ("\n    config", ASKS.format(kind=kind))})
+    with (folder / "plain_app" / "client.py").open("a") as file:
+        file.write(ACTIONS.format(kind=kind))
+    summary = run(folder, 1, tmp_path).summary
+    assert summary["work_samples"] == work
+    assert summary["sim_time_s"] == pytest.approx(0.010 + work / 1000)
 
 
 def test_a_message_can_cost_what_the_app_says(app, tmp_path):
@@ -295,15 +317,3 @@ def test_a_world_without_clients(app, tmp_path):
 def test_examples_are_found_under_both_names():
     assert examples(RecordDict({"m": MetricRecord({"num_examples": 7})})) == 7
     assert examples(RecordDict({"c": ConfigRecord({"num-examples": 7}), "a": ArrayRecord()})) == 0
-
-
-def test_means_without_examples_count_all_alike():
-    contents = [RecordDict({"m": MetricRecord({"loss": value})}) for value in (1.0, 2.0, 6.0)]
-    assert means(contents) == {"loss": 3.0}
-    assert means([]) == {}
-
-
-def test_means_leave_out_what_is_no_number():
-    record = MetricRecord({"num-examples": 2, "list": [1.0, 2.0], "loss": 1.0})
-    former = ConfigRecord({"accuracy": 0.5, "text": "x", "flag": True})
-    assert means([RecordDict({"m": record, "fitres.metrics": former})]) == {"loss": 1.0, "accuracy": 0.5}
