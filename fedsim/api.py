@@ -49,11 +49,17 @@ class Result:
         return metrics(self.path)
 
     def weights(self) -> dict[str, np.ndarray]:
-        """Return the final model's parameters by name, in the model's order; of peers, their average model's."""
+        """Return the final model's parameters by name, in the model's order; of peers, their average model's.
+
+        Raises:
+            ValueNeeded: if there are none, with the reason.
+        """
         from safetensors import safe_open
 
         if self.summary["weights_hash"] is None:
-            raise ValueNeeded("a timing-only run has no weights")
+            own = "the app has saved its model itself, or nowhere: only what strategy.start aggregates is kept here"
+            is_app = self.summary.get("engine") == "flower"
+            raise ValueNeeded(own if is_app else "a timing-only run has no weights")
         if not (self.path / "weights.safetensors").exists():
             raise ValueNeeded("the model has arrays that cannot be saved")
         with safe_open(self.path / "weights.safetensors", framework="numpy") as file:

@@ -190,14 +190,10 @@ def _explained() -> Iterator[None]:
             cause = cause.__cause__
         if cause is not None:
             _say("".join(traceback.format_exception(cause)).rstrip())
-        for note in getattr(error, "__notes__", ()):
-            _say(note)
         _kept(error)
         raise typer.Exit(RunError.exit_code) from None
     except KeyboardInterrupt as stop:
         _say("stopped")
-        for note in getattr(stop, "__notes__", ()):
-            _say(note)
         _kept(stop)
         raise typer.Exit(130) from None
 
@@ -208,7 +204,8 @@ def _kept(error: BaseException) -> None:
     if path is not None:
         _say(f"what was recorded is kept in {path}")
         _say(f"  to look at it:   fedsim report {path}")
-        _say(f"  to start again:  fedsim run {Path(path) / 'experiment.yaml'}")
+        again = getattr(error, "again", f"fedsim run {Path(path) / 'experiment.yaml'}")
+        _say(f"  to start again:  {again}")
 
 
 def _say(text: str) -> None:

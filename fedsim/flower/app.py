@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -71,7 +72,8 @@ def run_app(
 
     Raises:
         ConfigError: for a mistake in the app's pyproject.toml, in the world or in ``run_config``.
-        RunError: if the app breaks; it names node, round and simulated time, and the cause has the traceback.
+        RunError: if the app breaks; it names node, round and simulated time, and the cause has the traceback. Its
+            ``run_path`` is the folder with what was recorded until then.
     """
     from fedsim.threads import limited
 
@@ -87,7 +89,31 @@ def run_app(
             return _run(project, experiment, place, client, folder, progress, times)
         except (RunError, KeyboardInterrupt) as error:
             error.add_note(f"what was recorded is kept in {folder}")
+            error.run_path = folder  # type: ignore[union-attr]
+            error.again = _command(path, nodes, world, run_config, overrides or {}, out)  # type: ignore[union-attr]
             raise
+
+
+def _command(
+    path: str | Path,
+    nodes: int,
+    world: str | Path | None,
+    run_config: str,
+    overrides: Mapping[str, Any],
+    out: str | Path,
+) -> str:
+    """Return what to type to run an app again.
+
+    >>> _command("my app", 3, None, "lr=0.1", {"seed": 2, "network.latency_ms": "5"}, "runs")
+    "fedsim flower run 'my app' --nodes 3 --run-config lr=0.1 --set seed=2 --set network.latency_ms=5"
+    """
+    words = ["fedsim", "flower", "run", str(path), "--nodes", str(nodes)]
+    words += [] if world is None else ["--config", str(world)]
+    words += ["--run-config", run_config] if run_config else []
+    for key, value in overrides.items():
+        words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    words += ["--out", str(out)] if Path(out) != Path("runs") else []
+    return shlex.join(words)
 
 
 def read_world(
@@ -163,6 +189,7 @@ def _run(
     with Record(folder) as record, worker_pool(project) as pool:
         for table, rows in describe_world(world).items():
             record.write(table, rows)
+        record.fact("app", project.name)
         api.record_events(world, record, experiment.record.events)
         journal = Journal(experiment, world, record, progress)
         clients = AppClients(client, project, len(world.members), experiment.seed, world.clock, pool)

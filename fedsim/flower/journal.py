@@ -135,6 +135,9 @@ class Journal(Watch):
             "loss": self._last.get("loss"),
             "time_to_target_s": None,
             "error_replies": len(self.failed),
+            "stalled": None,
+            "memory_mb": None,
+            "assumed": None,
             "metrics": self._last,
         }
 

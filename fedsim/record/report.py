@@ -14,7 +14,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fedsim.errors import BadValue
-from fedsim.record.store import FILE, Table, facts, faults, metrics, read
+from fedsim.record.store import FILE, WIDE, Table, facts, faults, metrics, read
 from fedsim.record.style import Array, human_bytes, human_time, percentiles, round_times_s
 
 KEYS = (
@@ -101,8 +101,9 @@ def write_report(run: str | Path) -> Path:
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     html = pages.get_template("report.html").render(
         summary=summary,
-        finished=all(key in given for key in KEYS),
-        trained="accuracy" in table or "loss" in table,
+        finished="run_hash" in given,  # it is written last
+        trained="accuracy" in table or "loss" in table or ("app" in known and set(table) > set(WIDE)),
+        is_app="app" in known,
         assumed=", ".join(f"{name} = {value:g}" for name, value in (summary["assumed"] or {}).items()),
         stalled=summary.get("stalled"),
         steady=_steady(read(run, "presence")),

@@ -207,6 +207,27 @@ FedAvg(fraction_train=0.0, fraction_evaluate=0.0).start(grid, words, num_rounds=
         result.weights()
 
 
+def test_an_app_that_keeps_its_model_to_itself_is_told_so(app, tmp_path):
+    result = run(serve(app("plain"), "grid.send_and_receive([ask(0)])"), tmp_path)
+    assert result.summary["weights_hash"] is None
+    with pytest.raises(ValueNeeded, match=r"only what strategy\.start aggregates is kept here"):
+        result.weights()
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ("grid.send_and_receive([ask(0)])", "Last measurements"),
+        ("import time\ntime.sleep(3)", "Neither the app's server nor its clients have reported any numbers"),
+    ],
+)
+def test_the_report_of_an_app_without_an_accuracy_is_no_timing(lines, told, app, tmp_path):
+    page = (run(serve(app("plain"), lines), tmp_path, record__report=True).path / "report.html").read_text()
+    assert told in page
+    assert "unfinished" not in page
+    assert "Timing only" not in page
+
+
 # imports
 
 

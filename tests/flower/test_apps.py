@@ -212,6 +212,8 @@ def test_a_report_is_written(app, tmp_path):
     result = run(app("plain"), 3, tmp_path, record__report=True)
     page = (result.path / "report.html").read_text()
     assert "plain" in page
+    assert "unfinished" not in page
+    assert "Timing only" not in page
     assert json.loads((result.path / "summary.json").read_text())["weights_hash"]
 
 

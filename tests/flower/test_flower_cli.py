@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,38 @@ def test_a_client_that_raises_is_exit_code_3_with_its_traceback(app, tmp_path):
     assert done.exit_code == 3
     assert "round 1, t = 0.000000 s, train: the ClientApp raised ZeroDivisionError: no data" in done.output
     assert 'raise ZeroDivisionError("no data")' in done.output
-    assert "what was recorded is kept in" in done.output
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert done.output.splitlines()[-3:] == [
+        f"what was recorded is kept in {folder}",
+        f"  to look at it:   fedsim report {folder}",
+        f"  to start again:  fedsim flower run {tmp_path / 'plain'} --nodes 2 --out {tmp_path / 'runs'}",
+    ]
+    assert CliRunner().invoke(cli, ["report", str(folder)]).exit_code == 0
+    page = (folder / "report.html").read_text()
+    assert "unfinished run" in page
+    assert "Timing only" not in page
+
+
+def test_what_starts_a_run_again_says_what_it_was_given(app, tmp_path):
+    """What is told is typed as it is: it fails as before, and in a second folder of the same name."""
+    change = {"client.py": ("    target = float", "    raise KeyError(1)\n    target = float")}
+    world = tmp_path / "the world.yaml"
+    world.write_text("name: mine\nseed: 2\n")
+    options = [
+        "--config",
+        world,
+        "--run-config",
+        "lr=0.5 num-server-rounds=1",
+        "--set",
+        "network.latency_ms=7",
+    ]
+    done = call("run", app("plain", change), "--nodes", 2, *options, "--out", tmp_path / "runs", "--quiet")
+    typed = shlex.split(done.output.splitlines()[-1].partition("again:")[2])
+    assert typed[:3] == ["fedsim", "flower", "run"]
+    assert call("run", *typed[3:], "--quiet").exit_code == 3
+    one, two = sorted((tmp_path / "runs").iterdir())
+    assert two.name == f"{one.name}-2"
+    assert (one / "experiment.yaml").read_text() == (two / "experiment.yaml").read_text()
 
 
 def test_ctrl_c_says_where_the_record_is(app, tmp_path):
