@@ -20,13 +20,14 @@ from fedsim import api
 from fedsim.config import Experiment, load
 from fedsim.errors import MISSING, ConfigError, Problem, RunError
 from fedsim.flower import compat
-from fedsim.flower.appclient import AppClients, import_seeded, worker_pool
+from fedsim.flower.appclient import AppClients, import_seeded
 from fedsim.flower.appgrid import AppGrid, Ended
 from fedsim.flower.failures import warn
 from fedsim.flower.journal import Journal
 from fedsim.flower.project import Project, importable, load_client, load_server, read_project
 from fedsim.flower.replies import remark
 from fedsim.flower.servertime import ServerTime
+from fedsim.flower.workers import workers_of
 from fedsim.progress import Progress
 from fedsim.record.store import Record
 from fedsim.world import world as worlds
@@ -186,13 +187,13 @@ def _run(
 ) -> api.Result:
     from fedsim.setup import describe_world
 
-    with Record(folder) as record, worker_pool(project) as pool:
+    with Record(folder) as record, workers_of(project) as workers:
         for table, rows in describe_world(world).items():
             record.write(table, rows)
         record.fact("app", project.name)
         api.record_events(world, record, experiment.record.events)
         journal = Journal(experiment, world, record, progress)
-        clients = AppClients(client, project, len(world.members), experiment.seed, world.clock, pool)
+        clients = AppClients(client, project, len(world.members), experiment.seed, world.clock, workers)
         watches = [clients, journal]
         limits = experiment.network.detect_s, experiment.stop.sim_time_s
         journal.grid = times.grid = grid = AppGrid(world, clients, *limits, watches=watches)

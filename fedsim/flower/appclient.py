@@ -5,19 +5,16 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import multiprocessing
 import pickle
-import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -27,6 +24,7 @@ from fedsim.flower import compat
 from fedsim.flower.arrays import isolate
 from fedsim.flower.instruction import Watch, named_round, trains
 from fedsim.flower.project import Project, resolve
+from fedsim.flower.workers import Workers
 from fedsim.logs import quiet
 from fedsim.world.clock import Clock
 
@@ -92,7 +90,7 @@ class AppClients(Watch):
         nodes: int,
         seed: int,
         clock: Clock,
-        pool: ProcessPoolExecutor | None = None,
+        pool: Workers | None = None,
     ) -> None:
         self._app, self._project, self._seed, self._clock, self._pool = app, project, seed, clock, pool
         self._contexts = [
@@ -154,7 +152,8 @@ class AppClients(Watch):
             # A message whose ids have been read cannot be pickled, so this comes before anything else.
             given = pickle.dumps((message, context, visit.key))
             try:
-                visit.future = self._pool.submit(_work, self._project.clientapp, self._seed, given)
+                whose = client, named_round(message)
+                visit.future = self._pool.submit(*whose, _work, self._project.clientapp, self._seed, given)
             except BrokenProcessPool as error:
                 raise self._died(client, message) from error
         return visit
@@ -171,14 +170,17 @@ class AppClients(Watch):
         try:
             if visit.future is None:
                 return run_client(self._app, message, visit.context, visit.key)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # such as SystemExit, or a task of asyncio's that was cancelled
             return self._failed(client, message, _reason(error), error)
         return self._fetch(client, message, visit.future)
 
     def _fetch(self, client: int, message: Message, future: Future[bytes]) -> Done:
         """Wait for what another process makes of a message."""
+        assert self._pool is not None  # it has made the future
         try:
-            done: Done | Broken = pickle.loads(future.result())
+            done: Done | Broken = pickle.loads(self._pool.result(future))
         except BrokenProcessPool as error:
             raise self._died(client, message) from error
         if isinstance(done, Broken):
@@ -192,11 +194,19 @@ class AppClients(Watch):
         raise self._error(reason, client, message) from cause
 
     def _died(self, client: int, message: Message) -> RunError:
-        reason = f"a worker process died before client {client} had answered; it was at work for this client or another"
-        return self._error(reason, client, message)
+        """Say for whom the worker was at work that has died; the others' results are lost as well."""
+        death = None if self._pool is None else self._pool.death()
+        if death is None:
+            reason = (
+                f"a worker process died before client {client} had answered; it was at work for it or another"
+            )
+            return self._error(reason, client, message)
+        reason = f"a worker process died before client {death.node} had answered ({death.how})"
+        return self._error(reason, death.node, message, death.round)
 
-    def _error(self, reason: str, client: int, message: Message) -> RunError:
-        round, phase = named_round(message), message.metadata.message_type
+    def _error(self, reason: str, client: int, message: Message, round: int | None = None) -> RunError:
+        round = named_round(message) if round is None else round
+        phase = message.metadata.message_type
         return RunError(reason, client, round if round >= 0 else None, self._clock.now_s, phase)
 
 
@@ -252,34 +262,15 @@ def said(content: RecordDict) -> float | None:
     return None
 
 
-@contextmanager
-def worker_pool(project: Project) -> Iterator[ProcessPoolExecutor | None]:
-    """Start as many processes as the app allows; None if it allows none."""
-    workers = project.settings.workers
-    if not workers:
-        yield None
-        return
-    given = (str(project.root), torch.get_num_threads())
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare, given) as pool:
-        try:
-            yield pool
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _prepare(root: str, threads: int) -> None:
-    """Make a worker process ready for an app."""
-    sys.path.insert(0, root)
-    torch.set_num_threads(threads)
-
-
 def _work(reference: str, seed: int, given: bytes) -> bytes:
     """Answer a message in a worker process."""
     message, context, key = pickle.loads(given)
     try:
         with quiet("flwr", logging.WARNING):
             return pickle.dumps(run_client(_load(reference, seed), message, context, key))
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         return pickle.dumps(Broken(_reason(error), traceback.format_exc().rstrip()))
 
 

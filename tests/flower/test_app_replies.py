@@ -291,14 +291,50 @@ def test_what_a_worker_raises_stops_the_run_with_its_traceback(app, tmp_path):
     assert 'raise Local("no data", 2)' in str(caught.value.__cause__)
 
 
-def test_a_worker_that_dies_says_so(app, tmp_path):
-    dies = "    if context.node_id == 1:\n        import os\n        os._exit(3)\n    target = float"
-    folder = app(
-        "plain", {"client.py": ("    target = float", dies)}, fedsim='workers = 1\non_failure = "drop"'
-    )
-    with pytest.raises(RunError, match=r"a worker process died before client \d had answered") as caught:
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        ("sys.exit(0)", "the ClientApp raised SystemExit: 0"),
+        (
+            "os.kill(os.getpid(), signal.SIGKILL)",
+            "a worker process died before client 1 had answered (killed by SIGKILL)",
+        ),
+    ],
+)
+def test_the_end_of_one_client_waits_for_no_other(end, reason, app, tmp_path):
+    """Client 0 takes an hour of real time, and client 1 is asked first."""
+    ends = f"    if context.node_id == 1:\n        {end}\n    time.sleep(3600)\n    target = float"
+    folder = app("plain", {"client.py": ("    target = float", ends)}, fedsim="workers = 2")
+    client = folder / "plain_app" / "client.py"
+    client.write_text("import os\nimport signal\nimport sys\nimport time\n" + client.read_text())
+    serve(folder, "grid.send_and_receive([ask(node, **{'server-round': 4}) for node in (1, 0)])")
+    began = time.perf_counter()
+    with pytest.raises(RunError) as caught:
         run(folder, tmp_path)
-    assert (caught.value.round, caught.value.phase) == (1, "train")
+    error = caught.value
+    assert (error.reason, error.node, error.round, error.phase) == (reason, 1, 4, "train")
+    assert error.sim_time_s == 0.005
+    assert time.perf_counter() - began < 120
+
+
+def test_the_client_that_died_is_named_and_not_the_one_that_was_heard_first(app, tmp_path):
+    """Client 0 sleeps, and the server is waiting for it, when client 1 dies."""
+    ends = "    if context.node_id == 1:\n        import os\n        os._exit(3)\n    import time\n"
+    ends += "    time.sleep(3600)\n    target = float"
+    table = 'workers = 2\non_failure = "drop"'
+    folder = app("plain", {"client.py": ("    target = float", ends)}, fedsim=table)
+    serve(folder, "grid.send_and_receive([ask(node, **{'server-round': 2 + node}) for node in (0, 1)])")
+    with pytest.raises(RunError, match=r"died before client 1 had answered \(exit code 3\)") as caught:
+        run(folder, tmp_path)
+    assert (caught.value.node, caught.value.round) == (1, 3)
+
+
+def test_a_client_whose_task_was_cancelled_stops_the_run(app, tmp_path):
+    """That is no Exception in Python."""
+    change = {"client.py": ("    target = float", "    import asyncio\n    raise asyncio.CancelledError")}
+    with pytest.raises(RunError, match="the ClientApp raised CancelledError") as caught:
+        run(app("plain", change), tmp_path)
+    assert caught.value.round == 1
 
 
 # the report
