@@ -17,6 +17,7 @@ from flwr.serverapp.strategy import Strategy
 from fedsim.errors import ConfigError, RunError, StalledError
 from fedsim.flower import run_app
 from fedsim.flower.appclient import examples
+from fedsim.record.report import KEYS
 from fedsim.record.store import read
 
 RAISES = """    if context.node_config["partition-id"] == 1:
@@ -214,6 +215,7 @@ def test_a_report_is_written(app, tmp_path):
     assert "plain" in page
     assert "unfinished" not in page
     assert "Timing only" not in page
+    assert set(KEYS) <= set(result.summary)
     assert json.loads((result.path / "summary.json").read_text())["weights_hash"]
 
 
