@@ -237,6 +237,8 @@ def _record_start(setup: Setup, record: Any) -> None:
         record.write(table, rows)
     for name, value in ordering(setup).items():
         record.fact(name, value)
+    if setup.notes:
+        record.fact("notes", setup.notes)
     if setup.experiment.stop.target is not None:
         record.fact("target_accuracy", setup.experiment.stop.target.accuracy)
     record_events(setup.world, record, setup.experiment.record.events)
@@ -303,6 +305,7 @@ def summarise(setup: Setup, observer: Observer) -> dict[str, Any]:
         "best_accuracy": None if dry else observer.best_accuracy,
         "loss": None if dry else observer.scores.get("loss"),
         "assumed": experiment.assume.numbers or None if dry else None,
+        "notes": setup.notes or None,
         "time_to_target_s": observer.time_to_target_s,
         **costs(world),
         "dropped_updates": observer.dropped,

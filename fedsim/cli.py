@@ -47,6 +47,7 @@ SUMMARY = (
     "wasted_s",
     "joules",
     "assumed",
+    "notes",
     "run_hash",
 )
 
@@ -301,4 +302,6 @@ def _print_result(result: Result) -> None:
 def _cell(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} = {_cell(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(_cell, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -53,6 +53,11 @@ class Setup:
     needs_mb: list[float] | None = None
 
     @property
+    def notes(self) -> list[str]:
+        """What whoever reads the results must know, one sentence each."""
+        return [*filter(None, [self.dataset.note]), *self.world.notes]
+
+    @property
     def has_server(self) -> bool:
         """Whether the strategy is one of Flower's."""
         return not isinstance(self.strategy, PeerStrategy)

@@ -164,6 +164,8 @@ def _run(
     with Record(folder) as record, worker_pool(project) as pool:
         for table, rows in describe_world(world).items():
             record.write(table, rows)
+        if world.notes:
+            record.fact("notes", world.notes)
         api.record_events(world, record, experiment.record.events)
         journal = Journal(experiment, world, record, progress)
         clients = AppClients(client, project, len(world.members), experiment.seed, world.clock, pool)
@@ -317,6 +319,7 @@ class Journal(Watch):
             "loss": self._last.get("loss"),
             "time_to_target_s": None,
             "error_replies": len(self.failed),
+            "notes": self._world.notes or None,
             "metrics": self._last,
         }
 

@@ -87,6 +87,8 @@ def load(experiment: Experiment) -> Dataset:
         dataset = parts.call(source, data.params, supplied)
         if not isinstance(dataset, Dataset):
             raise BadValue("name", data.name, f"must return a Dataset, not {type(dataset).__name__}")
+    if dataset.note:
+        log.warning(dataset.note)
     return dataset
 
 

@@ -105,6 +105,7 @@ def write_report(run: str | Path) -> Path:
         trained="accuracy" in table or "loss" in table,
         assumed=", ".join(f"{name} = {value:g}" for name, value in (summary["assumed"] or {}).items()),
         stalled=summary.get("stalled"),
+        notes=known.get("notes") or [],
         steady=_steady(read(run, "presence")),
         tiles=_tiles(summary, target, round_times_s(read(run, "rounds")), role),
         figures=[

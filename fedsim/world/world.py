@@ -51,6 +51,7 @@ class World:
         network: the network.
         nodes: all nodes by id; clients or peers first, the server (if there is one) last.
         kits: what each client or peer has.
+        notes: what whoever reads its times must know, one sentence each.
     """
 
     clock: Clock
@@ -58,6 +59,7 @@ class World:
     network: Network
     nodes: list[Node]
     kits: list[Kit] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def server(self) -> Node | None:
