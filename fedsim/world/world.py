@@ -16,7 +16,7 @@ from fedsim.world.clock import MICRO, Clock, micros
 from fedsim.world.devices import Kit, kits
 from fedsim.world.graph import Graph
 from fedsim.world.log import EventLog
-from fedsim.world.matrix import Matrix, read
+from fedsim.world.matrix import Matrix, note, read
 from fedsim.world.network import Access, Network
 from fedsim.world.node import Node
 
@@ -123,7 +123,10 @@ def build(experiment: Experiment, graph: Graph, server: bool) -> World:
     seed, size = experiment.seed, graph.number_of_nodes()
     settings = experiment.network
     with experiment.blame("network"):
-        matrix = read(settings.latency_matrix) if settings.latency_matrix else None
+        matrix, notes = None, []
+        if settings.latency_matrix and settings.latency_unit:
+            matrix = read(settings.latency_matrix, settings.latency_unit)
+            notes = [note(settings.latency_matrix, settings.latency_unit, matrix)]
         if server and settings.server.site is not None:
             if matrix is None:
                 rule = "names a row of network.latency_matrix, and there is none"
@@ -147,7 +150,7 @@ def build(experiment: Experiment, graph: Graph, server: bool) -> World:
     pace = [kit.ps_per_sample for kit in owned] + [0] * server
     roles = ["client" if server else "peer"] * (size - server) + ["server"] * server
     nodes = [Node(id, roles[id], clock, log, network, pace[id]) for id in range(size)]
-    return World(clock, log, network, nodes, owned)
+    return World(clock, log, network, nodes, owned, notes)
 
 
 def start(world: World, experiment: Experiment) -> None:

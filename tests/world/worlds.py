@@ -83,7 +83,9 @@ def network(draw: st.DrawFn, folder: Path) -> dict[str, Any]:
     """Every kind of latency and bandwidth, slow enough for a message to take a while."""
     latency = st.one_of(
         LATENCIES.map(lambda given: {"latency_ms": given}),
-        st.just({"latency_matrix": str(folder / "matrix.csv")}),
+        st.sampled_from(["one_way", "round_trip"]).map(
+            lambda unit: {"latency_matrix": str(folder / "matrix.csv"), "latency_unit": unit}
+        ),
     )
     return {
         **draw(latency),
