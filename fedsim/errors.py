@@ -63,7 +63,7 @@ class Problem:
 
     def __str__(self) -> str:
         shown = "" if self.value is MISSING else f"{short(self.value)}: "
-        where = f"{self.source}: " if self.source else ""
+        where = f"{clip(self.source, MOST)}: " if self.source else ""
         key = f"{self.key}: " if self.key else ""
         text = f"{where}{clip(key, MOST)}{shown}{clip(self.rule, MOST)}"
         text += f"; {clip(self.hint, MOST)}" if self.hint else ""

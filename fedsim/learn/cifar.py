@@ -111,7 +111,7 @@ def cifar100(*, normalise: bool = True, root: Path | None = None) -> Dataset:
 def _dataset(files: _Files, normalise: bool, root: Path | None) -> Dataset:
     folder = root if root is not None else Path(os.environ.get("FEDSIM_DATA", "."))
     known = [folder / files.binary, folder / files.python]
-    found = next((one for one in known if one.is_dir()), None)
+    found = next((one for one in known if os.path.isdir(one)), None)
     if found is None:
         places = " or ".join(map(str, known))
         hint = "unpack the official archive there, or set data.root"
