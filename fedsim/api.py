@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedsim import parts as _parts
+from fedsim.beside import place
 from fedsim.config import Experiment
 from fedsim.config import load as _load
 from fedsim.errors import BadValue, ConfigError, Problem, RunError, ValueNeeded
@@ -187,10 +188,18 @@ def make_folder(out: Path, experiment: Experiment, timing_only: bool) -> Path:
             except FileExistsError:
                 number += 1
                 continue
-            (path / "experiment.yaml").write_text(experiment.dump(), encoding="utf-8")
+            (path / "experiment.yaml").write_text(_dump(experiment), encoding="utf-8")
             return path
     except OSError as error:
         raise ConfigError([Problem("out", str(out), f"cannot be written ({error.strerror})")]) from error
+
+
+def _dump(experiment: Experiment) -> str:
+    """Return an experiment as YAML for the run's folder, from where it can start again: it says where its parts are."""
+    folder = experiment.folder
+    if folder is not None and place(folder).files():
+        experiment = experiment.model_copy(update={"beside": str(folder.absolute())})
+    return experiment.dump()
 
 
 def _run(setup: Setup, path: Path, progress: Callable[[Progress], None] | None) -> Result:

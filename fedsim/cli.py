@@ -72,8 +72,7 @@ Settings = Annotated[
 
 
 def main() -> None:
-    """Run the command line; modules in the current folder can be named in experiment files."""
-    sys.path.insert(0, os.getcwd())
+    """Run the command line."""
     app()
 
 

@@ -161,13 +161,13 @@ def start(world: World, experiment: Experiment) -> None:
     """
     seed = experiment.seed
     with experiment.blame("churn"):
-        part, members = parts.find("churn", experiment.churn.name), world.members
+        part, members = experiment.find("churn", experiment.churn.name), world.members
         live = parts.bind(part, experiment.churn.params, ("node", "rng", "n"))
         for node in members:
             world.clock.process(live(node=node, rng=rng.stream(seed, "churn", node.id), n=len(members)))
     for index, fault in enumerate(experiment.faults):
         with experiment.blame("faults", index):
-            part = parts.find("faults", fault.name)
+            part = experiment.find("faults", fault.name)
             supplied = {"world": world, "rng": rng.stream(seed, "faults", round=index)}
             world.clock.process(parts.call(part, fault.params, supplied))
     while world.clock.peek() == 0:  # who is offline at the start must be so before anybody looks
