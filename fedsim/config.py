@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -375,6 +376,8 @@ def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
     except ValidationError as error:
         raise ConfigError(explain(Experiment, document, error)) from None
     experiment._document, experiment._folder = document, folder
+    if experiment.beside is not None and not os.path.isdir(experiment.folder or ""):
+        raise experiment.problem((), BadValue("beside", experiment.beside, "there is no such folder"))
     return experiment
 
 

@@ -209,6 +209,9 @@ def test_another_folder_can_be_named(tmp_path):
     lab(tmp_path / "lab")
     (tmp_path / "e.yaml").write_text(FILE + "beside: lab\n")
     fedsim.check(tmp_path / "e.yaml")
+    (tmp_path / "e.yaml").write_text(FILE + "beside: lba\n")
+    with pytest.raises(ConfigError, match=r"e.yaml:8: beside: lba: there is no such folder"):
+        fedsim.load(tmp_path / "e.yaml")
     experiment = {"data": {"clients": 2}, "model": "mymodel:Net", "strategy": "dpsgd", "topology": "ring"}
     fedsim.check({**experiment, "stop": {"rounds": 1}, "beside": str(tmp_path / "lab")})
 

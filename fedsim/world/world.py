@@ -125,6 +125,9 @@ def build(experiment: Experiment, graph: Graph, server: bool) -> World:
     with experiment.blame("network"):
         matrix, notes = None, []
         if settings.latency_matrix and settings.latency_unit:
+            if any("latency_ms" in edge for *_, edge in graph.edges(data=True)):
+                rule = f"the topology {experiment.topology.name} gives its links latency_ms as well"
+                raise BadValue("latency_matrix", settings.latency_matrix, rule, "take one of the two")
             matrix = read(settings.latency_matrix, settings.latency_unit)
             notes = [note(settings.latency_matrix, settings.latency_unit, matrix)]
         if server and settings.server.site is not None:

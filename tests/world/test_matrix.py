@@ -201,6 +201,16 @@ def test_a_matrix_beside_drawn_latencies_is_refused(describe, file):
         describe(3, network={"latency_matrix": file(ASYMMETRIC), **ONE_WAY, "latency_ms": 20})
 
 
+def test_links_with_latencies_of_their_own_are_refused(make, file):
+    graph = nx.path_graph(3)
+    graph.edges[0, 1]["latency_ms"] = 5.0
+    network = {"latency_matrix": file(ASYMMETRIC), **ONE_WAY}
+    with pytest.raises(
+        ConfigError, match="the topology star gives its links latency_ms as well; take one of the two"
+    ):
+        make(graph, network=network)
+
+
 def star(make, file, site):
     """Return delays in milliseconds from and to the server, node 3, of a star of three clients."""
     network = {
