@@ -238,6 +238,8 @@ def bind(part: Part, given: Mapping[str, Any], supplied: Iterable[str]) -> Calla
             if mistake is None:
                 raise
             raise mistake from error
+        except OSError as error:
+            raise BadValue("name", _path(part), f"cannot read or write a file ({error})") from error
 
     return bound
 

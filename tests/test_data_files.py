@@ -97,6 +97,27 @@ def test_a_message_is_never_a_whole_file(tmp_path):
         assert all(len(line) < 3000 for line in str(caught.value).splitlines())
 
 
+@pytest.mark.parametrize("block", ["data", "model", "topology", "strategy"])
+def test_a_part_of_the_users_own_that_misses_a_file_is_one_line(tmp_path, block):
+    (tmp_path / "mine.py").write_text("def part(*, path: str = 'absent.bin'):\n    return open(path)\n")
+    given = {
+        "data": {"clients": 3},
+        "model": "softmax",
+        "strategy": "dpsgd",
+        "topology": "ring",
+        "stop": {"rounds": 1},
+    }
+    given[block] = {"name": "mine:part", **(given[block] if block == "data" else {})}
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(given))
+    with pytest.raises(ConfigError) as caught:
+        fedsim.check(tmp_path / "e.yaml")
+    (problem,) = caught.value.problems
+    assert str(problem).endswith(
+        "mine:part: cannot read or write a file ([Errno 2] No such file or directory: 'absent.bin')"
+    )
+    assert str(problem).startswith(f"{tmp_path / 'e.yaml'}:")
+
+
 def test_every_part_that_reads_files_is_here():
     """Parts with a path or a root are those above; a new one belongs there, too."""
     from fedsim import parts
