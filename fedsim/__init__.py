@@ -5,6 +5,7 @@
 ['ConfigError', 'Result', 'RunError', '__version__', 'check', 'load', 'report', 'run']
 """
 
+from fedsim import start  # noqa: F401  (first of all: it decides what the others import)
 from fedsim.api import Result, check, load, report, run
 from fedsim.errors import ConfigError, RunError
 from fedsim.version import __version__

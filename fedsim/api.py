@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedsim import parts as _parts
+from fedsim.beside import place
 from fedsim.config import Experiment
 from fedsim.config import load as _load
 from fedsim.errors import BadValue, ConfigError, Problem, RunError, ValueNeeded
@@ -193,10 +194,18 @@ def make_folder(out: Path, experiment: Experiment, timing_only: bool) -> Path:
             except FileExistsError:
                 number += 1
                 continue
-            (path / "experiment.yaml").write_text(experiment.dump(), encoding="utf-8")
+            (path / "experiment.yaml").write_text(_dump(experiment), encoding="utf-8")
             return path
     except OSError as error:
         raise ConfigError([Problem("out", str(out), f"cannot be written ({error.strerror})")]) from error
+
+
+def _dump(experiment: Experiment) -> str:
+    """Return an experiment as YAML for the run's folder, from where it can start again: it says where its parts are."""
+    folder = experiment.folder
+    if folder is not None and place(folder).files():
+        experiment = experiment.model_copy(update={"beside": str(folder.absolute())})
+    return experiment.dump()
 
 
 def _run(setup: Setup, path: Path, progress: Callable[[Progress], None] | None) -> Result:
@@ -243,6 +252,8 @@ def _record_start(setup: Setup, record: Any) -> None:
         record.write(table, rows)
     for name, value in ordering(setup).items():
         record.fact(name, value)
+    if setup.notes:
+        record.fact("notes", setup.notes)
     if setup.experiment.stop.target is not None:
         record.fact("target_accuracy", setup.experiment.stop.target.accuracy)
     record_events(setup.world, record, setup.experiment.record.events)
@@ -309,6 +320,7 @@ def summarise(setup: Setup, observer: Observer) -> dict[str, Any]:
         "best_accuracy": None if dry else observer.best_accuracy,
         "loss": None if dry else observer.scores.get("loss"),
         "assumed": experiment.assume.numbers or None if dry else None,
+        "notes": setup.notes or None,
         "time_to_target_s": observer.time_to_target_s,
         **costs(world),
         "dropped_updates": observer.dropped,

@@ -47,6 +47,7 @@ SUMMARY = (
     "wasted_s",
     "joules",
     "assumed",
+    "notes",
     "run_hash",
 )
 
@@ -71,8 +72,7 @@ Settings = Annotated[
 
 
 def main() -> None:
-    """Run the command line; modules in the current folder can be named in experiment files."""
-    sys.path.insert(0, os.getcwd())
+    """Run the command line."""
     app()
 
 
@@ -298,4 +298,6 @@ def _print_result(result: Result) -> None:
 def _cell(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} = {_cell(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(_cell, value))
     return f"{value:.6g}" if isinstance(value, float) else str(value)

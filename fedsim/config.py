@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from pydantic import (
     model_validator,
 )
 
+from fedsim import parts
 from fedsim.blocks import (
     Block,
     Constant,
@@ -39,7 +41,7 @@ from fedsim.blocks import (
     matching,
 )
 from fedsim.errors import BadValue, ConfigError
-from fedsim.explain import explain, place
+from fedsim.explain import explain, locate
 from fedsim.learn.curriculum import Curriculum, Expert
 from fedsim.worldblocks import Devices, Network
 from fedsim.yamlfile import Document, Steps, read, write
@@ -237,6 +239,11 @@ class Experiment(Block):
         description="the name of the run's folder; by default the file's name without its ending"
     )
     seed: int = Field(default=0, ge=0, description="the seed of everything random")
+    beside: str | None = Field(
+        default=None,
+        description="folder in which the modules of dotted paths are looked up, after everything installed and before "
+        "the current folder; null is the folder of this file",
+    )
     data: Data = Field(description="the data and how they are divided")
     model: Part = Field(default=Part(name="mlp"), description="the model")
     expert: Expert = Field(
@@ -258,6 +265,7 @@ class Experiment(Block):
     record: Record = Field(default_factory=Record, description="what the run leaves behind")
 
     _document: Document = PrivateAttr(default_factory=Document)
+    _folder: Path | None = PrivateAttr(default=None)
 
     @field_validator("strategy")
     @classmethod
@@ -278,8 +286,24 @@ class Experiment(Block):
 
     def digest(self) -> str:
         """Return the SHA-256 of the resolved experiment as 64 hexadecimal digits."""
-        text = json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        given = self.model_dump(exclude={"beside"})  # where the parts lie is not what is done
+        text = json.dumps(given, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def folder(self) -> Path | None:
+        """Where modules of dotted paths are looked up before the current folder: beside the file, or where it says."""
+        if self.beside is None:
+            return self._folder
+        return (self._folder or Path()) / self.beside
+
+    def find(self, kind: str, name: str) -> parts.Part:
+        """Return a part of this experiment by name, as :func:`fedsim.parts.find` does.
+
+        Raises:
+            BadValue: if there is no such part; the key is ``name``.
+        """
+        return parts.find(kind, name, self.folder)
 
     def problem(self, block: Steps, error: BadValue) -> ConfigError:
         """Say where in the file the value is that a part refused.
@@ -295,7 +319,7 @@ class Experiment(Block):
         >>> print(experiment.problem(("topology",), BadValue("degree", 3, "5 x 3 is odd")))
         topology.degree: 3: 5 x 3 is odd
         """
-        return ConfigError([place(Experiment, self._document, block, error)])
+        return ConfigError([locate(Experiment, self._document, block, error)])
 
     @contextmanager
     def blame(self, *block: str | int) -> Iterator[None]:
@@ -333,10 +357,12 @@ def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
     Traceback (most recent call last):
     fedsim.errors.ConfigError: sede: unknown key; did you mean seed?
     """
+    folder = None
     if isinstance(source, Mapping):
         document, stem = Document(data=_plain(source)), "experiment"
     else:
         document, stem = read(source), Path(source).stem
+        folder = Path(source).absolute().parent
     for key, value in (overrides or {}).items():
         block, _, inner = key.partition(".")
         part = Experiment.model_fields[block].default if block in Experiment.model_fields else None
@@ -349,7 +375,9 @@ def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
         )
     except ValidationError as error:
         raise ConfigError(explain(Experiment, document, error)) from None
-    experiment._document = document
+    experiment._document, experiment._folder = document, folder
+    if experiment.beside is not None and not os.path.isdir(experiment.folder or ""):
+        raise experiment.problem((), BadValue("beside", experiment.beside, "there is no such folder"))
     return experiment
 
 

@@ -47,6 +47,10 @@ MISSING: Any = type("Missing", (), {"__repr__": lambda _: "(missing)"})()
 """Stands for 'no value' in a :class:`Problem`; ``None`` is a value."""
 
 
+MOST = 800
+"""No part of a message has more characters, whatever a file or a library says."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One mistake in an experiment, printed as ``FILE:LINE: key: value: rule; hint``."""
@@ -58,10 +62,11 @@ class Problem:
     source: str = ""
 
     def __str__(self) -> str:
-        shown = "" if self.value is MISSING else f"{_short(self.value)}: "
-        where = f"{self.source}: " if self.source else ""
+        shown = "" if self.value is MISSING else f"{short(self.value)}: "
+        where = f"{clip(self.source, MOST)}: " if self.source else ""
         key = f"{self.key}: " if self.key else ""
-        text = f"{where}{key}{shown}{self.rule}" + (f"; {self.hint}" if self.hint else "")
+        text = f"{where}{clip(key, MOST)}{shown}{clip(self.rule, MOST)}"
+        text += f"; {clip(self.hint, MOST)}" if self.hint else ""
         return " ".join(map(str.strip, text.splitlines()))
 
 
@@ -159,11 +164,24 @@ def few(ids: Collection[int], most: int = 10) -> str:
     return f"{list(ids)[:most]}{more}"
 
 
-def _short(value: Any) -> str:
-    """Show a value as it would be written in YAML, so that '7' is not taken for 7."""
+def short(value: Any) -> str:
+    """Show a value as it would be written in YAML, so that '7' is not taken for 7, in at most 60 characters.
+
+    >>> short("7"), short("a" * 99) == "a" * 57 + "..."
+    ("'7'", True)
+    """
     if value is None or isinstance(value, bool):
         return str(json.dumps(value))
     plain = isinstance(value, str) and (not value or scalars.kind(value) == "str")
     text = value if plain else repr(value)
     text = repr(text)[1:-1] if len(text.splitlines()) > 1 else text
-    return text if len(text) <= 60 else text[:57] + "..."
+    return clip(text)
+
+
+def clip(text: str, most: int = 60) -> str:
+    """Return text, or its beginning where it is long: no message quotes a whole file.
+
+    >>> clip("three rings", 8), clip("a ring", 8)
+    ('three...', 'a ring')
+    """
+    return text if len(text) <= most else text[: most - 3] + "..."

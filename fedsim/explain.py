@@ -35,7 +35,7 @@ def explain(model: Model, document: Document, errors: ValidationError) -> list[P
     return [found[path] for path in sorted(found, key=document.line)]
 
 
-def place(model: Model, document: Document, block: Steps, error: BadValue) -> Problem:
+def locate(model: Model, document: Document, block: Steps, error: BadValue) -> Problem:
     """Say where in the file the value is that a part refused.
 
     Args:

@@ -8,20 +8,24 @@ checked against the annotations, and what only the engine knows (the number of n
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
+import logging
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
+from fedsim.beside import Place, own_name, place
 from fedsim.errors import MISSING, BadValue, did_you_mean
 from fedsim.rules import REQUIRED, UNKNOWN, either
 
 Part = Callable[..., Any]
+
+log = logging.getLogger("fedsim")
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -55,12 +59,14 @@ def names(kind: str) -> list[str]:
     return sorted(_entries(kind))
 
 
-def find(kind: str, name: str) -> Part:
+def find(kind: str, name: str, beside: str | Path | None = None) -> Part:
     """Return the part with this name, or the one at this dotted path.
 
     Args:
         kind: one of :data:`KINDS`.
         name: an entry point's name, ``module:attribute`` or ``package.module.attribute``.
+        beside: the folder of the experiment file. A dotted path's module is looked up among everything installed, then
+            there, and then in the current folder.
 
     Raises:
         BadValue: if there is no such part; the key is ``name``.
@@ -73,7 +79,7 @@ def find(kind: str, name: str) -> Part:
     if entry is not None:
         return _load(entry, name)
     if ":" in name or "." in name:
-        return _dotted(name)
+        return _dotted(name, place(beside))
     raise BadValue("name", name, f"no such {_one(kind)}", did_you_mean(name, names(kind)))
 
 
@@ -91,14 +97,18 @@ def _one(kind: str) -> str:
     return {"strategies": "strategy", "topologies": "topology"}.get(kind, kind.removesuffix("s"))
 
 
-def _dotted(path: str) -> Part:
+def _dotted(path: str, where: Place) -> Part:
     module, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
+    top = module.partition(".")[0]
     try:
-        part = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise BadValue(
-            "name", path, f"cannot be imported ({error})", "write package.module:attribute"
-        ) from error
+        part = functools.reduce(getattr, attribute.split("."), where.load(module))
+    except (Exception, SystemExit) as error:  # the module is the user's, and can do anything
+        hint = f"it was looked up in {' and '.join(where.folders)}; write package.module:attribute"
+        hidden = where.hidden(top)
+        hint = f"{top} is installed, which comes before {hidden}; rename that file" if hidden else hint
+        raise BadValue("name", path, f"cannot be imported ({where.explain(error)})", hint) from error
+    if where.hidden(top):
+        log.warning("%s: the installed %s is used, and not %s", path, top, where.hidden(top))
     if not callable(part):
         raise BadValue("name", path, "is not callable")
     return typing.cast(Part, part)
@@ -155,7 +165,8 @@ def _is_open(found: Mapping[str, inspect.Parameter]) -> bool:
 
 
 def _path(part: Part) -> str:
-    return f"{getattr(part, '__module__', '')}:{getattr(part, '__qualname__', part)}".removeprefix(":")
+    module = own_name(getattr(part, "__module__", None) or "")
+    return f"{module}:{getattr(part, '__qualname__', part)}".removeprefix(":")
 
 
 def _inherited(part: Part) -> list[Part]:
@@ -227,6 +238,8 @@ def bind(part: Part, given: Mapping[str, Any], supplied: Iterable[str]) -> Calla
             if mistake is None:
                 raise
             raise mistake from error
+        except OSError as error:
+            raise BadValue("name", _path(part), f"cannot read or write a file ({error})") from error
 
     return bound
 

@@ -38,7 +38,7 @@ SUPPLIED = {
     "timeout_s",
     "select",
 }
-SUPPLIED |= {"node", "world"}
+SUPPLIED |= {"node", "world", "beside"}
 """Parameters that the engine fills in, or that have a key of their own in the experiment file."""
 
 

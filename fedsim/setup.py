@@ -53,6 +53,11 @@ class Setup:
     needs_mb: list[float] | None = None
 
     @property
+    def notes(self) -> list[str]:
+        """What whoever reads the results must know, one sentence each."""
+        return [*filter(None, [self.dataset.note]), *self.world.notes]
+
+    @property
     def has_server(self) -> bool:
         """Whether the strategy is one of Flower's."""
         return not isinstance(self.strategy, PeerStrategy)
@@ -80,10 +85,10 @@ def prepare(experiment: Experiment, dry: bool = False) -> Setup:
         learner, dataset, owned = learning.build(experiment, dry)
     with _collect(mistakes), experiment.blame("churn"):
         supplied = dict.fromkeys(("node", "rng", "n"))
-        parts.check(parts.find("churn", experiment.churn.name), experiment.churn.params, supplied)
+        parts.check(experiment.find("churn", experiment.churn.name), experiment.churn.params, supplied)
     for index, fault in enumerate(experiment.faults):
         with _collect(mistakes), experiment.blame("faults", index):
-            parts.check(parts.find("faults", fault.name), fault.params, {"world": 0, "rng": 0})
+            parts.check(experiment.find("faults", fault.name), fault.params, {"world": 0, "rng": 0})
     if mistakes:
         raise ConfigError(mistakes)
     if dry and depends_on_values(strategy) is not False:
@@ -111,7 +116,7 @@ def make_strategy(experiment: Experiment) -> Any:
     """Make the strategy and check it against the number of clients."""
     block = experiment.strategy
     with experiment.blame("strategy"):
-        part = parts.find("strategies", block.name)
+        part = experiment.find("strategies", block.name)
         supplied: dict[str, Any] = {
             "local": block.local,
             "seed": experiment.seed,
@@ -144,7 +149,7 @@ def make_selector(experiment: Experiment) -> Any:
         return None
     supplied = {"seed": experiment.seed, "timeout_s": experiment.strategy.timeout_s}
     with experiment.blame("strategy", "select"):
-        select = parts.call(parts.find("selectors", block.name), block.params, supplied)
+        select = parts.call(experiment.find("selectors", block.name), block.params, supplied)
         if not hasattr(select, "choose"):
             raise BadValue("name", block.name, "is not a selector; it has no method choose")
         select.check(experiment.data.clients)
@@ -191,7 +196,7 @@ def make_graph(experiment: Experiment, server: bool) -> Graph:
             alone = Graph()
             alone.add_node(0)
             return alone
-        part = parts.find("topologies", experiment.topology.name)
+        part = experiment.find("topologies", experiment.topology.name)
         made = parts.call(part, experiment.topology.params, {"n": size, "seed": experiment.seed})
         graph = _one_graph(experiment.topology.name, made, size)
         _check_graph(experiment.topology.name, graph, experiment.network.overlay)

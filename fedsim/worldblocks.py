@@ -39,10 +39,19 @@ class Server(Block):
 class Network(Block):
     """Links and nodes of the network."""
 
-    latency_ms: Draw = Field(default=Constant(value=0), description="latency of each link in milliseconds")
+    latency_ms: Draw = Field(
+        default=Constant(value=0), description="one-way latency of each link in milliseconds"
+    )
     latency_matrix: str | None = Field(
         default=None,
-        description="CSV file of milliseconds between sites instead; node i stands at site i mod sites",
+        description="file of milliseconds between sites instead, no header, separated by commas, tabs or spaces; "
+        "a negative entry is missing: the opposite direction's or else the median stands in for it, on the diagonal 0; "
+        "node i stands at site i mod sites",
+    )
+    latency_unit: Literal["one_way", "round_trip"] | None = Field(
+        default=None,
+        description="what an entry of latency_matrix is: one_way, the delay from row to column, or round_trip, the "
+        "time there and back that a ping shows, of which half is taken; required with a matrix",
     )
     overlay: bool = Field(
         default=False,
@@ -77,6 +86,19 @@ class Network(Block):
         if path is not None and info.data.get("latency_ms") != Constant(value=0):
             raise ValueError("give either latency_ms or latency_matrix, not both")
         return path
+
+    @model_validator(mode="after")
+    def _whose_time(self) -> Network:
+        if self.latency_matrix is not None and self.latency_unit is None:
+            rule = "is required with latency_matrix: one_way if an entry is the delay in one direction"
+            raise BadValue(
+                "latency_unit", MISSING, f"{rule}, round_trip if it is the time there and back of a ping"
+            )
+        if self.latency_matrix is None and self.latency_unit is not None:
+            raise BadValue(
+                "latency_unit", self.latency_unit, "says what latency_matrix holds, and there is none"
+            )
+        return self
 
 
 class Extras(Block):

@@ -367,7 +367,7 @@ def test_speeds_are_positive(value, message):
         ({"record": None}, "record: null: must be a block of keys"),
         (
             {"<one>x": 3},
-            "<one>x: unknown key; known: assume, churn, compute, data, devices, evaluate, expert, faults, "
+            "<one>x: unknown key; known: assume, beside, churn, compute, data, devices, evaluate, expert, faults, "
             "model, name, network, record, seed, stop, strategy, topology",
         ),
     ],

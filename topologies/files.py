@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -10,31 +11,25 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import networkx as nx
-
-from fedsim.errors import BadValue, did_you_mean
+from fedsim.errors import BadValue, clip, did_you_mean
+from topologies import graphml
 from topologies.graphs import Graph, ordered, require_connected, require_two
 
 LINK_KEYS = ("latency_ms", "mbps")
 
 _Links = Iterable[tuple[str, str, Mapping[str, Any]]]
-_UNREADABLE = (
-    OSError,
-    ElementTree.ParseError,
-    nx.NetworkXError,
-    KeyError,
-    TypeError,
-    ValueError,
-    SyntaxError,
-)
+_UNREADABLE = (OSError, ElementTree.ParseError, ValueError, LookupError)
+_NUMPY = re.compile(r"(np|numpy)\.(float[0-9]+|u?int[0-9]+|longdouble)")
+"""How numpy 2 writes the kinds of its numbers."""
 
 
 def file(n: int, *, path: str) -> Graph:
     """Read a graph from a GraphML file or an edge list.
 
     A line of an edge list is ``a b``, ``a b latency_ms=20 mbps=100`` or, as NetworkX writes it,
-    ``a b {'latency_ms': 20, 'mbps': 100}``; ``#`` begins a comment. GraphML files and dictionaries may carry
-    further attributes, which are left out. A link may be listed again, either way round, if it says the same.
+    ``a b {'latency_ms': 20, 'mbps': 100}``; ``#`` begins a comment at the start of a word. GraphML files and
+    dictionaries may carry further attributes, which are left out. A link may be listed again, either way round, if it
+    says the same. GraphML's defaults count; its nested graphs, hyperedges and ports are refused.
 
     Args:
         n: number of nodes that the file must have.
@@ -80,29 +75,24 @@ def _read(path: str) -> tuple[list[str], _Links]:
 
 
 def _graphml(path: str) -> tuple[list[str], _Links]:
-    root = ElementTree.parse(path).getroot()
-    # As text, so that a bad number is reported with its link instead of by the parser.
-    for key in root.iter():
-        if key.tag.endswith("key"):
-            key.set("attr.type", "string")
-    graph = nx.parse_graphml(ElementTree.tostring(root, encoding="unicode"))
-    if graph.is_directed():
+    labels, links, directed = graphml.parse(Path(path).read_bytes(), LINK_KEYS)
+    if directed:
         raise BadValue(
             "path", path, "the graph is directed", 'links work both ways: edgedefault="undirected"'
         )
-    default = graph.graph["edge_default"]
-    return list(graph), [(a, b, {**default, **data}) for a, b, data in graph.edges(data=True)]
+    return labels, links
 
 
 def _edge_list(path: str) -> tuple[list[str], _Links]:
     links = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines(), start=1):
-        words = line.partition("#")[0].split(maxsplit=2)
+        # A # inside of a word is part of a label: what follows it must not be lost.
+        words = re.split(r"(?:^|\s)#", line, maxsplit=1)[0].split(maxsplit=2)
         if not words:
             continue
         try:
             links.append(_link(*words))
-        except (TypeError, ValueError, SyntaxError) as error:
+        except ValueError as error:
             hint = "write: a b latency_ms=20 mbps=100"
             raise BadValue("path", path, f"line {number} is not a link ({error})", hint) from error
     return [label for a, b, _ in links for label in (a, b)], links
@@ -110,14 +100,52 @@ def _edge_list(path: str) -> tuple[list[str], _Links]:
 
 def _link(a: str, b: str = "", data: str = "") -> tuple[str, str, dict[str, Any]]:
     if not b:
-        raise ValueError(f"{a} is linked to nothing")
+        raise ValueError(f"{clip(a)} is linked to nothing")
     if data.startswith("{"):
-        return a, b, dict(ast.literal_eval(data))
+        return a, b, _once(_written(data))
     pairs = [word.partition("=") for word in data.split()]
     for key, equals, value in pairs:
         if key not in LINK_KEYS or not equals:
-            raise ValueError(f"{key}{equals}{value}: {did_you_mean(key, LINK_KEYS)}")
-    return a, b, {key: value for key, _, value in pairs}
+            raise ValueError(f"{clip(key + equals + value)}: {did_you_mean(key, LINK_KEYS)}")
+    return a, b, _once([(key, value) for key, _, value in pairs])
+
+
+def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dictionary of pairs in which no key comes twice."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{clip(key)} is there twice")
+        found[key] = value
+    return found
+
+
+def _written(text: str) -> list[tuple[str, Any]]:
+    """Return the pairs of a dictionary as Python writes it; what is not a link's is not looked at."""
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise ValueError(f"{clip(text)} is not a dictionary") from None
+    if not isinstance(node, ast.Dict):
+        raise ValueError(f"{clip(text)} is not a dictionary")
+    pairs = []
+    for key, value in zip(node.keys, node.values):
+        name = key.value if isinstance(key, ast.Constant) else None
+        if not isinstance(name, str):
+            raise ValueError(f"{clip(text)} has a key that is not text")
+        pairs.append((name, _value(value) if name in LINK_KEYS else None))
+    return pairs
+
+
+def _value(node: ast.expr) -> Any:
+    """Return a literal; numpy 2 puts its own numbers' kind around it: ``np.float64(3.0)``."""
+    match node:
+        case ast.Call(func, [inner], []) if _NUMPY.fullmatch(ast.unparse(func)):
+            node = inner
+    try:
+        return ast.literal_eval(node)
+    except (TypeError, ValueError, SyntaxError, RecursionError, MemoryError):
+        raise ValueError(f"{clip(ast.unparse(node))} is not a number") from None
 
 
 def _simple(path: str, labels: Iterable[str], links: _Links) -> Graph:
@@ -125,6 +153,7 @@ def _simple(path: str, labels: Iterable[str], links: _Links) -> Graph:
     graph = Graph()
     graph.add_nodes_from((i, {"name": label}) for label, i in index.items())
     for a, b, data in links:
+        _near_misses(path, a, b, data)
         link = {key: _number(path, a, b, key, data[key]) for key in LINK_KEYS if key in data}
         if a == b:
             raise BadValue("path", path, f"node {a} is linked to itself")
@@ -134,15 +163,27 @@ def _simple(path: str, labels: Iterable[str], links: _Links) -> Graph:
     return ordered(graph)
 
 
+def _near_misses(path: str, a: str, b: str, data: Mapping[str, Any]) -> None:
+    """Refuse an attribute that is a misspelt latency or bandwidth: left out, the link would have none."""
+    for key in data:
+        meant = difflib.get_close_matches(str(key).lower(), LINK_KEYS, n=1, cutoff=0.8)
+        if meant and meant[0] not in data:
+            raise BadValue(
+                "path", path, f"link {a} - {b}: {clip(key)} is unknown", f"did you mean {meant[0]}?"
+            )
+
+
 def _number(path: str, a: str, b: str, key: str, value: Any) -> float:
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = math.nan
     zero_is_fine = key == "latency_ms"
     if not math.isfinite(number) or number < 0 or (number == 0 and not zero_is_fine):
         least = "at least" if zero_is_fine else "above"
-        raise BadValue("path", path, f"link {a} - {b}: {key} must be a number {least} 0, is {value!r}")
+        raise BadValue(
+            "path", path, f"link {a} - {b}: {key} must be a number {least} 0, is {clip(repr(value))}"
+        )
     return number
 
 

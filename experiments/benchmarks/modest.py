@@ -67,6 +67,7 @@ def experiment(given: argparse.Namespace, latencies: str) -> dict[str, Any]:
         "network": {
             "overlay": True,
             "latency_matrix": latencies,
+            "latency_unit": "one_way",
             "up_mbps": {"distribution": "uniform", "low": 2, "high": 20},
             "down_mbps": {"distribution": "uniform", "low": 10, "high": 50},
             "header_bytes": 0,

@@ -191,6 +191,8 @@ def _run(
         for table, rows in describe_world(world).items():
             record.write(table, rows)
         record.fact("app", project.name)
+        if world.notes:
+            record.fact("notes", world.notes)
         api.record_events(world, record, experiment.record.events)
         journal = Journal(experiment, world, record, progress)
         clients = AppClients(client, project, len(world.members), experiment.seed, world.clock, workers)

@@ -13,7 +13,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, M
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
 
-from fedsim import parts
 from fedsim.config import Experiment, load
 from fedsim.errors import BadValue
 from fedsim.flower.arrays import pack, solid, unpack
@@ -75,6 +74,7 @@ class _Blocks:
     strategy: Block
     seed: int
     expert: Mapping[str, Any]
+    beside: str | None = None
 
     def experiment(self, clients: int) -> Experiment:
         """Return the experiment with so many clients, computed as a deployed client computes."""
@@ -82,6 +82,7 @@ class _Blocks:
         return load(
             {
                 "seed": self.seed,
+                "beside": self.beside,
                 "data": {**data, "clients": clients},
                 "model": self.model,
                 "expert": dict(self.expert),
@@ -200,6 +201,7 @@ def server_side(
     clients: int,
     seed: int = 0,
     expert: Mapping[str, Any] | None = None,
+    beside: str | None = None,
 ) -> ServerSide:
     """Return the server's half of a deployment, made of the same blocks as :func:`client_app`.
 
@@ -210,6 +212,7 @@ def server_side(
         clients: how many partitions the data are divided into.
         seed: the experiment's seed.
         expert: how the expert is trained, as in an experiment; the server needs it for its checks alone.
+        beside: as in an experiment; an app's own modules are found without it.
 
     Raises:
         ConfigError: if a part refuses its parameters.
@@ -218,10 +221,10 @@ def server_side(
     >>> list(made.arrays), type(made.strategy).__name__
     (['1.weight', '1.bias'], 'FedAvg')
     """
-    experiment = _Blocks(model, data, strategy, seed, expert or {}).experiment(clients)
+    experiment = _Blocks(model, data, strategy, seed, expert or {}, beside).experiment(clients)
     name = experiment.strategy.name
     with experiment.blame("strategy"):
-        part = parts.find("strategies", name)
+        part = experiment.find("strategies", name)
     # That comes before its parameters: no value of theirs would help.
     has_peers = isinstance(part, type) and issubclass(part, PeerStrategy)
     made = None if has_peers else make_strategy(experiment)

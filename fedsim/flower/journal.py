@@ -135,6 +135,7 @@ class Journal(Watch):
             "loss": self._last.get("loss"),
             "time_to_target_s": None,
             "error_replies": len(self.failed),
+            "notes": self._world.notes or None,
             "stalled": None,
             "memory_mb": None,
             "assumed": None,

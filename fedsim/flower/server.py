@@ -154,7 +154,7 @@ def transforms_of(experiment: Experiment) -> list[Transform | Central]:
     found = []
     for index, block in enumerate(experiment.strategy.around):
         with experiment.blame("strategy", "around", index):
-            part = parts.find("transforms", block.name)
+            part = experiment.find("transforms", block.name)
             one = parts.call(part, block.params, {"seed": experiment.seed})
             if not isinstance(one, Transform | Central):
                 raise BadValue("name", block.name, "is neither a Transform nor a Central")

@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from fedsim.beside import place
 from fedsim.config import load
 from fedsim.errors import BadValue, ConfigError, Problem
 from fedsim.flower import client
@@ -58,7 +59,8 @@ def write_app(
     Args:
         folder: a folder that does not exist yet, or is empty; its name becomes the app's.
         strategy: the name of a server strategy, for a quick experiment of its own; or
-        experiment: an experiment file, whose seed, data, model, strategy, expert and rounds the app takes over.
+        experiment: an experiment file, whose seed, data, model, strategy, expert and rounds the app takes over, and the
+            modules that lie beside it and were imported for it.
 
     Returns:
         The files written.
@@ -76,6 +78,10 @@ def write_app(
         rule = f"the app's package would be called {package}, and that name belongs to {owner}"
         raise ConfigError([Problem("DIR", str(folder), rule, "choose another name")])
     values = {"name": name, "package": package, **_chosen(strategy, experiment)}
+    own = _modules(experiment)
+    if package in {target.parts[0].removesuffix(".py") for _, target in own}:
+        rule = f"the app's package would be called {package}, and so is a module of the experiment"
+        raise ConfigError([Problem("DIR", str(folder), rule, "choose another name")])
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     pages = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
     pages.filters["python"] = lambda value: pprint.pformat(value, sort_dicts=False, width=90)
@@ -86,7 +92,17 @@ def write_app(
         path.write_text(pages.get_template(f"{source}.jinja").render(values), encoding="utf-8")
         written.append(path)
     (folder / package / "__init__.py").write_text('"""A Flower app."""\n', encoding="utf-8")
+    for source_file, target_file in own:
+        path = folder / target_file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(source_file.read_bytes())
+        written.append(path)
     return [*written, folder / package / "__init__.py"]
+
+
+def _modules(file: str | Path | None) -> list[tuple[Path, Path]]:
+    """Return the modules that lie beside an experiment and were imported for it, and where they go in the app."""
+    return [] if file is None else place(load(file).folder).files()
 
 
 def _owner(package: str) -> str:
@@ -99,6 +115,7 @@ def _owner(package: str) -> str:
 
 def _chosen(strategy: str, file: str | Path | None) -> dict[str, Any]:
     """Return what the templates need of an experiment, after a check that it can run."""
+    beside = None
     chosen: dict[str, Any] = {
         "seed": 0,
         "rounds": 3,
@@ -109,11 +126,12 @@ def _chosen(strategy: str, file: str | Path | None) -> dict[str, Any]:
         "expert": {},
     }
     if file is not None:
-        load(file)  # every mistake in it, with its line
+        experiment = load(file)  # every mistake in it, with its line
         chosen = _taken(read(file).data)
+        beside = str(experiment.folder)
     blocks = {key: chosen[key] for key in ("model", "data", "strategy", "clients", "seed", "expert")}
     try:
-        client.server_side(**blocks)
+        client.server_side(**blocks, beside=beside)
     except BadValue as error:
         raise ConfigError([Problem(error.key, error.value, error.rule, error.hint)]) from error
     return chosen

@@ -78,15 +78,18 @@ def load(experiment: Experiment) -> Dataset:
     data = experiment.data
     folder = data.root or os.environ.get("FEDSIM_DATA")
     with experiment.blame("data"):
-        source = parts.find("datasets", data.name)
+        source = experiment.find("datasets", data.name)
         supplied: dict[str, Any] = {
             "clients": data.clients,
             "seed": experiment.seed,
             "root": Path(folder) if folder else None,
+            "beside": experiment.folder,
         }
         dataset = parts.call(source, data.params, supplied)
         if not isinstance(dataset, Dataset):
             raise BadValue("name", data.name, f"must return a Dataset, not {type(dataset).__name__}")
+    if dataset.note:
+        log.warning(dataset.note)
     return dataset
 
 
@@ -102,7 +105,7 @@ def deal(experiment: Experiment, dataset: Dataset, difficulty: Callable[[], np.n
         "known": dataset.difficulty,
     }
     try:
-        partition = parts.find("partitions", data.partition.name)
+        partition = experiment.find("partitions", data.partition.name)
         dealt = parts.call(partition, data.partition.params, supplied)
         owned = _check_deal(data.partition.name, dealt, data.clients, len(dataset.y))
     except BadValue as error:
@@ -114,7 +117,7 @@ def deal(experiment: Experiment, dataset: Dataset, difficulty: Callable[[], np.n
 
 def _model(experiment: Experiment, dataset: Dataset) -> nn.Module:
     with experiment.blame("model"):
-        part = parts.find("models", experiment.model.name)
+        part = experiment.find("models", experiment.model.name)
         shape, rng = tuple(dataset.x.shape[1:]), stream(experiment.seed, "model")
         return models.build(part, experiment.model.params, shape, dataset.classes, rng)
 

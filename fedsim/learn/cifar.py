@@ -111,7 +111,7 @@ def cifar100(*, normalise: bool = True, root: Path | None = None) -> Dataset:
 def _dataset(files: _Files, normalise: bool, root: Path | None) -> Dataset:
     folder = root if root is not None else Path(os.environ.get("FEDSIM_DATA", "."))
     known = [folder / files.binary, folder / files.python]
-    found = next((one for one in known if one.is_dir()), None)
+    found = next((one for one in known if os.path.isdir(one)), None)
     if found is None:
         places = " or ".join(map(str, known))
         hint = "unpack the official archive there, or set data.root"
@@ -132,7 +132,7 @@ def _images(files: _Files, pixels: Bytes, normalise: bool) -> Tensor:
     return images
 
 
-def _read(files: _Files, folder: Path, name: str) -> tuple[Bytes, NDArray[Any]]:
+def _read(files: _Files, folder: Path, name: str) -> tuple[Bytes, Bytes]:
     """Return pixels [N, 3072] and labels [N] of one file."""
     binary = folder.name == files.binary
     file = folder / (f"{name}.bin" if binary else name)
@@ -140,15 +140,27 @@ def _read(files: _Files, folder: Path, name: str) -> tuple[Bytes, NDArray[Any]]:
         content = file.read_bytes()
         if not binary:
             batch = _Plain(io.BytesIO(content), encoding="latin1").load()
-            return np.asarray(batch["data"], dtype=np.uint8).reshape(-1, PIXELS), np.asarray(
-                batch[files.label_key]
-            )
+            pixels, labels = _bytes(batch["data"]), _bytes(batch[files.label_key])
+            if pixels.shape != (len(labels), PIXELS):
+                raise ValueError(f"it holds {len(labels)} labels and pixels of shape {pixels.shape}")
+            return pixels, labels
         rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, files.label_bytes + PIXELS)
     except FileNotFoundError as error:
         raise BadValue("name", files.name, f"its file was not found: {file}") from error
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
+    except OSError as error:
+        rule = f"its file {file} cannot be read ({error.strerror or error})"
+        raise BadValue("name", files.name, rule) from error
+    except Exception as error:  # a broken pickle can raise nearly anything
         raise BadValue("name", files.name, f"its file {file} is damaged: {error}") from error
     return rows[:, files.label_bytes :], rows[:, files.label_bytes - 1]
+
+
+def _bytes(values: Any) -> Bytes:
+    """Return whole numbers from 0 to 255 as they are; others would be rounded to such."""
+    found = np.asarray(values)
+    if found.dtype.kind not in "iu" or (found.size and not 0 <= found.min() <= found.max() <= 255):
+        raise ValueError("its values are not bytes")
+    return found.astype(np.uint8)
 
 
 class _Plain(pickle.Unpickler):

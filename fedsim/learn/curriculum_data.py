@@ -26,6 +26,7 @@ def noisy(
     clients: int,
     seed: int,
     root: Path | None = None,
+    beside: Path | None = None,
 ) -> Dataset:
     """Return another dataset, whose training inputs get noise and whose labels may be wrong; the test stays clean.
 
@@ -37,6 +38,7 @@ def noisy(
         clients: how many natural clients there are, where the other dataset asks.
         seed: which sample has which noise.
         root: the data folder.
+        beside: where a dotted path of the other dataset is looked up.
 
     Returns:
         The dataset; its ``difficulty`` is the standard deviation of each sample's noise, and one more than the largest
@@ -57,7 +59,9 @@ def noisy(
     )
     try:
         source = parts.call(
-            parts.find("datasets", name), params, {"clients": clients, "seed": seed, "root": root}
+            parts.find("datasets", name, beside),
+            params,
+            {"clients": clients, "seed": seed, "root": root, "beside": beside},
         )
     except BadValue as error:
         key = "of" if error.key == "name" else f"of.{error.key}"

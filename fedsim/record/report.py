@@ -106,6 +106,7 @@ def write_report(run: str | Path) -> Path:
         is_app="app" in known,
         assumed=", ".join(f"{name} = {value:g}" for name, value in (summary["assumed"] or {}).items()),
         stalled=summary.get("stalled"),
+        notes=known.get("notes") or [],
         steady=_steady(read(run, "presence")),
         tiles=_tiles(summary, target, round_times_s(read(run, "rounds")), role),
         figures=[

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,7 +30,8 @@ def read_fedscale(path: str | Path) -> Trace:
     ``finish_time`` is shorter than the longest one start again until that is reached.
 
     Args:
-        path: the pickle: a dictionary of client ids, of which only the order matters.
+        path: the pickle: a dictionary of client ids, of which only the order matters: numbers, also as text, and then
+            names in their natural order.
 
     Returns:
         The capacity or the availability of the devices.
@@ -82,9 +84,16 @@ def _bad(path: str | Path, rule: str, where: str = "") -> BadValue:
     )
 
 
-def _natural(row: tuple[Any, Any]) -> tuple[float, str]:
+def _natural(row: tuple[Any, Any]) -> tuple[float, list[str | int]]:
+    """Return what clients are ordered by: numbers, also as text, and then names, client_2 before client_10."""
     id = row[0]
-    return (id, "") if isinstance(id, int | float) else (math.inf, str(id))
+    if isinstance(id, int | float):
+        return id, []
+    if re.fullmatch("[-+]?[0-9]{1,300}", str(id)):
+        return int(id), [str(id)]
+    # Text and numbers alternate, so that like is compared with like.
+    parts = re.split("([0-9]{1,300})", str(id))
+    return math.inf, [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def _number(path: str | Path, id: Any, key: str, given: Any, positive: bool = False) -> float:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +22,8 @@ MOST = 1e12
 SESSION = ("node", "start_s", "end_s")
 DEVICE = ("node", "seconds_per_sample", "up_mbps", "down_mbps")
 RATES = DEVICE[2:]
+SETTINGS = ("period_s", "nodes")
+"""What comments of a CSV file can set."""
 CONVERT = "fedsim trace convert turns FedScale's pickles into one of these"
 
 Session = tuple[float, float]
@@ -204,9 +208,11 @@ def _parse_csv(path: str | Path, text: str) -> Trace:
     columns: list[str] | None = None
     for number, line in enumerate(text.split("\n"), start=1):
         place = _Place(path, f"line {number}")
-        comment = re.fullmatch(r"\s*#\s*(period_s|nodes)\s*:(.*)", line)
-        if comment:
-            settings[comment[1]] = _Row(place, {"": comment[2].strip()})
+        comment = re.fullmatch(r"\s*#\s*(\w+)\s*([:=])(.*)", line)
+        if comment and _is_setting(place, comment[1], comment[2]):
+            if comment[1] in settings:
+                raise place.bad(f"{comment[1]} is there twice")
+            settings[comment[1]] = _Row(place, {"": comment[3].strip()})
         elif line.strip() and not line.lstrip().startswith("#"):
             cells = [cell.strip() for cell in _split(place, line)]
             if columns is None:
@@ -220,6 +226,14 @@ def _parse_csv(path: str | Path, text: str) -> Trace:
     if "start_s" in columns:
         return _sessions(path, settings, rows)
     return _devices(path, rows)
+
+
+def _is_setting(place: _Place, name: str, sign: str) -> bool:
+    """Tell a setting from other comments; a misspelt one is refused, as nobody would see that it is not obeyed."""
+    near = difflib.get_close_matches(name.lower(), SETTINGS, n=1, cutoff=0.85)
+    if near and (name, sign) != (near[0], ":"):
+        raise place.bad(f"# {_shown(name)} {sign} sets nothing", f"write # {near[0]}: 60")
+    return bool(near)
 
 
 def _split(place: _Place, line: str) -> list[str]:
@@ -290,9 +304,11 @@ def _device(place: _Place, given: dict[str, Any]) -> Device:
 
 def _parse_json(path: str | Path, text: str) -> Trace:
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=partial(_once, path))
     except json.JSONDecodeError as error:
         raise _Place(path, f"line {error.lineno}").bad(f"is not JSON ({error.msg})") from None
+    except BadValue:
+        raise
     except (ValueError, RecursionError) as error:
         raise _Place(path).bad(f"is not JSON ({error})") from None
     nodes = data.get("nodes") if isinstance(data, dict) else None
@@ -303,6 +319,14 @@ def _parse_json(path: str | Path, text: str) -> Trace:
     if "period_s" not in data and all(isinstance(one, dict) for one in nodes):
         return tuple(_device(*pair) for pair in _dicts(path, nodes))
     return _json_sessions(path, data.get("period_s"), nodes)
+
+
+def _once(path: str | Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Place(path).bad(f"{_shown(next(one for one in names if names.count(one) > 1))} is there twice")
+    return found
 
 
 def _dicts(path: str | Path, nodes: list[dict[str, Any]]) -> Iterator[tuple[_Place, dict[str, Any]]]:

@@ -16,7 +16,7 @@ from fedsim.world.clock import MICRO, Clock, micros
 from fedsim.world.devices import Kit, kits
 from fedsim.world.graph import Graph
 from fedsim.world.log import EventLog
-from fedsim.world.matrix import Matrix, read
+from fedsim.world.matrix import Matrix, note, read
 from fedsim.world.network import Access, Network
 from fedsim.world.node import Node
 
@@ -51,6 +51,7 @@ class World:
         network: the network.
         nodes: all nodes by id; clients or peers first, the server (if there is one) last.
         kits: what each client or peer has.
+        notes: what whoever reads its times must know, one sentence each.
     """
 
     clock: Clock
@@ -58,6 +59,7 @@ class World:
     network: Network
     nodes: list[Node]
     kits: list[Kit] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def server(self) -> Node | None:
@@ -121,7 +123,13 @@ def build(experiment: Experiment, graph: Graph, server: bool) -> World:
     seed, size = experiment.seed, graph.number_of_nodes()
     settings = experiment.network
     with experiment.blame("network"):
-        matrix = read(settings.latency_matrix) if settings.latency_matrix else None
+        matrix, notes = None, []
+        if settings.latency_matrix and settings.latency_unit:
+            if any("latency_ms" in edge for *_, edge in graph.edges(data=True)):
+                rule = f"the topology {experiment.topology.name} gives its links latency_ms as well"
+                raise BadValue("latency_matrix", settings.latency_matrix, rule, "take one of the two")
+            matrix = read(settings.latency_matrix, settings.latency_unit)
+            notes = [note(settings.latency_matrix, settings.latency_unit, matrix)]
         if server and settings.server.site is not None:
             if matrix is None:
                 rule = "names a row of network.latency_matrix, and there is none"
@@ -145,7 +153,7 @@ def build(experiment: Experiment, graph: Graph, server: bool) -> World:
     pace = [kit.ps_per_sample for kit in owned] + [0] * server
     roles = ["client" if server else "peer"] * (size - server) + ["server"] * server
     nodes = [Node(id, roles[id], clock, log, network, pace[id]) for id in range(size)]
-    return World(clock, log, network, nodes, owned)
+    return World(clock, log, network, nodes, owned, notes)
 
 
 def start(world: World, experiment: Experiment) -> None:
@@ -156,13 +164,13 @@ def start(world: World, experiment: Experiment) -> None:
     """
     seed = experiment.seed
     with experiment.blame("churn"):
-        part, members = parts.find("churn", experiment.churn.name), world.members
+        part, members = experiment.find("churn", experiment.churn.name), world.members
         live = parts.bind(part, experiment.churn.params, ("node", "rng", "n"))
         for node in members:
             world.clock.process(live(node=node, rng=rng.stream(seed, "churn", node.id), n=len(members)))
     for index, fault in enumerate(experiment.faults):
         with experiment.blame("faults", index):
-            part = parts.find("faults", fault.name)
+            part = experiment.find("faults", fault.name)
             supplied = {"world": world, "rng": rng.stream(seed, "faults", round=index)}
             world.clock.process(parts.call(part, fault.params, supplied))
     while world.clock.peek() == 0:  # who is offline at the start must be so before anybody looks

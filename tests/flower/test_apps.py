@@ -76,6 +76,17 @@ def test_an_action_costs_what_its_kind_costs(kind, work, app, tmp_path):
     assert summary["sim_time_s"] == pytest.approx(0.010 + work / 1000)
 
 
+def test_round_trips_are_halved_and_the_summary_says_so(app, tmp_path):
+    """Round trips of 10 ms are 5 ms each way, so the times are those above: 11 samples, and ceil(10/3)."""
+    (tmp_path / "trips.csv").write_text("0,10,10\n10,0,10\n10,10,0\n")
+    network = {"latency_matrix": str(tmp_path / "trips.csv"), "latency_unit": "round_trip", "header_bytes": 0}
+    world = {**{f"network.{key}": value for key, value in network.items()}, "record.report": False}
+    config = "fraction-train=1.0 num-server-rounds=1"
+    found = run_app(app("plain"), nodes=2, run_config=config, overrides=world, out=tmp_path).summary
+    assert found["sim_time_s"] == pytest.approx(0.010 + 0.011 + 0.010 + 0.004)
+    assert found["notes"] == [f"latencies are half of the round trips in {tmp_path / 'trips.csv'}"]
+
+
 def test_a_message_can_cost_what_the_app_says(app, tmp_path):
     folder = app("plain", fedsim="samples_per_message = 100")
     result = run(folder, 4, tmp_path, "fraction-train=1.0 num-server-rounds=1")

@@ -254,12 +254,22 @@ def test_damaged_and_dangerous_files_are_refused(tmp_path):
         (b"\x80", "damaged"),
         (pickle.dumps({"data": pixels(1, 0)}), "damaged: 'fine_labels'"),
         (pickle.dumps(print), "asks for builtins.print"),
+        (pickle.dumps({"data": pixels(1, 0) / 255, "fine_labels": [1]}), "its values are not bytes"),
+        (pickle.dumps({"data": pixels(1, 0), "fine_labels": [0.7]}), "its values are not bytes"),
+        (pickle.dumps({"data": pixels(1, 0), "fine_labels": [256]}), "its values are not bytes"),
+        (
+            pickle.dumps({"data": pixels(2, 0).reshape(4, -1), "fine_labels": [1, 2]}),
+            "2 labels and pixels of shape",
+        ),
     ):
         (folder / "train").write_bytes(content)
         with pytest.raises(BadValue, match=words):
             cifar100(root=tmp_path)
     (folder / "train").unlink()
     with pytest.raises(BadValue, match="its file was not found"):
+        cifar100(root=tmp_path)
+    (folder / "train").mkdir()
+    with pytest.raises(BadValue, match=r"cannot be read \(Is a directory\)"):
         cifar100(root=tmp_path)
 
 

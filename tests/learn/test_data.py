@@ -14,7 +14,7 @@ import torch
 
 from fedsim import parts
 from fedsim.errors import BadValue
-from fedsim.learn import data
+from fedsim.learn import curriculum_data, data
 
 DATA = Path(os.environ.get("FEDSIM_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
@@ -140,6 +140,34 @@ def test_mnist_splits_the_test_files_where_they_are_alone(tmp_path):
     assert sorted(numbers.tolist()) == list(range(50))
     assert torch.equal(numbers % 5, torch.cat([dataset.y, dataset.y_test]))
     assert len(data.mnist(seed=0, root=tmp_path, test_share=0.5).y_test) == 25
+    assert dataset.note == (
+        "mnist trains on 40 images of its own test set because the training images are not there; "
+        "accuracy is over the other 10 and cannot be compared with published ones"
+    )
+    noisy = curriculum_data.noisy(of="mnist", levels=[0.1], clients=2, seed=0, root=tmp_path)
+    assert noisy.note == dataset.note
+
+
+@pytest.mark.parametrize("left", ["images-idx3-ubyte", "labels-idx1-ubyte"])
+@pytest.mark.parametrize(
+    ("load", "folder", "train", "test"),
+    [
+        (data.mnist, "MNIST", "train", "t10k"),
+        (data.fashion_mnist, "FashionMNIST", "train", "t10k"),
+        (data.emnist, "EMNIST", "emnist-digits-train", "emnist-digits-test"),
+    ],
+)
+def test_a_part_of_the_training_files_is_refused(tmp_path, load, folder, train, test, left):
+    raw = tmp_path / folder / "raw"
+    for part in (train, test):
+        write(raw, part, np.zeros((4, 28, 28)), [0, 0, 1, 1])
+    (raw / f"{train}-{left}").unlink()
+    with pytest.raises(BadValue, match=rf"but not {train}-{left}\(\.gz\)"):
+        load(seed=0, root=tmp_path)
+    (raw / f"{train}-{({'images-idx3-ubyte', 'labels-idx1-ubyte'} - {left}).pop()}").unlink()
+    assert "because the training images are not there" in load(seed=0, root=tmp_path).note
+    write(raw, train, np.zeros((4, 28, 28)), [0, 0, 1, 1])
+    assert load(seed=0, root=tmp_path).note == ""
 
 
 def test_fashion_mnist_has_its_own_folder_and_constants(tmp_path):
@@ -206,7 +234,7 @@ def test_train_images_without_labels_are_refused(tmp_path):
     for part in ("train", "t10k"):
         write(raw, part, np.zeros((2, 28, 28)), [0, 1])
     (raw / "train-labels-idx1-ubyte").unlink()
-    with pytest.raises(BadValue, match=r"train-labels-idx1-ubyte\.gz"):
+    with pytest.raises(BadValue, match=r"but not train-labels-idx1-ubyte\(\.gz\)"):
         data.mnist(seed=0, root=tmp_path)
 
 

@@ -6,6 +6,7 @@ import gzip
 import os
 import struct
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ def test_whatever_is_written_is_read_back(code, shape, compressed, seed):
         (bytes([0, 0, 7, 1, 0, 0, 0, 0]), "00 00 07 01"),
         (bytes([0, 0, 8, 3, 0, 0, 0, 1]), "after 8 of 16 bytes"),
         (bytes([0, 0, 8, 1, 0, 0, 0, 3, 1, 2]), "holds 2 bytes of values, but its header (3,) means 3"),
-        (bytes([0, 0, 8, 1, 0, 0, 0, 1, 1, 2]), "holds 2 bytes of values, but its header (1,) means 1"),
+        (bytes([0, 0, 8, 1, 0, 0, 0, 1, 1, 2]), "holds more bytes of values, but its header (1,) means 1"),
         (bytes([0, 0, 14, 4]) + b"\xff" * 16, f"means {8 * (2**32 - 1) ** 4}"),
     ],
 )
@@ -92,9 +93,33 @@ def test_damaged_gzip_is_refused(tmp_path):
             idx.read(file)
 
 
-def test_absent_file_is_an_os_error(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        idx.read(tmp_path / "absent")
+def test_what_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for name, why in (
+        ("absent", "No such file or directory"),
+        ("folder", "Is a directory"),
+        ("link", "No such file or directory"),
+        ("n" * 300, "File name too long"),
+    ):
+        with pytest.raises(BadValue) as caught:
+            idx.read(tmp_path / name)
+        assert caught.value.rule == f"cannot be read ({why})"
+
+
+def test_no_more_is_unpacked_than_the_header_says(tmp_path):
+    # The header says 3 bytes; 256 MB of zeros follow, which gzip makes a thousand times smaller.
+    file = tmp_path / "bomb"
+    with gzip.open(file, "wb") as packed:
+        packed.write(bytes([0, 0, 8, 1, 0, 0, 0, 3]))
+        for _ in range(256):
+            packed.write(bytes(1 << 20))
+    tracemalloc.start()
+    with pytest.raises(BadValue, match=r"holds more bytes of values, but its header \(3,\) means 3"):
+        idx.read(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
 
 
 def test_folder_comes_from_the_root_or_else_the_environment(monkeypatch, tmp_path):
@@ -112,8 +137,8 @@ def test_labelled_images_prefers_the_plain_file(tmp_path):
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(encoded(images, 8)))
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(encoded(labels, 8))
     (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(b"\x1f\x8b not looked at")
-    assert idx.has_images(tmp_path, "train")
-    assert not idx.has_images(tmp_path, "t10k")
+    assert idx.has_part("mnist", tmp_path, "train")
+    assert not idx.has_part("mnist", tmp_path, "t10k")
     assert idx.labelled_images("mnist", tmp_path, "train")[1].tolist() == [3, 4]
 
 
@@ -135,9 +160,47 @@ def test_images_and_labels_must_fit(tmp_path, images, labels):
     assert str(labels) in caught.value.rule
 
 
+@pytest.mark.parametrize("shape", [(2, 0, 28), (2, 28, 0)])
+def test_images_without_pixels_are_refused(tmp_path, shape):
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(encoded(np.zeros(shape, np.uint8), 8))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(encoded(np.zeros(2, np.uint8), 8))
+    with pytest.raises(BadValue, match="hold no pixel"):
+        idx.labelled_images("mnist", tmp_path, "train")
+
+
+@pytest.mark.parametrize(("images", "labels"), [(0x0D, 8), (0x09, 8), (8, 0x0D)])
+def test_pixels_are_bytes_and_labels_whole(tmp_path, images, labels):
+    # A loader that divides by 255 and cuts labels off would make other data of them, without a word.
+    pixels, classes = np.ones((2, 3, 3)), np.array([1.7, 2.2])
+    file = tmp_path / "train-images-idx3-ubyte"
+    file.write_bytes(encoded(pixels.astype(idx.TYPES[images]), images))
+    file = tmp_path / "train-labels-idx1-ubyte"
+    file.write_bytes(encoded(classes.astype(idx.TYPES[labels]), labels))
+    with pytest.raises(BadValue, match="which must be uint8 and whole numbers"):
+        idx.labelled_images("mnist", tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["train-images-idx3-ubyte", "train-labels-idx1-ubyte.gz", "train-images.idx3-ubyte", "train-x.part"],
+)
+def test_a_broken_download_is_neither_there_nor_absent(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(BadValue, match="a part of its train files is in") as caught:
+        idx.has_part("mnist", tmp_path, "train")
+    assert (caught.value.key, caught.value.value) == ("name", "mnist")
+    assert name in caught.value.rule
+
+
+def test_a_link_to_nothing_is_a_broken_download(tmp_path):
+    (tmp_path / "train-images-idx3-ubyte").symlink_to(tmp_path / "nothing")
+    with pytest.raises(BadValue, match="a part of its train files is in"):
+        idx.has_part("mnist", tmp_path, "train")
+
+
 def test_the_real_files():
     raw = DATA / "MNIST" / "raw"
-    if not idx.has_images(raw, "t10k"):
+    if not idx.has_part("mnist", raw, "t10k"):
         pytest.skip("MNIST's test files are not in the data folder (set FEDSIM_DATA)")
     images, labels = idx.labelled_images("mnist", raw, "t10k")
     assert images.shape == (10000, 28, 28)

@@ -225,6 +225,13 @@ def test_a_directed_graph_is_refused(write):
     assert "undirected" in error.hint
 
 
+def test_a_directed_link_in_an_undirected_graph_is_refused_and_the_other_way_round_it_is_fine(write):
+    arrow = '<edge source="n1" target="n10" directed="true"/>'
+    assert refusal(3, write(graphml(more=arrow), "net.graphml")).rule == "the graph is directed"
+    both = graphml(kind="directed").replace("<edge ", '<edge directed="false" ')
+    assert file(3, path=write(both, "net.graphml")).number_of_edges() == 2
+
+
 def test_a_missing_file_is_refused(tmp_path):
     assert refusal(3, str(tmp_path / "none.graphml")).rule == "there is no such file"
     assert refusal(3, str(tmp_path / "none.edges")).rule == "there is no such file"
@@ -248,7 +255,6 @@ def test_a_folder_is_refused(tmp_path):
         "<html/>",
         "a b",
         graphml().replace('id="k1"', 'id="k9"'),
-        graphml(more='<edge source="n1" target="n10" directed="true"/>'),
     ],
 )
 def test_unreadable_graphml_is_refused(write, text):

@@ -69,6 +69,27 @@ def test_ids_are_ordered_as_numbers_or_as_text(tmp_path):
     assert [d.seconds_per_sample for d in read_fedscale(save(tmp_path, named))] == [0.003, 0.006]
 
 
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [
+            "2",
+            "10",
+            "9999999999999999",
+            "10000000000000000",
+            "10000000000000001",
+        ],  # beyond 2^53, floats are equal
+        ["-3", 1, "2", 2.5, "3", 4, "10", "a", "b"],
+        ["client_2", "client_10", "client_10_b2", "client_10_b11", "phone"],
+    ],
+)
+def test_ids_that_are_text_are_in_their_natural_order(tmp_path, ids):
+    data = {id: {"computation": 1 + place, "communication": 1} for place, id in enumerate(ids)}
+    shuffled = {id: data[id] for id in sorted(data, key=str)}
+    read = read_fedscale(save(tmp_path, shuffled))
+    assert [d.seconds_per_sample for d in read] == [3 * (1 + n) / 1000 for n in range(len(ids))]
+
+
 def test_fedscales_own_small_trace(tmp_path, make):
     trace = read_fedscale(save(tmp_path, {1: MICRO}))
     assert trace == Availability(10.0, (((3.0, 4.0), (6.0, 7.0), (9.0, 10.0)),))

@@ -317,6 +317,37 @@ rates = st.none() | st.floats(1e-6, 1e6)
 devices = st.builds(Device, st.floats(1e-9, 1e6), rates, rates)
 
 
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("# period_s: 5\n# period_s: 9\n" + HEAD + "0,1,2\n", "a.csv, line 2: period_s is there twice"),
+        ("# nodes: 1\n" + HEAD + "0,1,2\n# nodes: 2\n", "a.csv, line 4: nodes is there twice"),
+        ("# period: 5\n" + HEAD + "0,1,2\n", "a.csv, line 1: # period : sets nothing"),
+        ("# Period_s: 5\n" + HEAD + "0,1,2\n", "a.csv, line 1: # Period_s : sets nothing"),
+        ("# period_s = 5\n" + HEAD + "0,1,2\n", "a.csv, line 1: # period_s = sets nothing"),
+        ("# node: 5\n" + HEAD + "0,1,2\n", "a.csv, line 1: # node : sets nothing"),
+    ],
+)
+def test_a_setting_counts_once_and_only_as_it_is_spelt(tmp_path, text, rule):
+    assert refused(tmp_path, text) == rule
+
+
+def test_other_comments_set_nothing(tmp_path):
+    text = "# notes: from a survey\n# source = phones\n# period\n" + HEAD + "0,1,2\n"
+    assert load(tmp_path, text) == Availability(2.0, (((1.0, 2.0),),))
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('{"period_s": 5, "nodes": [[[0, 1]]], "period_s": 9}', "period_s"),
+        ('{"nodes": [{"seconds_per_sample": 1, "seconds_per_sample": 2}]}', "seconds_per_sample"),
+    ],
+)
+def test_a_key_of_json_counts_once(tmp_path, text, key):
+    assert refused(tmp_path, text, "a.json") == f"a.json {key} is there twice"
+
+
 @settings(max_examples=50, deadline=None)
 @given(sessions=st.lists(rows, min_size=1, max_size=5).map(tuple), suffix=st.sampled_from(["csv", "json"]))
 def test_availability_survives_a_round_trip(tmp_path_factory, sessions, suffix):

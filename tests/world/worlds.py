@@ -83,7 +83,9 @@ def network(draw: st.DrawFn, folder: Path) -> dict[str, Any]:
     """Every kind of latency and bandwidth, slow enough for a message to take a while."""
     latency = st.one_of(
         LATENCIES.map(lambda given: {"latency_ms": given}),
-        st.just({"latency_matrix": str(folder / "matrix.csv")}),
+        st.sampled_from(["one_way", "round_trip"]).map(
+            lambda unit: {"latency_matrix": str(folder / "matrix.csv"), "latency_unit": unit}
+        ),
     )
     return {
         **draw(latency),
@@ -166,6 +168,9 @@ def experiments(draw: st.DrawFn, folder: Path, calm: bool = False) -> dict[str, 
     members, server = draw(st.integers(3, 6)), name != PEERS
     own = {PEERS: {}, "fedavg": {"fraction_evaluate": 0.0}, "fedamd": {"participants": 2, "p": 0.5}}[name]
     faults = st.lists(fault(members, server), max_size=3)
+    listed, settings = draw(topology(members + server)), draw(network(folder))
+    if "latency_matrix" in settings:  # it gives all latencies, or the links do
+        listed["links"] = [[a, b, None, mbps] for a, b, _, mbps in listed["links"]]
     return {
         "seed": draw(st.integers(0, 999)),
         "data": {"name": "quadratic", "clients": members},
@@ -176,8 +181,8 @@ def experiments(draw: st.DrawFn, folder: Path, calm: bool = False) -> dict[str, 
             "timeout_s": None if calm else draw(st.sampled_from([1.5, 6.0])),
             **own,
         },
-        "topology": draw(topology(members + server)),
-        "network": draw(network(folder)),
+        "topology": listed,
+        "network": settings,
         "devices": draw(devices(folder)),
         "churn": "always" if calm else draw(churn(folder)),
         "faults": [] if calm else draw(faults),
