@@ -21,7 +21,7 @@ from fedsim.flower.select import Uniform
 from fedsim.flower.server import check_strategy, transforms_of, updates_of
 from fedsim.flower.weighting import EXAMPLES, weigh
 from fedsim.learn.learner import Learner
-from fedsim.learn.local import LocalUpdate
+from fedsim.learn.local import LocalUpdate, rate
 from fedsim.learn.start_loss import START_LOSS, StartLoss
 from fedsim.parts import Count
 
@@ -29,6 +29,8 @@ log = logging.getLogger("fedsim")
 
 SIZES = ("fraction_train", "min_train_nodes")
 """How Flower's strategies say how many clients take part; ``participants`` says it for all strategies."""
+RATES = ("client_learning_rate", "eta_l")
+"""What Flower's strategies call the clients' learning rate; the clients are told nothing of it."""
 OF_EVALUATION = ("min_evaluate_nodes", "evaluate_metrics_aggr_fn")
 
 
@@ -82,11 +84,8 @@ BY_NAME = inspect.Parameter.KEYWORD_ONLY
 
 def _defaults(named: Mapping[str, Any], local: Local | None) -> dict[str, Any]:
     """Return what Flower leaves open or sets to something that is of no use here."""
-    defaults: dict[str, Any] = {"fraction_evaluate": 0.0}
-    if "client_learning_rate" in named:
-        defaults["train_loss_key"] = START_LOSS
-        if local is None or not isinstance(local.lr, list):
-            defaults["client_learning_rate"] = "local.lr" if local is None else local.lr
+    defaults: dict[str, Any] = {"fraction_evaluate": 0.0, "train_loss_key": START_LOSS}
+    defaults |= dict.fromkeys(RATES, "local.lr" if local is None else rate(local, 0))
     return {name: value for name, value in defaults.items() if name in named}
 
 
@@ -138,8 +137,9 @@ def as_server(experiment: Experiment, part: parts.Part, strategy: Any, select: A
             rule = f"{block.name} chooses its clients in a way of its own and takes no selector"
             raise BadValue("select", MISSING, rule, "leave strategy.select out")
         check_robust(strategy, participants or _asked(strategy, clients), block.quorum)
+        _check_rates({key: block.params[key] for key in RATES if key in block.params}, block.local)
         if isinstance(strategy, QFedAvg):
-            _check_rates(strategy, block.local)
+            _check_fair(strategy, block.local)
             strategy.updates = {"train": StartLoss(block.local)}  # type: ignore[attr-defined]
         if hasattr(strategy, "check_around"):
             strategy.check_around(transforms)
@@ -160,14 +160,21 @@ def _asked(strategy: Any, clients: int, kind: str = "train") -> int:
     return min(clients, max(int(clients * share), getattr(strategy, f"min_{kind}_nodes", 0)))
 
 
-def _check_rates(strategy: QFedAvg, local: Local) -> None:
+def _check_rates(given: Mapping[str, Any], local: Local) -> None:
+    """Refuse a learning rate of the clients that is not theirs."""
+    for key, value in given.items():
+        if value != local.lr:
+            own = "rates of their own" if isinstance(local.lr, list) else f"the rate {local.lr:g}"
+            rule = f"must be that of the clients, who have {own} (strategy.local.lr)"
+            raise BadValue(key, value, rule, "leave it out")
+
+
+def _check_fair(strategy: QFedAvg, local: Local) -> None:
     """Let q-FedAvg have what it reckons with: the rate of all steps of all clients, and their losses beforehand."""
     if isinstance(local.lr, list) or local.lr_decay:
         key, value = ("lr", local.lr) if isinstance(local.lr, list) else ("lr_decay", local.lr_decay)
         raise BadValue(f"local.{key}", value, "q-FedAvg needs one learning rate, for all clients and steps")
-    if strategy.client_learning_rate != local.lr:
-        rule = f"must be {local.lr:g}, the clients' own rate (strategy.local.lr)"
-        raise BadValue("client_learning_rate", strategy.client_learning_rate, rule, "leave it out")
+    _check_rates({"client_learning_rate": strategy.client_learning_rate}, local)
     if strategy.train_loss_key != START_LOSS:
         rule = f"must be {START_LOSS}, the loss at the model received"
         raise BadValue("train_loss_key", strategy.train_loss_key, rule, "leave it out")

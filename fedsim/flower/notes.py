@@ -10,7 +10,9 @@ from typing import Any
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import MultiKrum, Strategy
 
+from fedsim.flower.arrivals import Arrivals
 from fedsim.flower.robust import needed
+from fedsim.flower.strategy import Rounds
 from fedsim.flower.weighting import EXAMPLES
 from fedsim.observer import Observer
 from fedsim.record.store import WIDE
@@ -19,6 +21,8 @@ from fedsim.setup import innermost
 log = logging.getLogger("fedsim")
 
 TRAIN, EVAL, OWN = "train_", "eval_", "strategy_"
+AGGREGATION = ("aggregate_train", "aggregate_evaluate")
+OURS = (Rounds, Arrivals)
 SCORES = ("accuracy", "loss", "distance")
 
 
@@ -36,6 +40,7 @@ class Notes:
 
     def __init__(self, strategy: Strategy, observer: Observer, dry: bool) -> None:
         self._strategy, self._observer, self._dry = strategy, observer, dry
+        self._inner = innermost(strategy)
         self._names: set[str] = set()
         self._warned = False
 
@@ -43,6 +48,7 @@ class Notes:
     def taken(self) -> Iterator[None]:
         """Listen to what the strategy aggregates, until its loop is over."""
         strategy: Any = self._strategy
+        own = {name: vars(strategy)[name] for name in AGGREGATION if name in vars(strategy)}
         train, evaluate = strategy.aggregate_train, strategy.aggregate_evaluate
 
         def on_train(
@@ -51,7 +57,7 @@ class Notes:
             came = list(replies)
             self._count(round, sum(reply.has_content() for reply in came))
             arrays, metrics = train(round, came)
-            if metrics is not None and not hasattr(strategy, "latest"):
+            if metrics is not None and not isinstance(self._inner, OURS):
                 self._clients(round, TRAIN, metrics)
             return arrays, metrics
 
@@ -69,10 +75,11 @@ class Notes:
             yield
         finally:
             del strategy.aggregate_train, strategy.aggregate_evaluate
+            vars(strategy).update(own)
 
     def facts(self, round: int) -> None:
         """Write what the strategy itself counts, at the end of a round."""
-        for name, value in getattr(self._strategy, "latest", {}).items():
+        for name, value in self._inner.latest.items() if isinstance(self._inner, OURS) else ():
             self._write(round, OWN + name if name in (*WIDE, *SCORES) else name, value)
 
     def _clients(self, round: int, prefix: str, numbers: Mapping[str, Any], node: int = -1) -> None:
@@ -94,7 +101,7 @@ class Notes:
 
     def _count(self, round: int, replies: int) -> None:
         """Say once that a robust strategy goes on with too few replies; Flower's Bulyan says so itself."""
-        inner = innermost(self._strategy)
+        inner = self._inner
         if isinstance(inner, MultiKrum) and 0 < replies < needed(inner) and not self._warned:
             self._warned = True
             text = "round %d has %d replies, and %s needs %d to withstand %d attackers"

@@ -202,6 +202,10 @@ def test_functions_are_dotted_paths_and_what_they_return_is_recorded(tmp_path):
             {"evaluate_metrics_aggr_fn": "math:fsum"},
             "strategy.evaluate_metrics_aggr_fn: math:fsum: has no effect",
         ),
+        (
+            {"name": "fedadam", "eta_l": 0.2},
+            "strategy.eta_l: 0.2: must be that of the clients, who have the rate",
+        ),
         ({"min_evaluate_nodes": 3}, "strategy.min_evaluate_nodes: 3: has no effect"),
         ({"arrayrecord_key": "model"}, "strategy.arrayrecord_key: model: clients know arrays"),
         ({"configrecord_key": "arrays"}, "strategy.configrecord_key: arrays: is what the weights are called"),

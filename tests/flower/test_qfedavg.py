@@ -97,9 +97,16 @@ def test_the_loss_at_the_start_is_that_of_an_evaluation(engine, tmp_path):
     [
         (
             {"client_learning_rate": 0.05},
-            "strategy.client_learning_rate: 0.05: must be 0.1, the clients' own rate",
+            "strategy.client_learning_rate: 0.05: must be that of the clients",
         ),
-        ({"local": {"lr": [0.1] * 6}, "client_learning_rate": 0.1}, "strategy.local.lr: "),
+        (
+            {"local": {"lr": [0.1] * 6}},
+            "strategy.local.lr: [0.1, 0.1, 0.1, 0.1, 0.1, 0.1]: q-FedAvg needs one",
+        ),
+        (
+            {"local": {"lr": [0.1] * 6}, "client_learning_rate": 0.1},
+            "strategy.client_learning_rate: 0.1: must be",
+        ),
         ({"local": {"lr_decay": 0.1}}, "strategy.local.lr_decay: 0.1: q-FedAvg needs one learning rate"),
         (
             {"train_loss_key": "train_loss"},
