@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, get_args, get_origin
 
@@ -31,6 +32,8 @@ SIZES = ("fraction_train", "min_train_nodes")
 """How Flower's strategies say how many clients take part; ``participants`` says it for all strategies."""
 RATES = ("client_learning_rate", "eta_l")
 """What Flower's strategies call the clients' learning rate; the clients are told nothing of it."""
+ALL_SHOWN = {"fraction_train": 1.0, "min_train_nodes": 1, "min_available_nodes": 1}
+"""What lets such a strategy take all clients that it is shown."""
 OF_EVALUATION = ("min_evaluate_nodes", "evaluate_metrics_aggr_fn")
 
 
@@ -60,10 +63,8 @@ def maker(part: parts.Part, local: Local | None = None) -> parts.Part:
     def make(**given: Any) -> Any:
         _check_given(given)
         found = {name: _function(name, given[name]) for name in functions if given.get(name) is not None}
-        if sized and given.pop("participants", None) is not None:
-            found |= {"fraction_train": 1.0, "min_train_nodes": 1}
-            given = {"min_available_nodes": 1, **given}
-        return part(**{**defaults, **given, **found})
+        chosen = sized and given.pop("participants", None) is not None
+        return _made(part, defaults | (ALL_SHOWN if chosen else {}), given | found)
 
     if sized:
         hints |= {"participants": Count | None}
@@ -82,11 +83,26 @@ def maker(part: parts.Part, local: Local | None = None) -> parts.Part:
 BY_NAME = inspect.Parameter.KEYWORD_ONLY
 
 
-def _defaults(named: Mapping[str, Any], local: Local | None) -> dict[str, Any]:
+def _defaults(named: Mapping[str, inspect.Parameter], local: Local | None) -> dict[str, Any]:
     """Return what Flower leaves open or sets to something that is of no use here."""
-    defaults: dict[str, Any] = {"fraction_evaluate": 0.0, "train_loss_key": START_LOSS}
+    defaults: dict[str, Any] = {"train_loss_key": START_LOSS}
     defaults |= dict.fromkeys(RATES, "local.lr" if local is None else rate(local, 0))
+    if (
+        "fraction_evaluate" in named and named["fraction_evaluate"].default == 1.0
+    ):  # nobody's choice but Flower's
+        defaults["fraction_evaluate"] = 0.0
     return {name: value for name, value in defaults.items() if name in named}
+
+
+def _made(part: parts.Part, defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Any:
+    """Make a strategy; a class above Flower's may have chosen a value itself, and lets nobody give another one."""
+    try:
+        return part(**{**defaults, **given})
+    except (TypeError, KeyError) as error:  # Python 3.11 sometimes says it as a KeyError
+        chosen = re.search("(?:argument |^)'([^']*)'", str(error))
+        if chosen is None or chosen[1] not in defaults or chosen[1] in given:
+            raise
+        return _made(part, {key: value for key, value in defaults.items() if key != chosen[1]}, given)
 
 
 def _is_function(hint: Any) -> bool:

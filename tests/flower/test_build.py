@@ -162,6 +162,31 @@ def test_its_cost_is_said(caplog):
     assert f"in every round, 3 of 6 clients are sent the model once more ({mb:.3g} MB)" in said
 
 
+class Evaluating(FedAvg):
+    """Has made two choices of its own."""
+
+    def __init__(self, **more):
+        super().__init__(fraction_evaluate=0.5, fraction_train=0.75, **more)
+
+
+class Inclined(FedAvg):
+    """Lets others choose, and has a default of its own."""
+
+    def __init__(self, fraction_evaluate: float = 0.25, **more):
+        super().__init__(fraction_evaluate=fraction_evaluate, **more)
+
+
+def test_a_class_of_ones_own_may_have_chosen_itself(tmp_path):
+    strategy = make_strategy(load(experiment({"name": f"{__name__}:Evaluating", "participants": 2})))
+    assert (strategy.fraction_evaluate, strategy.min_available_nodes) == (0.5, 1)
+    assert make_strategy(load(experiment({"name": f"{__name__}:Evaluating"}))).fraction_train == 0.75
+    assert make_strategy(load(experiment({"name": f"{__name__}:Inclined"}))).fraction_evaluate == 0.25
+    result = api.run(experiment({"name": f"{__name__}:Evaluating", "participants": 2}), out=tmp_path)
+    asked = read(result.path, "events", kind="deliver")
+    trained = (asked["node"] < 6) & (asked["round"] == 1)
+    assert trained.sum() == 2 + 3  # to train, and to evaluate
+
+
 # functions by dotted path
 
 
