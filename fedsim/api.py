@@ -43,11 +43,16 @@ class Result:
     path: Path
     summary: dict[str, Any]
 
-    def metrics(self) -> dict[str, np.ndarray]:
-        """Return one row per evaluation as columns of equal length, ready for ``pandas.DataFrame``."""
+    def metrics(self, every_round: bool = False) -> dict[str, np.ndarray]:
+        """Return one row per evaluation as columns of equal length, ready for ``pandas.DataFrame``.
+
+        Args:
+            every_round: add the rounds between evaluations, for what strategies and clients say in every round; what
+                was not measured there is NaN.
+        """
         from fedsim.record.store import metrics
 
-        return metrics(self.path)
+        return metrics(self.path, every_round)
 
     def weights(self) -> dict[str, np.ndarray]:
         """Return the final model's parameters by name, in the model's order; of peers, their average model's.

@@ -61,6 +61,10 @@ Rate = Annotated[
 ]
 
 
+Weighting = Literal["samples", "uniform"]
+"""How replies count in an average: by their clients' numbers of samples, or all the same."""
+
+
 class Data(OpenBlock):
     """The data and how they are divided; other keys are the dataset's own parameters."""
 
@@ -141,6 +145,10 @@ class Strategy(OpenBlock):
     select: Part | None = Field(
         default=None,
         description="how a server chooses the clients of a round; null is the strategy's own way",
+    )
+    weighting: Weighting | None = Field(
+        default=None,
+        description="how models count in an average, by samples or all the same; null is what the selector says",
     )
     around: list[Part] = Field(
         default_factory=list, description="what is done to all that clients send, the first one first"

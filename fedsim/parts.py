@@ -146,7 +146,7 @@ def parameters(part: Part) -> dict[str, inspect.Parameter]:
     return {name: found[name] for name in _names(found)}
 
 
-_NAMELESS = (
+NAMELESS = (
     inspect.Parameter.POSITIONAL_ONLY,
     inspect.Parameter.VAR_POSITIONAL,
     inspect.Parameter.VAR_KEYWORD,
@@ -284,15 +284,15 @@ def check(part: Part, given: Mapping[str, Any], supplied: Mapping[str, Any] | No
 
 
 def _names(known: Mapping[str, inspect.Parameter]) -> list[str]:
-    return [key for key, parameter in known.items() if parameter.kind not in _NAMELESS]
+    return [key for key, parameter in known.items() if parameter.kind not in NAMELESS]
 
 
 def _validate(part: Part, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, BadValue]]:
     """Return the values that fit their annotations, converted, and what is wrong with the others, by key."""
-    hints = _hints(part)
+    known = hints(part)
     # Pydantic's own names (copy, model_config, _x) may be parameters, too: so a field only has an alias.
     fields: dict[str, Any] = {
-        f"field{n}": (hints.get(key, Any), Field(alias=key)) for n, key in enumerate(given)
+        f"field{n}": (known.get(key, Any), Field(alias=key)) for n, key in enumerate(given)
     }
     config = ConfigDict(strict=True, arbitrary_types_allowed=True, protected_namespaces=())
     model = create_model("Parameters", __config__=config, **fields)
@@ -306,7 +306,12 @@ def _validate(part: Part, given: Mapping[str, Any]) -> tuple[dict[str, Any], dic
     return {key: getattr(checked, f"field{n}") for n, key in enumerate(given)}, {}
 
 
-def _hints(part: Part) -> dict[str, Any]:
+def hints(part: Part) -> dict[str, Any]:
+    """Return the annotations of a part's parameters by name, for a class those of all constructors above it.
+
+    >>> hints(find("topologies", "ring"))["n"]
+    <class 'int'>
+    """
     if inspect.isclass(part):
         annotated = _inherited(part) or [part.__init__]
     else:

@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from fedsim import parts
 from fedsim.config import Experiment
+from fedsim.flower.build import maker
 
 HEAD = """# Reference
 
@@ -85,7 +86,9 @@ def _default(field: FieldInfo) -> str:
 
 
 def _row(kind: str, name: str) -> str:
-    own = [p for p in parts.parameters(parts.find(kind, name)).values() if p.name not in SUPPLIED]
+    part = parts.find(kind, name)
+    made = maker(part) if kind == "strategies" else part
+    own = [p for p in parts.parameters(made).values() if p.name not in SUPPLIED]
     shown = [f"`{p.name}`" if p.default is p.empty else f"`{p.name}={_plain(p.default)}`" for p in own]
     return f"| `{name}` | {', '.join(shown)} | {parts.summary(kind, name)} |"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,14 +15,14 @@ import numpy as np
 
 from fedsim import parts
 from fedsim.config import Experiment, Strategy
-from fedsim.errors import MISSING, BadValue, ConfigError, Problem
+from fedsim.errors import MISSING, BadValue, ConfigError, FedsimError, Problem
 from fedsim.learn import build as learning
 from fedsim.learn.curriculum_expert import consistency
 from fedsim.learn.curriculum_update import ordered
 from fedsim.learn.data import Dataset
 from fedsim.learn.learner import Learner
 from fedsim.learn.local import LocalSGD, LocalUpdate, pace_of, steps_taken
-from fedsim.logs import quiet
+from fedsim.logs import once
 from fedsim.memory import check_memory, need_mb
 from fedsim.peer import PeerStrategy
 from fedsim.world import world as worlds
@@ -93,6 +95,10 @@ def prepare(experiment: Experiment, dry: bool = False) -> Setup:
         raise ConfigError(mistakes)
     if dry and depends_on_values(strategy) is not False:
         learner = replace(learner, assumed=experiment.assume.numbers)
+    if server:
+        from fedsim.flower.build import say_cost
+
+        say_cost(strategy, learner)
     world = worlds.build(experiment, graph, server)
     needs = None
     if any(kit.memory_mb is not None for kit in world.kits):
@@ -125,14 +131,36 @@ def make_strategy(experiment: Experiment) -> Any:
         select = make_selector(experiment)
         if select is not None:
             supplied["select"] = select
-        with quiet("flwr"):
-            strategy = parts.call(part, block.params, supplied)
+        strategy = _call(part, block, supplied)
         if isinstance(strategy, PeerStrategy):
             _check_peers(block)
             strategy.check(experiment.data.clients)
             _order(strategy, block)
             return strategy
-    return _as_server(experiment, part, strategy, select)
+    from fedsim.flower.build import as_server
+
+    return as_server(experiment, part, strategy, select)
+
+
+def _call(part: parts.Part, block: Strategy, supplied: dict[str, Any]) -> Any:
+    """Make the strategy; whatever its constructor raises has to do with its parameters, or with its own code."""
+    if not (isinstance(part, type) and issubclass(part, PeerStrategy)):
+        from fedsim.flower.build import maker
+
+        part = maker(part, block.local)
+    try:
+        with once("flwr", "fraction_evaluate is set to 0"):
+            return parts.call(part, block.params, supplied)
+    except FedsimError:
+        raise
+    except Exception as error:
+        text = str(error).strip().rstrip(".")
+        key = next((key for key in block.params if re.search(rf"\b{re.escape(key)}\b", text)), None)
+        if key is not None:
+            raise BadValue(key, block.params[key], text) from error
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        rule = f"cannot be made with these parameters: {type(error).__name__}: {text}"
+        raise BadValue("name", block.name, rule, f"raised at {frame.filename}:{frame.lineno}") from error
 
 
 def _order(strategy: Any, block: Strategy) -> None:
@@ -157,35 +185,13 @@ def make_selector(experiment: Experiment) -> Any:
 
 
 def _check_peers(block: Strategy) -> None:
-    defaults = {"on_failure": "stop", "quorum": 1.0, "retries": 0, "select": None, "around": []}
+    defaults = {"on_failure": "stop", "quorum": 1.0, "retries": 0}
+    defaults |= {"select": None, "weighting": None, "around": []}
     for key, default in defaults.items():
         value = getattr(block, key)
         if value != default:
             shown = MISSING if key in ("select", "around") else value
             raise BadValue(key, shown, f"belongs to a server, and {block.name} has only peers")
-
-
-def _as_server(experiment: Experiment, part: parts.Part, strategy: Any, select: Any) -> Any:
-    """Check one of Flower's strategies or ours, and put around it what it does not take itself."""
-    from fedsim.flower.central import Central
-    from fedsim.flower.chosen import Chosen
-    from fedsim.flower.server import check_strategy, transforms_of, updates_of
-
-    transforms = transforms_of(experiment)
-    alone = select is not None and "select" not in parts.parameters(part)
-    with experiment.blame("strategy"):
-        check_strategy(strategy, experiment.data.clients)
-        if alone and hasattr(strategy, "select"):
-            rule = f"{experiment.strategy.name} chooses its clients in a way of its own and takes no selector"
-            raise BadValue("select", MISSING, rule, "leave strategy.select out")
-        if hasattr(strategy, "check_around"):
-            strategy.check_around(transforms)
-    updates = updates_of(strategy, experiment)
-    if alone:
-        strategy = Chosen(strategy, select)
-    for transform in transforms:
-        strategy = transform.around(strategy, updates) if isinstance(transform, Central) else strategy
-    return strategy
 
 
 def make_graph(experiment: Experiment, server: bool) -> Graph:
@@ -261,7 +267,7 @@ def _updates(strategy: Any, experiment: Experiment) -> list[LocalUpdate]:
     return list(updates_of(strategy, experiment).values())
 
 
-def _innermost(strategy: Any) -> Any:
+def innermost(strategy: Any) -> Any:
     """Return the strategy that others are wrapped around."""
     while hasattr(strategy, "strategy"):
         strategy = strategy.strategy
@@ -271,7 +277,7 @@ def _innermost(strategy: Any) -> Any:
 def depends_on_values(strategy: Any) -> bool | None:
     """Tell whether what happens when depends on computed numbers; None if the strategy does not say."""
     declared = getattr(strategy, "timing_depends_on_values", None)
-    if declared is None and type(_innermost(strategy)).__module__.startswith("flwr."):
+    if declared is None and type(innermost(strategy)).__module__.startswith("flwr."):
         return False  # none of Flower's own strategies chooses clients by values
     return declared
 
@@ -286,7 +292,7 @@ def check_timing_only(experiment: Experiment, strategy: Any) -> None:
     depends = depends_on_values(strategy)
     if depends is not False and not experiment.assume.numbers:
         with experiment.blame("strategy"):
-            name = type(_innermost(strategy)).__name__
+            name = type(innermost(strategy)).__name__
             why = "its choices depend on values" if depends else "it does not say whether its choices do not"
             asked = ["loss"] if experiment.strategy.select is not None else []  # what selectors ask for
             sent = [name for one in _updates(strategy, experiment) for name in one.metrics]

@@ -42,6 +42,8 @@ class BVRLSGD(Rounds):
         seed: of the cohorts, and of whom to follow.
     """
 
+    weighted = False
+
     def __init__(
         self,
         *,

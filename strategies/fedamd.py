@@ -79,6 +79,8 @@ class FedAMD(Rounds):
         BadValue: for parameters that contradict each other.
     """
 
+    weighted = False
+
     def __init__(
         self,
         *,

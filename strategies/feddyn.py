@@ -34,6 +34,8 @@ class FedDyn(Rounds):
         seed: of the cohorts.
     """
 
+    weighted = False
+
     def __init__(
         self,
         *,

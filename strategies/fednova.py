@@ -56,8 +56,8 @@ class FedNova(Rounds):
     def merge(self, round: int, model: Deferred, replies: Sequence[Reply]) -> Deferred:
         """x ← x - η τ Σ p_i (x - y_i) / |a_i|, where τ = Σ p_i |a_i|."""
         replies = weighing(replies)
-        total = sum(reply.examples for reply in replies)
-        shares = [reply.examples / total for reply in replies]
+        total = sum(reply.weight for reply in replies)
+        shares = [reply.weight / total for reply in replies]
         norms = [self.norm(reply.examples) for reply in replies]
         tau = sum(share * norm for share, norm in zip(shares, norms, strict=True))
         factors = [self.server_lr * tau * share / norm for share, norm in zip(shares, norms, strict=True)]

@@ -49,6 +49,8 @@ class FedPAGE(Rounds):
         seed: of cohorts and coins.
     """
 
+    weighted = False
+
     def __init__(
         self,
         *,

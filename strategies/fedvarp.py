@@ -30,6 +30,8 @@ class FedVARP(Rounds):
         seed: of the cohorts.
     """
 
+    weighted = False
+
     def __init__(
         self,
         *,

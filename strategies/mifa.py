@@ -32,6 +32,8 @@ class MIFA(Rounds):
         seed: of the cohorts.
     """
 
+    weighted = False
+
     def __init__(
         self,
         *,

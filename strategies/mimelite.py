@@ -46,6 +46,8 @@ class MimeLite(Rounds):
         seed: of the cohorts.
     """
 
+    weighted = False
+
     def __init__(
         self,
         *,

@@ -66,6 +66,7 @@ class MoDeSTRelay(Rounds):
         timeout_s: how long to wait for an average, in seconds.
     """
 
+    weighted = False
     queries: Mapping[str, Query] = {PING: nothing, AVERAGE: averaged}
 
     def __init__(

@@ -50,6 +50,8 @@ class SCAFFOLD(Rounds):
         seed: of the cohorts.
     """
 
+    weighted = False
+
     def __init__(
         self,
         *,

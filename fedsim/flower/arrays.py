@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import math
-from collections.abc import ItemsView, Iterable, Sequence, ValuesView
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Sequence, ValuesView
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from fedsim.learn.deferred import Deferred, Inputs, compute
 
 NUMPY = "numpy.ndarray"
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16}
+LAZY = ("deferred", "names", "beside")
 FIELDS = ("dtype", "shape", "stype", "data")
 
 Layout = list[tuple[str, tuple[int, ...]]]
@@ -100,10 +102,13 @@ class LazyMetrics(MetricRecord):
 
     def _read(self) -> None:
         names, values = self.__dict__["names"], self.__dict__["deferred"]
+        if values.is_phantom:
+            self.__dict__["invented"] = self.__dict__.get("invented", False) or bool(names)
         numbers = values.assumed if values.is_phantom else _value(values, self.__dict__) if names else None
         if numbers is not None:
             self.__dict__["_data"].update({name: float(numbers[name]) for name in names})
-        self.__dict__["names"] = ()
+        if not values.is_phantom:
+            self.__dict__["names"] = ()
 
     def _forget(self, key: str) -> None:
         """A value that its owner has changed is not computed any more."""
@@ -113,6 +118,7 @@ class LazyMetrics(MetricRecord):
         if key in self.__dict__["names"]:
             values = self.__dict__["deferred"]
             if values.is_phantom and values.assumed is not None:
+                self.__dict__["invented"] = True
                 return float(values.assumed[key])  # whoever reads one number need not assume the others
             self._read()
         return super().__getitem__(key)
@@ -150,12 +156,33 @@ class LazyMetrics(MetricRecord):
     def copy(self) -> LazyMetrics:
         """Return a copy that is as lazy."""
         twin = super().copy()
-        twin.__dict__.update(deferred=self.__dict__["deferred"], names=self.__dict__["names"])
+        twin.__dict__.update({key: self.__dict__[key] for key in LAZY if key in self.__dict__})
         return twin
 
     def deflate(self) -> bytes:
         """Return what Flower sends for an ordinary record; the class's name is part of it."""
         return MetricRecord(dict(self.items())).deflate()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MetricRecord, (dict(self.items()),)
+
+
+@contextlib.contextmanager
+def real(records: Iterable[MetricRecord]) -> Iterator[Callable[[], bool]]:
+    """Watch whether anything is read of some metrics that nobody has computed, but that was assumed or is zero.
+
+    Args:
+        records: any metrics.
+
+    >>> record = LazyMetrics({"num-examples": 3}, Deferred.phantom(), ("train_loss",))
+    >>> with real([record]) as is_real:
+    ...     record["num-examples"], is_real(), record["train_loss"], is_real()
+    (3, True, 0.0, False)
+    """
+    lazy = [record.__dict__ for record in records if isinstance(record, LazyMetrics)]
+    for one in lazy:
+        one["invented"] = False
+    yield lambda: not any(one["invented"] for one in lazy)
 
 
 def _value(wanted: Deferred, own: dict[str, Any]) -> Any:

@@ -73,6 +73,7 @@ class Arrivals(Strategy):
     """
 
     timing_depends_on_values = False
+    weighted = False
 
     def __init__(
         self,

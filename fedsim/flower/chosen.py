@@ -19,17 +19,19 @@ from fedsim.flower.wrapped import Wrapped
 class Chosen(Wrapped):
     """One of Flower's strategies, with clients that a selector chooses.
 
-    The strategy says how many by its own ``fraction_train`` and ``min_train_nodes``; in a round it sees those chosen
-    and takes all of them. Everything else is its own.
+    In a round the strategy sees those chosen, takes all of them, and its messages go out in the order of their ids.
+    Everything else is its own.
 
     Args:
         strategy: any strategy.
         select: chooses.
+        participants: clients in a round, fewer if fewer are online; None leaves it to the strategy's own
+            ``fraction_train`` and ``min_train_nodes``.
     """
 
-    def __init__(self, strategy: Strategy, select: Selector) -> None:
+    def __init__(self, strategy: Strategy, select: Selector, participants: int | None = None) -> None:
         super().__init__(strategy)
-        self.select = select
+        self.select, self._participants = select, participants
         if select.timing_depends_on_values:
             self.timing_depends_on_values = True
 
@@ -41,6 +43,7 @@ class Chosen(Wrapped):
         chosen = self.select.choose(server_round, arrays, grid, self._size(len(ids)))
         with _taking_all(self.strategy, len(chosen)):
             messages = list(self.strategy.configure_train(server_round, arrays, config, Shown(grid, chosen)))
+        messages.sort(key=lambda message: message.metadata.dst_node_id)
         self._asked = [message.metadata.dst_node_id for message in messages]
         return messages
 
@@ -54,6 +57,8 @@ class Chosen(Wrapped):
         return self.strategy.aggregate_train(server_round, came)
 
     def _size(self, online: int) -> int | None:
+        if self._participants is not None:
+            return self._participants
         share = getattr(self.strategy, "fraction_train", None)
         return (
             None if share is None else max(int(online * share), getattr(self.strategy, "min_train_nodes", 1))

@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 
 from fedsim import rng
+from fedsim.config import Weighting
 from fedsim.errors import BadValue
 from fedsim.flower.cohort import draw, online
 from fedsim.learn.local import LocalUpdate
@@ -35,9 +36,12 @@ class Selector(ABC):
         timing_depends_on_values: whether its choice, or when it is made, depends on what clients have computed.
         updates: what clients do with the messages that it sends, by message type, besides ``evaluate`` and
             ``query.size``, which all of them know.
+        weighting: how the replies of those chosen are to be averaged, unless the experiment says something else. A
+            selector that prefers clients with many samples says ``"uniform"``: else their size would count twice.
     """
 
     timing_depends_on_values: bool = False
+    weighting: Weighting = "samples"
     updates: Mapping[str, LocalUpdate] = {}
 
     @abstractmethod
@@ -98,12 +102,15 @@ class RoundRobin(Selector):
 class BySize(Selector):
     """The probability of each draw is proportional to the number of samples.
 
-    A client is asked for its number once, by a message of its own when it is online for the first time.
+    A client is asked for its number once, by a message of its own when it is online for the first time. Those chosen
+    all count the same in an average.
 
     Args:
         seed: of the draws.
         timeout_s: how long to wait for the numbers, in seconds; who has not answered by then is left out.
     """
+
+    weighting: Weighting = "uniform"
 
     def __init__(self, *, seed: int = 0, timeout_s: Positive | None = 3600.0) -> None:
         self.seed, self.sizes = seed, Sizes(timeout_s)
@@ -118,7 +125,7 @@ class PowerOfChoice(Selector):
     """Of some candidates, those with the highest loss (Y. J. Cho, J. Wang, G. Joshi, AISTATS 2022).
 
     Candidates are drawn by their numbers of samples; each is sent the model and answers with its loss on its own data,
-    which costs a forward pass and the bytes.
+    which costs a forward pass and the bytes. Those chosen all count the same in an average, as in the paper.
 
     Args:
         candidates: how many are asked (d); no fewer than take part.
@@ -127,6 +134,7 @@ class PowerOfChoice(Selector):
     """
 
     timing_depends_on_values = True
+    weighting: Weighting = "uniform"
 
     def __init__(self, *, candidates: Count, seed: int = 0, timeout_s: Positive | None = 3600.0) -> None:
         self.candidates, self.seed, self.timeout_s = candidates, seed, timeout_s

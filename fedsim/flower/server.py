@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -19,14 +20,17 @@ from fedsim.flower.central import Central
 from fedsim.flower.failures import Dropped, warn
 from fedsim.flower.grid import SimGrid, TimeUp
 from fedsim.flower.instruction import trains
+from fedsim.flower.notes import Notes
 from fedsim.flower.select import Selector
 from fedsim.flower.simclient import BuiltinClients
+from fedsim.flower.weighting import weighting_of
 from fedsim.learn.around import Around, Transform
 from fedsim.learn.curriculum_order import OWN
 from fedsim.learn.curriculum_update import ordered
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Learner
 from fedsim.learn.local import LocalSGD, LocalUpdate
+from fedsim.logs import once
 from fedsim.observer import SYSTEM, Observer
 from fedsim.world.world import World
 
@@ -81,20 +85,22 @@ def run_server(
     task = learner.engine.task
     dtype = str(task.dtype).removeprefix("torch.")
 
+    notes = Notes(strategy, observer, learner.dry)
+    observer.record.fact("weighting", weighting_of(strategy))
+
     def measure(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        notes.facts(server_round)
         if isinstance(select, Selector) and not learner.dry and observer.due(server_round):
             for name, value, node in select.facts():
                 observer.record.metric(server_round, world.clock.now, name, value, node)
-        if not learner.dry and observer.due(server_round):
-            for name, value in getattr(strategy, "latest", {}).items():
-                observer.record.metric(server_round, world.clock.now, name, value)
         model = Deferred.phantom() if learner.dry else unpack(arrays, task.device, task.dtype)
         if observer.on_round(server_round, {SYSTEM: model}, grid.updates):
             raise TargetReached("the target accuracy is reached")
         return MetricRecord(dict(observer.scores)) if observer.scores else None
 
     try:
-        with compat.session(experiment.seed, grid.server.id, grid.sleep):
+        session = compat.session(experiment.seed, grid.server.id, grid.sleep, logging.WARNING)
+        with session, once("flwr"), notes.taken():
             strategy.start(
                 grid,
                 initial_arrays=pack(learner.initial, task.layout, dtype),

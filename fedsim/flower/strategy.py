@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedsim.errors import BadValue, RunError, few
-from fedsim.flower.arrays import layout_of, pack, unpack
+from fedsim.config import Weighting
+from fedsim.errors import BadValue, RunError, ValueNeeded, few
+from fedsim.flower.arrays import layout_of, pack, real, unpack
 from fedsim.flower.central import Central
 from fedsim.flower.cohort import online
 from fedsim.flower.instruction import Query, Vectors
@@ -48,6 +50,7 @@ class Reply:
         vectors: what it sent, by name [P].
         metrics: the numbers it sent; reading one computes it.
         examples: how many samples it has.
+        weighting: whether that is how much it counts.
     """
 
     node: int
@@ -55,6 +58,12 @@ class Reply:
     vectors: Vectors
     metrics: MetricRecord
     examples: int
+    weighting: Weighting = "samples"
+
+    @property
+    def weight(self) -> int:
+        """How much it counts in an average: as many samples as it has, or 1."""
+        return self.examples if self.weighting == "samples" else 1
 
 
 class Rounds(Strategy):
@@ -72,9 +81,15 @@ class Rounds(Strategy):
 
     Attributes:
         queries: what clients answer without their data, by message type, such as ``query.average``.
+        weighted: whether the strategy averages by :attr:`Reply.weight`; False counts all replies alike, whatever the
+            experiment says.
+        weighting: how replies are weighted, where they are.
+        latest: what :meth:`facts` has said about the latest round, for the run's record.
     """
 
     timing_depends_on_values = False
+    weighted = True
+    weighting: Weighting = "samples"
     queries: Mapping[str, Query] = {}
 
     def __init__(
@@ -90,6 +105,7 @@ class Rounds(Strategy):
         self.participants, self.seed, self.timeout_s = participants, seed, timeout_s
         self.timing_depends_on_values = self.timing_depends_on_values or self.select.timing_depends_on_values
         self.clients = 0
+        self.latest: dict[str, int | float] = {}
 
     def ask(self, round: int, model: Deferred, cohort: Sequence[int]) -> Iterable[Ask]:
         """Return what to ask of whom; by default all of the cohort train from the model.
@@ -123,7 +139,10 @@ class Rounds(Strategy):
         return self.participants
 
     def facts(self, replies: Sequence[Reply]) -> dict[str, int | float]:
-        """Return numbers that Flower's history of the round is to hold."""
+        """Return numbers about a round, for the run's record and Flower's history.
+
+        Where only time is kept, those of a strategy that reads what clients have computed are left out.
+        """
         return {"replies": len(replies)}
 
     def check(self, clients: int) -> None:
@@ -150,7 +169,9 @@ class Rounds(Strategy):
         Returns:
             The replies that came, in the order of node ids.
         """
-        return heard(self._grid.send_and_receive(self._messages(asks), timeout=self.timeout_s))
+        return heard(
+            self._grid.send_and_receive(self._messages(asks), timeout=self.timeout_s), self.weighting
+        )
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -173,11 +194,19 @@ class Rounds(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Merge what came back."""
-        came = heard(replies)
+        came = heard(replies, self.weighting)
         self.select.heard(server_round, self._asked, [reply.node for reply in came])
         model = self._model
         new = self.merge(server_round, model, came) if came else self.missed(server_round, model)
-        return pack(new, *self._shape), MetricRecord(dict(self.facts(came)))
+        self.latest = self._said(came)
+        return pack(new, *self._shape), MetricRecord(dict(self.latest))
+
+    def _said(self, came: Sequence[Reply]) -> dict[str, int | float]:
+        """Return the facts, unless they are made of numbers that nobody has computed."""
+        with real([reply.metrics for reply in came]) as is_real, suppress(ValueNeeded):
+            found = dict(self.facts(came))
+            return found if is_real() else {}
+        return {}
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -226,13 +255,13 @@ def ask_all(
     return [Ask(node, action, named, numbers or {}) for node in nodes]
 
 
-def heard(messages: Iterable[Message]) -> list[Reply]:
+def heard(messages: Iterable[Message], weighting: Weighting = "samples") -> list[Reply]:
     """Return the replies that are not errors, in the order of node ids."""
-    came = (message for message in messages if message.has_content())
-    return sorted(map(_reply, came), key=lambda reply: reply.node)
+    came = (_reply(message, weighting) for message in messages if message.has_content())
+    return sorted(came, key=lambda reply: reply.node)
 
 
-def _reply(message: Message) -> Reply:
+def _reply(message: Message, weighting: Weighting) -> Reply:
     vectors, metrics = {}, MetricRecord()
     for name, record in message.content.items():
         if isinstance(record, ArrayRecord):
@@ -240,22 +269,26 @@ def _reply(message: Message) -> Reply:
         elif isinstance(record, MetricRecord):
             metrics = record
     examples = int(str(metrics.get("num-examples", 0)))
-    return Reply(message.metadata.src_node_id, message.metadata.message_type, vectors, metrics, examples)
+    who, what = message.metadata.src_node_id, message.metadata.message_type
+    return Reply(who, what, vectors, metrics, examples, weighting)
 
 
 def average(replies: Sequence[Reply], name: str = "arrays") -> Deferred:
-    """Return the mean of what the clients sent [P], weighted by their numbers of samples; see :func:`weighing`."""
+    """Return the mean of what the clients sent [P], weighted by their samples unless all count alike.
+
+    Clients without any weigh nothing; see :func:`weighing`.
+    """
     heavy = weighing(replies)
-    return mean([reply.vectors[name] for reply in heavy], [reply.examples for reply in heavy])
+    return mean([reply.vectors[name] for reply in heavy], [reply.weight for reply in heavy])
 
 
 def weighing(replies: Sequence[Reply]) -> list[Reply]:
-    """Return the replies that weigh something in a mean by samples: those of clients that have some.
+    """Return the replies that weigh something in a mean: those of clients that have samples, or all if all count alike.
 
     Raises:
         RunError: if no client has any.
     """
-    heavy = [reply for reply in replies if reply.examples]
+    heavy = [reply for reply in replies if reply.weight]
     if not heavy:
         who = few([reply.node for reply in replies])
         reason = f"clients {who} have replied that they have used 0 examples, so there is no mean by examples"

@@ -26,7 +26,6 @@ STARTS: dict[str, dict[str, Any]] = {
     "bvr_l_sgd": STEPS,
     "fedamd": {"p": 0.5, **STEPS},
     "fedasync": {"concurrency": 2, "local": LOCAL},
-    "fedavg": {"fraction_evaluate": 0.0, "local": LOCAL},
     "fedavgm": PASSES,
     "fedbuff": {"concurrency": 2, "buffer": 2, "local": LOCAL},
     "feddyn": PASSES,
@@ -37,10 +36,11 @@ STARTS: dict[str, dict[str, Any]] = {
     "mifa": PASSES,
     "mimelite": PASSES,
     "modest_flower": {"sample_size": 2, "ping_timeout_s": 120.0, "local": LOCAL},
-    "qfedavg": {"client_learning_rate": LOCAL["lr"], "local": LOCAL},
     "scaffold": PASSES,
 }
 """Parameters to begin with; a strategy that is not here, one of Flower's, begins with its own defaults."""
+FEWEST = {"bulyan": 3, "krum": 3, "multikrum": 3}
+"""How many clients to begin with, where two will not do."""
 FILES = {
     "pyproject.toml": "pyproject.toml",
     "README.md": "README.md",
@@ -119,7 +119,7 @@ def _chosen(strategy: str, file: str | Path | None) -> dict[str, Any]:
     chosen: dict[str, Any] = {
         "seed": 0,
         "rounds": 3,
-        "clients": 2,
+        "clients": FEWEST.get(strategy, 2),
         "model": "softmax",
         "data": {"name": "digits", "partition": {"name": "dirichlet", "alpha": 1.0}},
         "strategy": {"name": strategy, **STARTS.get(strategy, {"local": LOCAL})},

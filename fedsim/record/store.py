@@ -284,8 +284,12 @@ def faults(path: str | Path) -> Table:
     return _table("events", _rows(path, query, ORDINARY))
 
 
-def metrics(path: str | Path) -> Table:
+def metrics(path: str | Path, every_round: bool = False) -> Table:
     """Return the measurements of the whole system, one row for each evaluated round: see :func:`wide`.
+
+    Args:
+        path: the run's folder or its SQLite file.
+        every_round: add the rounds between evaluations, in which strategies and clients have said something.
 
     If there are none, as in a run that only keeps time, there is one row for each round that has ended, with
     the columns ``round``, ``time_s``, ``bytes_up`` and ``bytes_down`` alone.
@@ -294,11 +298,21 @@ def metrics(path: str | Path) -> Table:
         BadValue: if the path holds no record.
     """
     rounds = read(path, "rounds")
-    table = wide(read(path, "metrics"), rounds)
+    table = wide(_evaluated(path, every_round), rounds)
     if len(table["round"]):
         return table
     ended = {"round": rounds["round"], "time_s": rounds["time_us"] / 1e6}
     return {**ended, "bytes_up": rounds["bytes_up"], "bytes_down": rounds["bytes_down"]}
+
+
+def _evaluated(path: str | Path, every_round: bool) -> Table:
+    """Return the table of metrics, without the rounds that have nothing but what is said in every round."""
+    found = read(path, "metrics")
+    if every_round:
+        return found
+    rest = found["round"][~np.isin(found["name"], facts(path).get("every_round", []))]
+    kept = np.isin(found["round"], rest) if len(rest) else np.full(len(found["round"]), True)
+    return {name: column[kept] for name, column in found.items()}
 
 
 def wide(metrics: Table, rounds: Table) -> Table:

@@ -32,6 +32,7 @@ class Row:
             gradient, the weights at the start and the learning rate to the weights at the end.
         down: the vectors that every client is sent in every round, by name, where that is all that a server sends.
         up: the vectors that it sends back.
+        numbers: the numbers that it sends back.
         symmetric: whether it treats clients alike; where who meets whom depends on their ids, it does not.
         fewest: how many replies it needs to do anything.
         rests: parameters with which it stays at the optimum of clients that disagree, if it can.
@@ -46,6 +47,7 @@ class Row:
     alone: Alone | None = None
     down: tuple[str, ...] = ()
     up: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ("num-examples", "train_loss")
     symmetric: bool = True
     fewest: int = 1
     rests: dict[str, Any] | None = None
@@ -172,10 +174,10 @@ ROWS = [
     flowers("fedyogi", alone=YOGI),
     flowers("fedmedian"),
     flowers("fedtrimmedavg", {"beta": 0.25}),
-    flowers("krum", {"num_malicious_nodes": 1}),
-    flowers("multikrum", {"num_malicious_nodes": 1, "num_nodes_to_select": 2}),
+    flowers("krum", fewest=3),
+    flowers("multikrum", {"num_nodes_to_select": 2}, fewest=3),
     flowers("bulyan", fewest=3),
-    flowers("qfedavg", {"client_learning_rate": 0.1, "q": 0.0}),
+    flowers("qfedavg", {"q": 0.0}, numbers=("num-examples", "train_loss", "start_loss")),
     server("fedavgm", {"momentum": 0.5}, alone=with_momentum),
     server("fedprox", {"mu": 0.7}, alone=proximal),
     Row(

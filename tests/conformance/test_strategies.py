@@ -180,7 +180,7 @@ def test_bytes_are_what_the_formula_says(row: Row, tmp_path: Path) -> None:
     names = sum(len(name) for name, _ in layout)
     vector = names + sum(128 + 8 * int(np.prod(shape)) for _, shape in layout)  # a NumPy header, and float64
     config = len("config") + len("server-round") + 8
-    metrics = len("metrics") + len("num-examples") + 8 + len("train_loss") + 8
+    metrics = len("metrics") + sum(len(name) + 8 for name in row.numbers)
     one_way = [sum(len(name) + vector for name in side) for side in (row.down, row.up)]
     overhead = 2 * 64  # of a message, there and back
     assert result.summary["bytes_up"] == 4 * 5 * (sum(one_way) + config + metrics + overhead)

@@ -243,6 +243,9 @@ def test_known_metrics_are_read_without_computing():
         lambda r: dict(r)["loss"],
         lambda r: r.pop("loss"),
         lambda r: r.copy()["loss"],
+        lambda r: copy.copy(r)["loss"],
+        lambda r: copy.deepcopy(r)["loss"],
+        lambda r: pickle.loads(pickle.dumps(r))["loss"],
         lambda r: float(repr(r).split("'loss': ")[1].split(",")[0]),
     ],
 )

@@ -290,7 +290,8 @@ SERVERS = [
 def test_every_server_strategy_has_parameters_to_begin_with(name, tmp_path):
     write_app(tmp_path / "app", name)
     options = {"run_config": "num-server-rounds=1", "overrides": {"record.report": False}}
-    result = run_app(tmp_path / "app", nodes=2, out=tmp_path / "runs", **options)
+    nodes = 3 if name in ("bulyan", "krum", "multikrum") else 2
+    result = run_app(tmp_path / "app", nodes=nodes, out=tmp_path / "runs", **options)
     assert result.summary["rounds"] >= 1
 
 

@@ -78,7 +78,7 @@ def flat(weights):
 
 @pytest.mark.parametrize("name", FLOWERS)
 def test_flowers_strategies_run_as_they_are(name, tmp_path):
-    given = experiment(name, compute={"dtype": "float32"})
+    given = experiment(name, clients=7, compute={"dtype": "float32"})
     one, two = run(given, tmp_path), run(given, tmp_path)
     assert one.summary["rounds"] == 3
     assert one.summary["run_hash"] == two.summary["run_hash"]
@@ -292,7 +292,7 @@ def test_a_strategy_that_raises_says_where(tmp_path):
     error = caught.value
     assert (error.round, error.phase) == (2, "Breaks")
     calm = run(experiment(stop={"rounds": 1}), tmp_path).summary["sim_time_s"]
-    assert calm < error.sim_time_s < 2 * calm
+    assert error.sim_time_s == pytest.approx(2 * calm, abs=1e-6)
     assert isinstance(error.__cause__, KeyError)
     assert error.__cause__.args == ("weights",)
     assert error.__cause__.__traceback__ is not None
