@@ -79,7 +79,10 @@ class Ending:
         summary = self._write(summary)
         if self.experiment.record.report and not self.failed:
             report(self.folder)
-            summary = self._write(summary)  # once more, as the report takes its time, too
+            if (
+                self.folder / "summary.json"
+            ).exists():  # who has deleted a finished run wants none of it back
+                summary = self._write(summary)  # once more, as the report takes its time, too
         if self.failed:
             raise DiskError("; ".join(dict.fromkeys(self.failed)))
         return summary

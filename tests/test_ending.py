@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import resource
 import shutil
@@ -23,6 +24,7 @@ import yaml
 
 import fedsim
 from fedsim import cli
+from fedsim.ending import Ending, clock
 from fedsim.errors import DiskError
 from fedsim.record import facts, read
 
@@ -264,6 +266,22 @@ def test_a_folder_that_is_deleted_meanwhile_is_written_again(tmp_path, loaded, c
         for name, column in read(loaded.path, table).items():
             np.testing.assert_array_equal(read(again.path, table)[name], column)
     assert again.weights().keys() == loaded.weights().keys()
+
+
+def test_a_finished_run_that_is_deleted_stays_deleted(tmp_path):
+    """The report comes last; a summary alone would be all that was left of the run."""
+    experiment = fedsim.load({**SMALL, "record": {"report": True}})
+    folder = tmp_path / "run"
+    folder.mkdir()
+    seen = []
+
+    def report(run: Path) -> None:
+        seen.append(json.loads((run / "summary.json").read_text())["loss"])
+        shutil.rmtree(run)
+
+    summary = Ending(folder, experiment, clock()).finish({"loss": math.nan}, report)
+    assert (summary["loss"], seen) == (None, [None])
+    assert not folder.exists()
 
 
 def test_a_folder_that_cannot_be_made_again_is_told(tmp_path):

@@ -38,7 +38,8 @@ def replaced(path: Path, lasting: bool = True) -> Iterator[Path]:
     part, mode = _new(path)
     try:
         yield part
-        os.chmod(part, mode)  # some libraries put a file of their own there, which only its owner may read
+        if part.stat().st_mode & 0o777 != mode:
+            part.chmod(mode)  # some libraries put a file of their own there, which only its owner may read
         if lasting:
             _sync(part)
         os.replace(part, path)

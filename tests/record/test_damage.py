@@ -228,6 +228,13 @@ def test_a_page_that_cannot_be_written_is_one_line(tmp_path):
     assert not [file for file in run.iterdir() if file.name.startswith(".")]
 
 
+def test_weights_can_be_read_by_whoever_may_read_the_other_files(tmp_path):
+    """Recent versions of safetensors put a file there that only its owner may read."""
+    (tmp_path / "any").touch()
+    save_arrays(tmp_path / "weights.safetensors", {"w": np.ones(3)}, ["w"])
+    assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
 def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path):
     file = tmp_path / "sums.txt"
     write_text(file, "old")
