@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,8 +15,10 @@ from fedsim import parts as _parts
 from fedsim.beside import place
 from fedsim.config import Experiment
 from fedsim.config import load as _load
+from fedsim.ending import Ending, clock
 from fedsim.errors import BadValue, ConfigError, Problem, RunError, ValueNeeded
 from fedsim.progress import Progress
+from fedsim.record.files import write_text
 
 if TYPE_CHECKING:
     from fedsim.observer import Observer
@@ -59,17 +60,20 @@ class Result:
 
         Raises:
             ValueNeeded: if there are none, with the reason.
+            BadValue: if their file is not whole, or no run's.
         """
-        from safetensors import safe_open
+        from fedsim.record.weights import FILE, read_arrays
 
-        if self.summary["weights_hash"] is None:
+        if self.summary.get("weights_hash") is None:
             own = "the app has saved its model itself, or nowhere: only what strategy.start aggregates is kept here"
             is_app = self.summary.get("engine") == "flower"
             raise ValueNeeded(own if is_app else "a timing-only run has no weights")
-        if not (self.path / "weights.safetensors").exists():
-            raise ValueNeeded("the model has arrays that cannot be saved")
-        with safe_open(self.path / "weights.safetensors", framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in json.loads(file.metadata()["parameters"])}
+        file = Path(self.path) / FILE
+        if not file.exists():
+            raise ValueNeeded(
+                f"{file} is not there: the model has arrays that cannot be saved, or somebody deleted it"
+            )
+        return read_arrays(file)
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><td>{key}</td><td>{value}</td></tr>" for key, value in self.summary.items())
@@ -121,7 +125,8 @@ def run(
 
     Raises:
         ConfigError: for a mistake in the experiment, before anything has run.
-        RunError: if the run breaks; its ``run_path`` is the folder with what was recorded until then.
+        RunError: if the run breaks; its ``run_path`` is the folder with what was recorded until then. A
+            ``DiskError`` if something could not be written.
 
     >>> import tempfile
     >>> experiment = {
@@ -133,6 +138,7 @@ def run(
     ...     (result.summary["seed"], result.summary["rounds"], sorted(result.metrics())[:2])
     (3, 2, ['accuracy', 'bytes_down'])
     """
+    began = clock()
     experiment = _load(source, {**(overrides or {}), **_dotted(more)})
     from fedsim.garbage import leave
     from fedsim.setup import prepare
@@ -141,27 +147,40 @@ def run(
     with limited(experiment.compute.threads):
         setup = prepare(experiment, dry=timing_only)
         path = make_folder(Path(out), experiment, timing_only)
+        ending = Ending(path, experiment, began)
         try:
-            return _run(setup, path, progress)
+            return _run(setup, ending, progress)
         except (RunError, KeyboardInterrupt) as error:
             error.run_path = path  # type: ignore[union-attr]
+            ending.add_to(error)
             raise
         finally:
             leave(setup.learner.nbytes)
 
 
-def report(run: str | Path) -> Path:
+def report(run: str | Path, out: str | Path | None = None) -> Path:
     """Write the report of a run from what was recorded, finished or not, and return its path.
 
+    Args:
+        run: the run's folder.
+        out: the folder in which report and figures are written, the run's own if it is None.
+
     Raises:
-        ConfigError: if the folder is not a run.
+        ConfigError: if the folder is not a run, its record is damaged, or the report cannot be written.
     """
     from fedsim.record.report import write_report
 
     try:
-        return write_report(Path(run))
+        return write_report(Path(run), None if out is None else Path(out))
     except BadValue as error:
         raise ConfigError([Problem(error.key, error.value, error.rule, error.hint)]) from error
+    except OSError as error:
+        rule = f"its report cannot be written ({error.strerror or error})"
+        raise ConfigError([Problem("run", str(run), rule)]) from error
+    except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        # Of the right kind, but no run gives such numbers: ages before its beginning, the bytes of a galaxy.
+        rule = f"its report cannot be drawn ({type(error).__name__}: {error}); its record may be damaged"
+        raise ConfigError([Problem("run", str(run), rule)]) from error
 
 
 def try_report(run: Path) -> None:
@@ -169,8 +188,8 @@ def try_report(run: Path) -> None:
     try:
         report(run)
     except Exception as error:
-        text = "the run is done, but its report failed (%s: %s); to try again: fedsim report %s"
-        log.warning(text, type(error).__name__, error, run)
+        why = error if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        log.warning("the run is done, but its report failed (%s); to try again: fedsim report %s", why, run)
 
 
 def parts(kind: str) -> list[tuple[str, str]]:
@@ -199,7 +218,7 @@ def make_folder(out: Path, experiment: Experiment, timing_only: bool) -> Path:
             except FileExistsError:
                 number += 1
                 continue
-            (path / "experiment.yaml").write_text(_dump(experiment), encoding="utf-8")
+            write_text(path / "experiment.yaml", _dump(experiment))
             return path
     except OSError as error:
         raise ConfigError([Problem("out", str(out), f"cannot be written ({error.strerror})")]) from error
@@ -213,28 +232,27 @@ def _dump(experiment: Experiment) -> str:
     return experiment.dump()
 
 
-def _run(setup: Setup, path: Path, progress: Callable[[Progress], None] | None) -> Result:
+def _run(setup: Setup, ending: Ending, progress: Callable[[Progress], None] | None) -> Result:
     from fedsim.observer import Observer
-    from fedsim.record.store import Record
+    from fedsim.record.store import FILE, Record
 
-    world, experiment = setup.world, setup.experiment
+    world, path = setup.world, ending.folder
     with Record(path) as record:
         _record_start(setup, record)
-        observer = Observer(experiment, setup.learner, world, record, progress)
+        observer = Observer(setup.experiment, setup.learner, world, record, progress)
         try:
             _drive(setup, observer)
             observer.close()
+            summary = summarise(setup, observer)
+            if not setup.learner.dry:
+                summary["weights_hash"] = _save_weights(setup, observer, ending)
         finally:
-            _record_end(setup, record)
-        summary = summarise(setup, observer)
-        if not setup.learner.dry:
-            summary["weights_hash"] = _save_weights(setup, observer, path)
-        marks = f"{summary['event_hash']}{summary['weights_hash']}"
-        summary["run_hash"] = hashlib.sha256(marks.encode()).hexdigest()
-    (path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    if experiment.record.report:
-        try_report(path)
-    return Result(path, summary)
+            with ending.tried(FILE):
+                _record_end(setup, record)
+                record.close()
+    marks = f"{summary['event_hash']}{summary['weights_hash']}"
+    summary["run_hash"] = hashlib.sha256(marks.encode()).hexdigest()
+    return Result(path, ending.finish(summary, try_report))
 
 
 def _drive(setup: Setup, observer: Observer) -> None:
@@ -354,9 +372,9 @@ def costs(world: World) -> dict[str, Any]:
     }
 
 
-def _save_weights(setup: Setup, observer: Observer, path: Path) -> str:
+def _save_weights(setup: Setup, observer: Observer, ending: Ending) -> str:
     """Write the final weights and return their SHA-256."""
-    from safetensors.numpy import save_file
+    from fedsim.record.weights import FILE, save_arrays
 
     vectors = {node: model.value().detach().cpu().numpy() for node, model in sorted(observer.models.items())}
     stack = np.stack(list(vectors.values()))
@@ -369,6 +387,6 @@ def _save_weights(setup: Setup, observer: Observer, path: Path) -> str:
     if not setup.has_server:
         tensors["peers/weights"] = stack
         tensors["peers/ids"] = np.array(list(vectors), dtype=np.int64)
-    order = json.dumps([name for name, _ in setup.learner.engine.task.layout])
-    save_file(tensors, path / "weights.safetensors", metadata={"parameters": order})
+    with ending.tried(FILE):
+        save_arrays(ending.folder / FILE, tensors, [name for name, _ in setup.learner.engine.task.layout])
     return hashlib.sha256(stack.tobytes()).hexdigest()

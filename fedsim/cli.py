@@ -1,6 +1,9 @@
 """The command line: it parses, calls :mod:`fedsim.api` and prints.
 
-Exit codes: 0 done, 2 a mistake in the file or the command, 3 a run that broke, 130 stopped with Ctrl-C.
+Exit codes: 0 done, 1 a text that was asked for could not be written, 2 a mistake in the file or the command, or a
+folder that cannot be used, 3 a run that broke or whose results could not be written, 130 stopped with Ctrl-C.
+
+What a run is for is its folder: it goes on, and ends with its own exit code, when nobody reads what it prints.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Column, Table
 
-from fedsim import flowercli, tracecli
+from fedsim import flowercli, output, tracecli
 from fedsim.errors import ConfigError, Problem, RunError, did_you_mean
 from fedsim.version import __version__
 
@@ -38,6 +41,7 @@ SUMMARY = (
     "rounds",
     "sim_time_s",
     "wall_time_s",
+    "wall_total_s",
     "bytes_up",
     "bytes_down",
     "bytes_lost",
@@ -73,7 +77,18 @@ Settings = Annotated[
 
 def main() -> None:
     """Run the command line."""
-    app()
+    streams = output.guard()
+    try:
+        app()
+    except SystemExit as end:
+        sys.exit(output.judged(end.code, streams, wanted=_asks_for_text(sys.argv[1:])))
+
+
+def _asks_for_text(words: list[str]) -> bool:
+    """Tell whether a command line asks for text alone, and not for a run, a report or another file."""
+    commands = [word for word in words if not word.startswith("-")]
+    asks = {"-h", "--help", "--version"} & set(words)
+    return bool(asks) or commands[:1] in ([], ["list"]) or commands[:2] == ["trace", "show"]
 
 
 def _version(wanted: bool) -> None:
@@ -147,12 +162,17 @@ def list_parts(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report and its figures, instead of the run's own.")
+    ] = None,
+) -> None:
     """Write the report of a run from what was recorded, finished or not."""
     with _explained():
         from fedsim import api
 
-        typer.echo(str(api.report(run)))
+        typer.echo(str(api.report(run, out)))
 
 
 def _overrides(settings: list[str] | None) -> dict[str, str]:

@@ -127,6 +127,19 @@ class RunError(FedsimError):
         return f"{', '.join(filter(None, place)) or 'run'}: {self.reason}"
 
 
+class DiskError(RunError):
+    """Something that a run leaves could not be written."""
+
+    @classmethod
+    def of(cls, name: str, error: Exception) -> DiskError:
+        """Return the error that says why a file could not be written.
+
+        >>> print(DiskError.of("summary.json", OSError(28, "No space left on device")))
+        run: summary.json cannot be written (No space left on device)
+        """
+        return cls(f"{name} cannot be written ({getattr(error, 'strerror', None) or error})")
+
+
 class StalledError(RunError):
     """Nobody in the simulated world can make progress any more."""
 

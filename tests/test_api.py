@@ -34,9 +34,9 @@ SMALL: dict[str, Any] = {
 PEERS: dict[str, Any] = {**SMALL, "name": "peers", "strategy": "dpsgd", "topology": "ring"}
 
 SUMMARY = {
-    "name", "strategy", "seed", "rounds", "sim_time_s", "wall_time_s", "accuracy", "best_accuracy", "loss",
-    "bytes_up", "bytes_down", "bytes_max_node", "bytes_min_node", "work_samples", "wasted_samples", "event_hash",
-    "weights_hash", "run_hash", "time_to_target_s",
+    "name", "strategy", "seed", "rounds", "sim_time_s", "wall_time_s", "wall_total_s", "accuracy", "best_accuracy",
+    "loss", "bytes_up", "bytes_down", "bytes_max_node", "bytes_min_node", "work_samples", "wasted_samples",
+    "event_hash", "weights_hash", "run_hash", "time_to_target_s",
 }  # fmt: skip
 
 

@@ -386,6 +386,7 @@ def test_a_run_shows_lines_and_ends_with_a_table_and_its_folder(folder):
     run = Path(rows["run:"])
     assert rows["rounds"] == "2"
     assert len(rows["run_hash"]) == 64
+    assert float(rows["wall_total_s"]) >= float(rows["wall_time_s"]) > 0
     assert run.parent == Path("results")
     assert (run / "experiment.yaml").exists()
 

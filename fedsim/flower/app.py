@@ -18,6 +18,7 @@ from flwr.serverapp import ServerApp
 
 from fedsim import api
 from fedsim.config import Experiment, load
+from fedsim.ending import Ending, clock
 from fedsim.errors import MISSING, ConfigError, Problem, RunError
 from fedsim.flower import compat
 from fedsim.flower.appclient import AppClients, import_seeded
@@ -29,7 +30,8 @@ from fedsim.flower.replies import remark
 from fedsim.flower.servertime import ServerTime
 from fedsim.flower.workers import workers_of
 from fedsim.progress import Progress
-from fedsim.record.store import Record
+from fedsim.record import weights
+from fedsim.record.store import FILE, Record
 from fedsim.world import world as worlds
 from fedsim.world.world import World
 from fedsim.yamlfile import read
@@ -78,6 +80,7 @@ def run_app(
     """
     from fedsim.threads import limited
 
+    began = clock()
     project = read_project(path, run_config)
     experiment = read_world(project, nodes, world, overrides or {})
     times = ServerTime(project.root)
@@ -86,9 +89,11 @@ def run_app(
             client = load_client(project)
         place = build(experiment)
         folder = api.make_folder(Path(out), experiment, False)
+        ending = Ending(folder, experiment, began)
         try:
-            return _run(project, experiment, place, client, folder, progress, times)
+            return _run(project, ending, place, client, progress, times)
         except (RunError, KeyboardInterrupt) as error:
+            ending.add_to(error)
             error.add_note(f"what was recorded is kept in {folder}")
             error.run_path = folder  # type: ignore[union-attr]
             error.again = _command(path, nodes, world, run_config, overrides or {}, out)  # type: ignore[union-attr]
@@ -178,15 +183,15 @@ def build(experiment: Experiment) -> World:
 
 def _run(
     project: Project,
-    experiment: Experiment,
+    ending: Ending,
     world: World,
     client: ClientApp,
-    folder: Path,
     progress: Callable[[Progress], None] | None,
     times: ServerTime,
 ) -> api.Result:
     from fedsim.setup import describe_world
 
+    experiment, folder = ending.experiment, ending.folder
     with Record(folder) as record, workers_of(project) as workers:
         for table, rows in describe_world(world).items():
             record.write(table, rows)
@@ -201,21 +206,21 @@ def _run(
         journal.grid = times.grid = grid = AppGrid(world, clients, *limits, watches=watches)
         try:
             _drive(project, experiment, grid, journal)
+            weights_hash = save_weights(journal.arrays, ending)
         finally:
             times.grid = None
-            journal.end_round()
-            api.record_totals(world, record)
-            record.fact("error_replies", [asdict(one) for one in journal.failed])
+            with ending.tried(FILE):
+                journal.end_round()
+                api.record_totals(world, record)
+                record.fact("error_replies", [asdict(one) for one in journal.failed])
+                record.close()
             warn(journal.failed, "replies were errors")
     summary = {**journal.summary(), **api.costs(world), "engine": "flower"}
     summary["event_hash"] = world.log.hexdigest()
-    summary["weights_hash"] = save_weights(journal.arrays, folder)
+    summary["weights_hash"] = weights_hash
     marks = f"{summary['event_hash']}{summary['weights_hash']}"
     summary["run_hash"] = hashlib.sha256(marks.encode()).hexdigest()
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    if experiment.record.report:
-        api.try_report(folder)
-    return api.Result(folder, summary)
+    return api.Result(folder, ending.finish(summary, api.try_report))
 
 
 def _drive(project: Project, experiment: Experiment, grid: AppGrid, journal: Journal) -> None:
@@ -246,19 +251,17 @@ def _drive(project: Project, experiment: Experiment, grid: AppGrid, journal: Jou
         raise grid.ended
 
 
-def save_weights(arrays: ArrayRecord | None, folder: Path) -> str | None:
+def save_weights(arrays: ArrayRecord | None, ending: Ending) -> str | None:
     """Write a server's model as ``weights.safetensors``, if there is one that can be, and return its SHA-256."""
     from safetensors import SafetensorError
-    from safetensors.numpy import save_file
 
     if arrays is None:
         return None
     # A file holds rows one after the other, whatever the order in memory.
     tensors = {name: np.asarray(array.numpy(), order="C") for name, array in arrays.items()}
-    file, order = folder / "weights.safetensors", json.dumps(list(tensors))
     try:
-        save_file(tensors, file, metadata={"parameters": order})
+        with ending.tried(weights.FILE):
+            weights.save_arrays(ending.folder / weights.FILE, tensors, list(tensors))
     except SafetensorError as error:
-        file.unlink(missing_ok=True)
         log.warning("the run is done, but its model has arrays that cannot be saved: %s", error)
     return hashlib.sha256(b"".join(array.tobytes() for array in tensors.values())).hexdigest()

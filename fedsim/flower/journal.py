@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -167,7 +168,7 @@ class Journal(Watch):
     def _metric(self, whose: str, given: str, value: float, round: int, time_us: int) -> None:
         name = self._names.of(whose, given)
         self._last[name] = value
-        if name == "accuracy":
+        if name == "accuracy" and math.isfinite(value):
             self._best = max(value, self._best or 0.0)
         self._record.metric(round, time_us, name, value)
 

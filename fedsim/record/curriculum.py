@@ -26,7 +26,8 @@ def pace(fact: Mapping[str, Any]) -> Figure:
             ``end``, when the last of them is over; without it, that is taken to be one later.
     """
     clock, sizes = np.array(fact["sizes"]).T
-    clock, sizes = np.append(clock, fact.get("end", clock[-1] + 1)), np.append(sizes, sizes[-1])
+    end = clock[-1] + 1 if fact.get("end") is None else fact["end"]
+    clock, sizes = np.append(clock, end), np.append(sizes, sizes[-1])
     figure = Figure(figsize=(6, 3.3), layout="constrained")
     ax = figure.subplots()
     ax.step(clock, sizes, where="post", color=BLUE)
@@ -36,7 +37,7 @@ def pace(fact: Mapping[str, Any]) -> Figure:
 
 
 @rc_context(STYLE)
-def curriculum(metrics: Table, difficulty: Sequence[float] | None = None) -> Figure:
+def curriculum(metrics: Table, difficulty: Sequence[float | None] | None = None) -> Figure:
     """Draw the pool over rounds, the histogram of the clients' scores over rounds, and participation by difficulty.
 
     Args:
@@ -80,15 +81,16 @@ def histogram(scores: Table) -> tuple[Array, Array, Array]:
 
 
 def participation(
-    scores: Table, visits: Table, difficulty: Sequence[float] | None = None
+    scores: Table, visits: Table, difficulty: Sequence[float | None] | None = None
 ) -> tuple[Array, Array]:
     """Return the clients from the easiest to the hardest, and how often each took part.
 
     What is known of their difficulty counts, or else their first scores: the last ones are lowest where training was.
-    A client without a score comes last; those that never took part and never had one are not known.
+    A client without either comes last; those that never took part and never had a score are not known.
     """
     visited = _each(visits)
-    hard = dict(enumerate(difficulty)) if difficulty else _each(scores, first=True)
+    known = {node: hard for node, hard in enumerate(difficulty or ()) if hard is not None}
+    hard = known if difficulty else _each(scores, first=True)
     nodes = sorted(set(hard) | set(visited), key=lambda node: (hard.get(node, np.inf), node))
     return np.array(nodes, dtype=np.int64), np.array([visited.get(node, 0) for node in nodes])
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from fedsim.errors import BadValue
 from fedsim.record.curriculum import curriculum, pace
 from fedsim.record.curves import curves, durations, is_loss, loss, progress, quality, views
+from fedsim.record.files import own_folder, replaced
 from fedsim.record.nodes import hours, labels, topology, traffic, utilisation
 from fedsim.record.spans import activity
 from fedsim.record.store import Table, facts, faults, read, wide
@@ -43,27 +44,31 @@ __all__ = [
 
 
 @rc_context(STYLE)
-def draw_all(run: str | Path) -> dict[str, Path]:
+def draw_all(run: str | Path, out: str | Path | None = None) -> dict[str, Path]:
     """Draw every figure that the run has data for, as ``figures/<name>.png`` and ``figures/<name>.svg``.
 
     Args:
-        run: the run's folder; its fact ``target_accuracy``, if there is one, is the line in the curves.
+        run: the run's folder or its record; its fact ``target_accuracy``, if there is one, is the line in the curves.
+        out: where the folder ``figures`` is, in the run's own folder if it is None.
 
     Returns:
         The PNG files by the name of the figure.
 
     Raises:
-        BadValue: if the folder holds no record.
+        BadValue: if the folder holds no record, or ``figures`` is no folder of its own.
+        OSError: if a figure cannot be written.
     """
-    folder = Path(run) / "figures"
+    folder = Path(run if out is None else out) / "figures"
     drawn: dict[str, Path] = {}
     for name, figure in _figures(Path(run)):
-        folder.mkdir(exist_ok=True)
+        own_folder(folder)
         drawn[name] = folder / f"{name}.png"
-        figure.savefig(drawn[name], dpi=144)
+        with replaced(drawn[name], lasting=False) as part:
+            figure.savefig(part, dpi=144)
         # The places of all parts have been found; to find them again would take as long as to draw them.
         figure.set_layout_engine("none")
-        figure.savefig(drawn[name].with_suffix(".svg"), metadata={"Date": None})
+        with replaced(drawn[name].with_suffix(".svg"), lasting=False) as part:
+            figure.savefig(part, metadata={"Date": None})
     return drawn
 
 
@@ -73,7 +78,7 @@ def _figures(run: Path) -> Iterator[tuple[str, Figure]]:
     metrics, rounds, presence, nodes, edges, counts = tables.values()
     known, broken = facts(run), faults(run)
     ends = [int(table["time_us"].max(initial=1)) for table in (presence, rounds, metrics, broken)]
-    end_us = max(*ends, known.get("sim_time_us", 0))
+    end_us = max(*ends, known.get("sim_time_us") or 0)
     table = wide(metrics, rounds)
     measured = quality(table)
     if measured:
@@ -96,13 +101,13 @@ def _figures(run: Path) -> Iterator[tuple[str, Figure]]:
         yield "hours", hours(nodes)
     if len(counts["client"]):
         yield "labels", labels(counts)
-    if "pace" in known:
+    if known.get("pace"):
         yield "pace", pace(known["pace"])
     yield from _of_strategies(tables, known.get("difficulty_of_clients"), broken, end_us)
 
 
 def _of_strategies(
-    tables: dict[str, Table], difficulty: list[float] | None, broken: Table, end_us: int
+    tables: dict[str, Table], difficulty: list[float | None] | None, broken: Table, end_us: int
 ) -> Iterator[tuple[str, Figure]]:
     measured = set(tables["metrics"]["name"].tolist())
     if "pool" in measured:

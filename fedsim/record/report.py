@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+import pydantic
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from fedsim.errors import BadValue
-from fedsim.record.store import FILE, WIDE, Table, facts, faults, metrics, read
+from fedsim import yamlfile
+from fedsim.errors import BadValue, ConfigError
+from fedsim.record.files import from_json, write_text
+from fedsim.record.schema import Summary
+from fedsim.record.store import FILE, WIDE, Table, facts, faults, first, metrics, read, settled
 from fedsim.record.style import Array, human_bytes, human_time, percentiles, round_times_s
 
 KEYS = (
@@ -69,46 +71,59 @@ MOST_FAULTS = 30
 MOST_SVG_BYTES = 150_000
 
 
-def write_report(run: str | Path) -> Path:
+def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     """Write RUN/report.html, which needs no other file, and draw RUN/figures.
 
     Args:
         run: the run's folder, with ``record.sqlite`` and, if they exist, ``experiment.yaml`` and
             ``summary.json``. The run may be unfinished or without training; the page then says so.
+        out: another folder for page and figures; it is made if there is none.
 
     Returns:
         The path of the page.
 
     Raises:
-        BadValue: if the folder is not a run.
+        BadValue: if the folder is not a run, or a file in it is damaged.
+        OSError: if the page or a figure cannot be written.
     """
+    run, out = Path(run), Path(run if out is None else out)
+    if not (run / FILE).is_file():
+        raise BadValue("run", str(run), f"is not the folder of a run (it holds no {FILE})", "try: ls runs")
+    given = _summary(run)
+    with settled(run) as record:
+        out.mkdir(parents=True, exist_ok=True)
+        html = _page(run, record, given, out)
+    write_text(out / "report.html", html, lasting=False)
+    return out / "report.html"
+
+
+def _page(run: Path, record: Path, given: Mapping[str, Any], out: Path) -> str:
+    """Draw the figures and return the page."""
     # Matplotlib takes a while to load, and not everybody who imports this module draws.
     from fedsim.record.figures import draw_all
 
-    run = Path(run)
-    if not (run / FILE).is_file():
-        raise BadValue("run", str(run), f"is not the folder of a run (it holds no {FILE})", "try: ls runs")
     experiment = _text(run / "experiment.yaml")
-    table = metrics(run)
-    given = _summary(run)
-    known = facts(run)
+    table = metrics(record)
+    known = facts(record)
     target = known.get("target_accuracy")
-    summary = {**_so_far(run, table, experiment, target), **given}
-    broken = faults(run)
+    rounds = read(record, "rounds")
+    told = {**_from_file(experiment, run), "assumed": known.get("assumed")}
+    summary = {**dict.fromkeys(KEYS), **told, **_so_far(rounds, table, target), **given}
+    broken = faults(record)
     listed = _faults(broken)
-    role = _member(read(run, "nodes"))
+    role = _member(read(record, "nodes"))
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    html = pages.get_template("report.html").render(
+    return pages.get_template("report.html").render(
         summary=summary,
         finished="run_hash" in given,  # it is written last
         trained="accuracy" in table or "loss" in table or ("app" in known and set(table) > set(WIDE)),
         is_app="app" in known,
-        assumed=", ".join(f"{name} = {value:g}" for name, value in (summary["assumed"] or {}).items()),
+        assumed=", ".join(f"{name} = {_number(value)}" for name, value in (summary["assumed"] or {}).items()),
         stalled=summary.get("stalled"),
         notes=known.get("notes") or [],
-        steady=_steady(read(run, "presence")),
-        tiles=_tiles(summary, target, round_times_s(read(run, "rounds")), role),
+        steady=_steady(read(record, "presence")),
+        tiles=_tiles(summary, target, round_times_s(rounds), role),
         figures=[
             (
                 TITLES[name],
@@ -116,7 +131,7 @@ def write_report(run: str | Path) -> Path:
                 _picture(path),
                 " ".join(filter(None, (REMARKS.get(name), _told(name, known)))),
             )
-            for name, path in draw_all(run).items()
+            for name, path in draw_all(record, out).items()
         ],
         faults=listed,
         fault_counts=_counts(broken),
@@ -125,14 +140,11 @@ def write_report(run: str | Path) -> Path:
         rows=_last_rows(table),
         experiment=experiment,
     )
-    page = run / "report.html"
-    page.write_text(html, encoding="utf-8")
-    return page
 
 
 def _told(name: str, known: Mapping[str, Any]) -> str:
     """Return what the facts of a run say of what a figure shows."""
-    if name == "topology" and "spectral_gap" in known:
+    if name == "topology" and known.get("spectral_gap") is not None:
         rounds = known.get("mixing_rounds")
         time = (
             ""
@@ -143,8 +155,8 @@ def _told(name: str, known: Mapping[str, Any]) -> str:
             f"Spectral gap of the mixing matrix {known['spectral_gap']:.4g}, the share of the nodes' distance "
             f"from their mean that a round of averaging takes away at least{time}."
         )
-    if name == "labels" and "difficulty_between_clients" in known:
-        between, within = (known[f"difficulty_{where}_clients"] for where in ("between", "within"))
+    between, within = (known.get(f"difficulty_{where}_clients") for where in ("between", "within"))
+    if name == "labels" and between is not None and within is not None:
         unit = known.get("difficulty_unit")
         return (
             f"How hard the samples are{f' ({unit})' if unit else ''}: standard deviation {between:.4g} between the "
@@ -154,32 +166,38 @@ def _told(name: str, known: Mapping[str, Any]) -> str:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _summary(run: Path) -> dict[str, Any]:
     try:
-        summary = json.loads(_text(run / "summary.json"))
-    except json.JSONDecodeError:
-        # There is none yet, or the run was killed while it was being written.
+        summary = from_json(_text(run / "summary.json"))
+    except ValueError:
+        # There is none yet, or a version that did not write it at once was killed meanwhile.
         return {}
-    return summary if isinstance(summary, dict) else {}
-
-
-def _so_far(run: Path, table: Table, experiment: str, target: float | None) -> dict[str, Any]:
-    """Return a summary from the record and the experiment file: what an unfinished run can say of itself."""
-    summary: dict[str, Any] = dict.fromkeys(KEYS)
+    if not isinstance(summary, dict):
+        return {}
     try:
-        chosen = yaml.safe_load(experiment)
-    except yaml.YAMLError:
-        chosen = None
-    if isinstance(chosen, dict):
-        strategy = chosen.get("strategy")
-        summary["strategy"] = strategy.get("name") if isinstance(strategy, dict) else strategy
-        summary["name"], summary["seed"] = chosen.get("name"), chosen.get("seed")
-    summary["assumed"] = facts(run).get("assumed")
-    summary["name"] = summary["name"] or run.resolve().name
-    rounds = read(run, "rounds")
+        Summary.model_validate(summary)
+    except pydantic.ValidationError as error:
+        raise BadValue("run", str(run), f"holds no readable summary.json ({first(error)})") from error
+    return summary
+
+
+def _from_file(experiment: str, run: Path) -> dict[str, Any]:
+    """Return what the experiment file says of a run that has no summary."""
+    try:
+        chosen = yamlfile.parse(experiment, "experiment.yaml").data
+    except ConfigError:
+        chosen = {}
+    strategy = chosen.get("strategy")
+    name = strategy.get("name") if isinstance(strategy, dict) else strategy
+    return {"strategy": name, "name": chosen.get("name") or run.resolve().name, "seed": chosen.get("seed")}
+
+
+def _so_far(rounds: Table, table: Table, target: float | None) -> dict[str, Any]:
+    """Return a summary from the record: what an unfinished run can say of itself."""
+    summary: dict[str, Any] = {}
     if len(rounds["round"]):
         last = {name: column[-1].item() for name, column in rounds.items()}
         summary.update({key: last[key] for key in ("bytes_up", "bytes_down", "bytes_lost")})
@@ -214,6 +232,8 @@ def _tiles(
         tiles.append((f"{s['rounds']:,}", "rounds", ""))
     if s["sim_time_s"] is not None:
         wall = "" if s["wall_time_s"] is None else f"computed in {human_time(s['wall_time_s'])}"
+        if s.get("wall_total_s") is not None:
+            wall += f", {human_time(s['wall_total_s'])} with setup and report"
         tiles.append((human_time(s["sim_time_s"]), "simulated time", wall))
     if len(lasted_s):
         rank = {n: human_time(time_s) for n, time_s in percentiles(lasted_s).items()}
@@ -289,8 +309,8 @@ def _last_rows(table: Table) -> list[list[str]]:
     return [[write.get(name, _number)(value) for name, value in zip(table, row)] for row in rows]
 
 
-def _number(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else "–"
+def _number(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.4g}"
 
 
 def _picture(png: Path) -> str:

@@ -7,7 +7,6 @@ Simulated times are integer microseconds, sizes are bytes, work is counted in pe
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,58 +15,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
+import pydantic
 
-from fedsim.errors import MISSING, BadValue, did_you_mean
+from fedsim.errors import MISSING, BadValue, DiskError, did_you_mean
+from fedsim.record.files import from_json, replaced, to_json
+from fedsim.record.rows import as_table, located, rows, settled
+from fedsim.record.schema import FILE, TABLES, Facts, Table
 
-Table = dict[str, npt.NDArray[Any]]
-"""Columns by name, all of one length; ``pandas.DataFrame(table)`` takes it as it is."""
-
-FILE = "record.sqlite"
-
-TABLES: dict[str, dict[str, str]] = {
-    "metrics": {"round": "INTEGER", "time_us": "INTEGER", "name": "TEXT", "value": "REAL", "node": "INTEGER"},
-    "rounds": {
-        "round": "INTEGER",
-        "time_us": "INTEGER",
-        "bytes_up": "INTEGER",
-        "bytes_down": "INTEGER",
-        "bytes_lost": "INTEGER",
-        "work": "REAL",
-        "wasted": "REAL",
-        "clients": "INTEGER",
-    },
-    "events": {
-        "time_us": "INTEGER",
-        "kind": "TEXT",
-        "node": "INTEGER",
-        "peer": "INTEGER",
-        "size": "INTEGER",
-        "round": "INTEGER",
-    },
-    "presence": {"time_us": "INTEGER", "node": "INTEGER", "online": "INTEGER"},
-    "nodes": {
-        "node": "INTEGER",
-        "role": "TEXT",
-        "bytes_up": "INTEGER",
-        "bytes_down": "INTEGER",
-        "bytes_lost": "INTEGER",
-        "work": "REAL",
-        "wasted": "REAL",
-        "busy_us": "INTEGER",
-        "idle_us": "INTEGER",
-        "offline_us": "INTEGER",
-        "wasted_us": "INTEGER",
-        "joules": "REAL",
-    },
-    "links": {"a": "INTEGER", "b": "INTEGER", "bytes": "INTEGER"},
-    "edges": {"a": "INTEGER", "b": "INTEGER", "latency_ms": "REAL", "mbps": "REAL"},
-    "labels": {"client": "INTEGER", "label": "INTEGER", "count": "INTEGER"},
-    "facts": {"key": "TEXT PRIMARY KEY", "value": "TEXT"},
-}
-"""The columns of every table; a REAL that is NaN or infinite is stored as NULL and read as NaN."""
-
-DTYPES = {"INTEGER": np.int64, "REAL": np.float64}
+__all__ = ["FILE", "TABLES", "Record", "Table", "facts", "faults", "metrics", "read", "settled", "wide"]
 
 WIDE = ("round", "time_s", "bytes_up", "bytes_down")
 """The first columns of :func:`wide`; no metric can have one of these names."""
@@ -105,10 +60,14 @@ class Record:
         self._events: list[tuple[Any, ...]] = self._rows.setdefault("events", [])
         self._waiting = 0
         self._open = True
-        self._db = sqlite3.connect(_file(path))
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        with self._db:
+        self._file = located(path)
+        with _told():
+            self._db = sqlite3.connect(self._file)
+            self._place = _place(self._file)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+        with self._writing():
+            self._db.execute("BEGIN")  # a reader finds all tables or none
             for table, columns in TABLES.items():
                 spec = ", ".join(f"{name} {kind}" for name, kind in columns.items())
                 self._db.execute(f"CREATE TABLE IF NOT EXISTS {table} ({spec})")
@@ -190,7 +149,7 @@ class Record:
         """
         columns = _columns(table)
         self.flush()
-        with self._db:
+        with self._writing():
             self._db.executemany(_insert(table), _checked(table, rows, len(columns)))
 
     def rename(self, old: str, new: str) -> None:
@@ -200,13 +159,17 @@ class Record:
             self._db.execute("UPDATE metrics SET name = ? WHERE name = ?", (new, old))
 
     def fact(self, key: str, value: Any) -> None:
-        """Set a fact: anything that JSON can hold; the last value stays."""
-        with self._db:
-            self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, json.dumps(value)))
+        """Set a fact: anything that JSON can hold, and null for what is NaN or infinite; the last value stays."""
+        with self._writing():
+            self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, to_json(value)))
 
     def flush(self) -> None:
-        """Write the buffered rows in one transaction, so that readers see them."""
-        with self._db:
+        """Write the buffered rows in one transaction, so that readers see them.
+
+        Raises:
+            DiskError: if that cannot be; the rows stay in the buffer.
+        """
+        with self._writing():
             for table, rows in self._rows.items():
                 if rows:
                     self._db.executemany(_insert(table), rows)
@@ -215,12 +178,21 @@ class Record:
         self._waiting = 0
 
     def close(self) -> None:
-        """Write what is buffered and close the file; a second call does nothing."""
+        """Write what is buffered and close the file; a second call does nothing.
+
+        A file that was deleted in the meantime is written once more.
+
+        Raises:
+            DiskError: if it cannot be written; what had been flushed before can still be read.
+        """
         if not self._open:
             return
         self._open = False
         with contextlib.closing(self._db):
             self.flush()
+            if _place(self._file) != self._place:
+                self._write_again()
+                return
             # Without a log beside it, the file can be copied and read anywhere; a reader may be in the way.
             self._db.execute("PRAGMA busy_timeout = 0")
             with contextlib.suppress(sqlite3.OperationalError):
@@ -232,7 +204,22 @@ class Record:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        with contextlib.suppress(*(() if error is None else (DiskError,))):  # the first error tells more
+            self.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        with _told(), self._db:
+            yield
+
+    def _write_again(self) -> None:
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with replaced(self._file) as part, contextlib.closing(sqlite3.connect(part)) as copy:
+                self._db.backup(copy)
+                copy.execute("PRAGMA journal_mode = DELETE")
+        except (OSError, sqlite3.OperationalError) as error:
+            raise DiskError.of(FILE, error) from None
 
     def _add(self, table: str, row: tuple[Any, ...]) -> None:
         self._rows.setdefault(table, []).append(row)
@@ -253,24 +240,35 @@ def read(path: str | Path, table: str, **equal: Any) -> Table:
         An array for each column: int64, float64 (NaN for "none") or text; empty arrays if there are no rows.
 
     Raises:
-        BadValue: if there is no such table or column, or the path holds no record.
+        BadValue: if there is no such table or column, or the path holds no record that a run can have written.
     """
     columns = _columns(table)
     for key in equal:
         if key not in columns:
             raise BadValue(key, MISSING, f"{table} has no such column", did_you_mean(key, columns))
     where = " AND ".join(f"{key} = ?" for key in equal) or "1"
-    rows = _rows(path, f"SELECT * FROM {table} WHERE {where} ORDER BY rowid", tuple(equal.values()))
-    return _table(table, rows)
+    return as_table(table, rows(path, table, where, tuple(equal.values())))
 
 
 def facts(path: str | Path) -> dict[str, Any]:
-    """Return all facts of a run by key.
+    """Return all facts of a run by key; what was NaN or infinite is None.
 
     Raises:
-        BadValue: if the path holds no record.
+        BadValue: if the path holds no record that a run can have written.
     """
-    return {key: json.loads(value) for key, value in _rows(path, "SELECT key, value FROM facts ORDER BY key")}
+    found: dict[str, Any] = {}
+    for key, value in sorted(rows(path, "facts")):
+        try:
+            found[key] = from_json(value)
+        except ValueError as error:
+            raise BadValue(
+                "run", str(path), f"holds no readable record (fact {key} is no JSON: {error})"
+            ) from error
+    try:
+        Facts.model_validate(found)
+    except pydantic.ValidationError as error:
+        raise BadValue("run", str(path), f"holds no readable record (fact {first(error)})") from error
+    return found
 
 
 def faults(path: str | Path) -> Table:
@@ -280,8 +278,7 @@ def faults(path: str | Path) -> Table:
         BadValue: if the path holds no record.
     """
     marks = ", ".join("?" * len(ORDINARY))
-    query = f"SELECT * FROM events WHERE kind NOT IN ({marks}) ORDER BY rowid"
-    return _table("events", _rows(path, query, ORDINARY))
+    return as_table("events", rows(path, "events", f"kind NOT IN ({marks})", ORDINARY))
 
 
 def metrics(path: str | Path, every_round: bool = False) -> Table:
@@ -340,22 +337,34 @@ def wide(metrics: Table, rounds: Table) -> Table:
     return table
 
 
-def _file(path: str | Path) -> Path:
-    path = Path(path)
-    return path / FILE if path.is_dir() else path
+def first(error: pydantic.ValidationError) -> str:
+    """Say in one line what the first mistake in some data is."""
+    found = error.errors()[0]
+    return f"{'.'.join(map(str, found['loc']))}: {found['msg'][:1].lower()}{found['msg'][1:]}"
+
+
+def _place(file: Path) -> tuple[int, int] | None:
+    """Return what tells a file from another one that has its name later, or None if there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Let a disk that is full, or gone, be told as that."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise DiskError.of(FILE, error) from None
 
 
 def _columns(table: str) -> dict[str, str]:
     if table not in TABLES:
         raise BadValue("table", table, "there is no such table", did_you_mean(table, TABLES))
     return TABLES[table]
-
-
-def _table(table: str, rows: list[Any]) -> Table:
-    columns = TABLES[table]
-    values: list[Any] = list(zip(*rows)) or [()] * len(columns)
-    kinds = [DTYPES.get(kind, np.str_) for kind in columns.values()]
-    return {name: np.array(value, dtype=kind) for name, value, kind in zip(columns, values, kinds)}
 
 
 def _insert(table: str) -> str:
@@ -373,17 +382,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _rows(path: str | Path, query: str, values: tuple[Any, ...] = ()) -> list[Any]:
-    file = _file(path)
-    if not file.is_file():
-        raise BadValue("run", str(path), f"holds no {FILE}", "name a folder that a run has written")
-    try:
-        with contextlib.closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as db:
-            return db.execute(query, values).fetchall()
-    except sqlite3.DatabaseError as error:
-        # A run that was killed at its very start has left an empty file.
-        if "no such table" in str(error):
-            return []
-        raise BadValue("run", str(path), f"holds no readable record ({error})") from error

@@ -352,7 +352,8 @@ def test_a_report_that_fails_does_not_cost_a_run(tmp_path, caplog):
     assert json.loads((result.path / "summary.json").read_text()) == result.summary
     assert not (result.path / "report.html").exists()
     (warning,) = [one.getMessage() for one in caplog.records if one.name == "fedsim"]
-    assert "the run is done, but its report failed (FileExistsError" in warning
+    assert warning.startswith("the run is done, but its report failed (run: ")
+    assert "its figures is a file, not a folder" in warning
     assert f"fedsim report {result.path}" in warning
 
 

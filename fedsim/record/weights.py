@@ -1,0 +1,66 @@
+"""The final model of a run, as a safetensors file with the names of its parameters in the model's order."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fedsim.errors import BadValue
+from fedsim.record.files import replaced
+
+FILE = "weights.safetensors"
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+
+
+def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[np.generic]], order: Sequence[str]) -> None:
+    """Write arrays by name.
+
+    Args:
+        path: the file; see :func:`fedsim.record.files.replaced`.
+        arrays: contiguous ones.
+        order: the names of the model's parameters; others may be in the file, too.
+
+    Raises:
+        OSError: if the file cannot be written.
+        safetensors.SafetensorError: if the format has no room for one of the arrays.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    with replaced(path) as part:
+        try:
+            save_file(dict(arrays), part, metadata={"parameters": json.dumps(list(order))})
+        except SafetensorError as error:
+            # The library has one exception for all that can go wrong, and says in words what the system said.
+            number = re.search(r"(?:os error |code: )(\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
+
+
+def read_arrays(path: Path) -> Arrays:
+    """Return a model's parameters by name, in the model's order.
+
+    Raises:
+        BadValue: if there is no such file, or it is not one that a run has written whole.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    why = "it does not say which parameters the model has"
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = json.loads((file.metadata() or {}).get("parameters", "null"))
+            if isinstance(names, list) and all(isinstance(name, str) for name in names):
+                return {name: file.get_tensor(name) for name in names}
+    except OSError as error:
+        why = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+    except (SafetensorError, AttributeError, TypeError, ValueError) as error:
+        why = str(error)  # the library lets numpy's own errors through for kinds of numbers that numpy lacks
+    raise BadValue("weights", str(path), f"holds no readable weights of a run ({why})")
