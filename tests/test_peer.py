@@ -212,6 +212,28 @@ def test_nodes_train_on_their_own_data_from_their_own_model(make):
         assert np.array_equal(model.value(), run.observer.models[node].value())
 
 
+def test_no_two_trainings_of_a_node_draw_the_same_batches(make):
+    """In whatever order its rounds are; the first of a round has the round's own batches."""
+
+    class Restless(Solo):
+        def run(self, node):
+            models = []
+            for round in (1, 1, 3, 1, 3, 1, 4):
+                models.append((yield from node.train(self.update, node.initial_model, round)))
+            self.models = models
+            node.finish(1, models[0])
+
+    restless = Restless()
+    run = make(restless, nodes=1, rounds=1)
+    run.run()
+    found = [tuple(model.value().tolist()) for model in restless.models]
+    assert len({*found}) == 7
+    for visit, round in ((0, 1), (2, 3), (6, 4)):
+        given = {"arrays": run.learner.initial}
+        alone = run.learner.train(restless.update, 0, given, Place(0, round, 0.0)).pick("arrays")
+        assert found[visit] == tuple(alone.value().tolist())
+
+
 # messages
 
 
