@@ -68,7 +68,8 @@ class PeerRun:
         models = self.latest
         if self.strategy.one_model:
             self.observer.subject, models = "aggregate", {SYSTEM: self.learner.initial}
-        self.observer.on_round(0, models, 0)
+        if self.observer.on_round(0, models, 0):
+            return
         for peer in self.peers.values():
             peer.node.on_change.append(self._changed)
             clock.process(self._life(peer))

@@ -222,6 +222,16 @@ def test_a_target_ends_the_run(row: Row, tmp_path: Path) -> None:
 
 
 @every
+def test_a_target_that_is_met_at_the_start_ends_the_run_there(row: Row, tmp_path: Path) -> None:
+    """The initial model is evaluated before anything happens: a target of a thousandth leaves nothing to do."""
+    given = experiment(row, stop={"rounds": 60, "target": {"accuracy": 0.001}}, assume={"accuracy": 0.5})
+    for timing_only in (False, True):
+        found = run(given, tmp_path, timing_only=timing_only).summary
+        assert (found["rounds"], found["sim_time_s"], found["time_to_target_s"]) == (0, 0.0, 0.0)
+        assert found["bytes_up"] == found["work_samples"] == 0
+
+
+@every
 def test_simulated_time_ends_the_run(row: Row, tmp_path: Path) -> None:
     result = run(experiment(row, stop={"sim_time_s": 75.5}), tmp_path)
     assert result.summary["sim_time_s"] == 75.5
