@@ -139,9 +139,10 @@ def combine(vectors: Sequence[Deferred], factors: Sequence[float]) -> Deferred:
     """
     if len(vectors) != len(factors) or not vectors:
         raise ValueError(f"{len(vectors)} vectors and {len(factors)} factors")
-    for vector in vectors:
-        if vector.is_phantom:
-            return vector
+    if any(vector.is_phantom for vector in vectors):
+        return (
+            Deferred.phantom()
+        )  # a new one, as without phantoms: who tells vectors apart must not see a difference
     return Deferred(_Combine(tuple(factors)), {str(i): vector for i, vector in enumerate(vectors)})
 
 
