@@ -234,7 +234,10 @@ class Peer:
             The models (or what else was sent) that came in time, by sender, in the order of ids.
         """
         timeout_us = None if timeout_s is None else micros(timeout_s)
-        heard = yield self.node.gather(kind, round, senders, timeout_us)
+        wanted, began_s = frozenset(senders), self.node.clock.now_s
+        heard = yield self.node.gather(kind, round, wanted, timeout_us)
+        if len(heard) < len(wanted):
+            self._run.waited(self, f"{kind} of round {round}", wanted - heard.keys(), began_s)
         return {sender: message.payload for sender, message in heard.items()}
 
     def receive(self, kind: str = "model") -> Process:

@@ -433,6 +433,32 @@ def test_a_world_of_crashed_nodes_stalls(make):
     assert run.observer.round == 2
 
 
+def test_sessions_that_are_too_short_for_a_training_stall_and_say_so(make):
+    """A training takes 20 s, and nobody is online for longer than half a second: e^-40 of the sessions would do."""
+    churn = {"name": "exponential", "online_s": 0.5, "offline_s": 0.5}
+    run = make(Solo(), churn=churn, devices={"seconds_per_sample": 2.0})
+    with pytest.raises(StalledError) as caught:
+        run.run()
+    said = str(caught.value)
+    assert "no training was finished and no message delivered while nodes came back 1" in said
+    assert "a training takes 20 to 20 s" in said
+    assert caught.value.round == 1
+    # 3 nodes, each back once in a second on average: 100,000 times in 33,333 s, and it looks every 600 s
+    assert 33_000 < caught.value.sim_time_s < 35_000
+
+
+def test_one_long_wait_in_vain_is_told(make, caplog):
+    """Node 2 is gone: the others wait an hour for its first model, again in the second round, and it is said once."""
+    run = make(DPSGD(local=LOCAL), rounds=2)
+    at(run, 0.5, run.world.nodes[2].crash)
+    run.run()
+    assert ends(run) == [(0, 0.0), (1, 3601.0), (2, 7202.0)]
+    [told] = [record.getMessage() for record in caplog.records if "in vain" in record.getMessage()]
+    assert told.startswith(
+        "node 0 has waited 3600 s in vain for model of round 1 from [2], because strategy.timeout_s"
+    )
+
+
 def test_long_work_is_not_a_stall(make):
     run = make(Solo(), rounds=1)
     run.world.nodes[0].ps_per_sample *= 100_000
