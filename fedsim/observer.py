@@ -23,6 +23,9 @@ Models = Mapping[int, Deferred]
 
 SYSTEM = -1
 
+PENDING = 25
+"""After so many rounds that nobody evaluates, their models are computed all the same, lest what waits grows on."""
+
 
 class Observer:
     """Called by a runner at the end of every round.
@@ -57,7 +60,7 @@ class Observer:
         self._assumed: dict[str, float] = {
             name: numbers[name] for name in ("loss", "accuracy") if name in numbers
         }
-        self._measured = -1
+        self._measured, self._computed = -1, 0
         self._time_us = 0
         self._began = time.perf_counter()
 
@@ -92,6 +95,10 @@ class Observer:
         self.record.round(round, world.clock.now, clients=updates, **totals)
         if self.due(round):
             self._measure()
+            self._computed = round
+        elif round - self._computed >= PENDING and not self.learner.dry:
+            compute(models.values())
+            self._computed = round
         if self.progress is not None:
             self.progress(self._progress(updates, totals))
         return self.time_to_target_s is not None

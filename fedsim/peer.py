@@ -80,8 +80,11 @@ class Peer:
         self._changes = rounds(self._graph) != (self._graph,)
         self.neighbours = sorted(self._graph[node.id])
         self.finished = self.sleeping = 0
+        self.round = 1
+        """The latest round of :meth:`rounds`, which is the one that the node is in."""
         self.was_away = False
         self._kept: dict[str, Deferred] = {}
+        self._visits = self._visited = self._visit = 0
         self.waiting_for: Callable[[], str] = node.waiting_for
         self._run = run
 
@@ -140,10 +143,13 @@ class Peer:
         while last is None or self.finished < last:
             heard = self.node.heard if last is None else min(self.node.heard, last)
             skips, self.was_away = self.was_away or not every, False
-            yield max(self.finished + 1, heard if skips else 0)
+            self.round = max(self.finished + 1, heard if skips else 0)
+            yield self.round
 
     def train(self, update: LocalUpdate, model: Deferred, round: int) -> Process:
         """Train on the node's own data; work that is interrupted is done again when the node is back.
+
+        Each training draws batches of its own, also where a node trains several times in one round.
 
         Returns:
             The trained model.
@@ -161,7 +167,7 @@ class Peer:
         while True:
             if not node.online:
                 yield node.back()
-            place = Place(self.id, round, node.clock.now_s)
+            began_s = node.clock.now_s
             job = node.compute(update.work(self.samples), round)
             try:
                 finished = yield job
@@ -170,9 +176,18 @@ class Peer:
                 raise
             if finished:
                 kept = {name: self._kept.get(name, self.zeros) for name in update.keeps if name not in given}
-                result = learner.train(update, self.id, {**kept, **given}, place)
+                result = learner.train(update, self.id, {**kept, **given}, self._place(round, began_s))
                 self._kept.update((name, result.pick(name)) for name in kept)
                 return result
+
+    def _place(self, round: int, began_s: float) -> Place:
+        """Name a visit that is done: no two have the same round and number, whatever the order of rounds."""
+        self._visits += 1
+        if round >= self._visited:
+            self._visit = 1 if round > self._visited else self._visit + 1
+            self._visited = round
+            return Place(self.id, round, began_s, self._visit)
+        return Place(self.id, round, began_s, self._visits)
 
     def send_model(self, to: Iterable[int], model: Deferred, round: int) -> None:
         """Send a model to several nodes; one that a fault corrupts sends something else."""
@@ -219,7 +234,10 @@ class Peer:
             The models (or what else was sent) that came in time, by sender, in the order of ids.
         """
         timeout_us = None if timeout_s is None else micros(timeout_s)
-        heard = yield self.node.gather(kind, round, senders, timeout_us)
+        wanted, began_s = frozenset(senders), self.node.clock.now_s
+        heard = yield self.node.gather(kind, round, wanted, timeout_us)
+        if len(heard) < len(wanted):
+            self._run.waited(self, f"{kind} of round {round}", wanted - heard.keys(), began_s)
         return {sender: message.payload for sender, message in heard.items()}
 
     def receive(self, kind: str = "model") -> Process:
@@ -259,6 +277,10 @@ class Peer:
     def finish(self, round: int, model: Deferred, updates: int = 1) -> None:
         """Declare a round finished, with the model that the node has now and how often it was trained."""
         self._run.finish(self, round, model, updates)
+
+    def count(self, updates: int) -> None:
+        """Count trainings that belong to no round that the node finishes, as soon as what came of them is in use."""
+        self._run.updates += updates
 
     def conclude(self, round: int, model: Deferred, updates: int) -> None:
         """Declare a round finished for everybody, with its one model; of several such declarations the first counts.

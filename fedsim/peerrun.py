@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 import simpy
 
@@ -23,6 +24,12 @@ PATIENCE_S = 10_000_000.0
 
 QUIET_S = 200_000.0
 """How long to wait while nobody trains where a round has one model, in simulated seconds."""
+
+SESSIONS = 2000
+"""How often each node may come, and all of them together fifty times as often, while none gets anything done."""
+
+LONG_S = 600.0
+"""A wait in vain for so many simulated seconds is warned of."""
 
 MOST_TOLD = 5
 """Of so many nodes a diagnosis says what they wait for."""
@@ -54,6 +61,8 @@ class PeerRun:
         self._ended: set[int] = set()
         self._over = world.clock.event()
         self._progress = (-1, -1, -1)
+        self._sessions = 0
+        self._warned = False
 
     def run(self) -> None:
         """Run until the experiment's stop condition; one that has nobody left to go on by then warns of it.
@@ -68,7 +77,8 @@ class PeerRun:
         models = self.latest
         if self.strategy.one_model:
             self.observer.subject, models = "aggregate", {SYSTEM: self.learner.initial}
-        self.observer.on_round(0, models, 0)
+        if self.observer.on_round(0, models, 0):
+            return
         for peer in self.peers.values():
             peer.node.on_change.append(self._changed)
             clock.process(self._life(peer))
@@ -102,6 +112,16 @@ class PeerRun:
         self._measure()
         if self.observer.on_round(round, {SYSTEM: model}, self.updates) or round == self.rounds:
             self._end()
+
+    def waited(self, peer: Peer, what: str, missing: Iterable[int], began_s: float) -> None:
+        """Take note that a timeout has ended a wait; the first long one is warned of: there may be many."""
+        for_s = self.world.clock.now_s - began_s
+        if for_s < LONG_S or self._warned:
+            return
+        self._warned = True
+        text = "node %d has waited %g s in vain for %s from %s, because strategy.timeout_s says so"
+        more = "; where messages get lost or nodes go while they are sent, every round may last that long"
+        log.warning(text + more, peer.id, for_s, what, few(sorted(missing)))
 
     def diagnosis(self) -> str:
         """Say who waits for whom, and who is away; nodes that nothing can be said about come last."""
@@ -139,6 +159,7 @@ class PeerRun:
 
     def _changed(self, node: Node) -> None:
         self.peers[node.id].was_away |= not node.online
+        self._sessions += node.online
         if self.peers[node.id].finished <= self._round:
             self._behind += 1 if node.online else -1
         self._advance()
@@ -185,13 +206,31 @@ class PeerRun:
         while True:
             yield self.world.clock.timeout(micros(WATCH_S))
             totals = self.world.totals()
-            # Nodes that come and go, or insist, talk for ever; where a round has one model, that is no progress.
-            progress = (totals["work"], 0 if self.strategy.one_model else totals["bytes_up"], self._round)
+            # What is begun and never finished, sent and never delivered is no progress. Nodes that come and go, or
+            # insist, talk for ever; where a round has one model, that is none, either.
+            talk = 0 if self.strategy.one_model else totals["bytes_down"]
+            progress = (totals["work"] - totals["wasted"], talk, self._round)
             if progress != self._progress:
-                since_s = self.world.clock.now_s
+                since_s, self._sessions = self.world.clock.now_s, 0
+            elif self._sessions > SESSIONS * max(50, len(self.peers)):
+                raise self._stalled(self._in_vain())
             elif self._idle() or self.world.clock.now_s - since_s > patience_s:
-                now_s = self.world.clock.now_s
-                raise StalledError(
-                    f"nobody can make progress: {self.diagnosis()}", None, self._round + 1, now_s
-                )
+                raise self._stalled(f"nobody can make progress: {self.diagnosis()}")
             self._progress = progress
+
+    def _stalled(self, reason: str) -> StalledError:
+        return StalledError(reason, None, self._round + 1, self.world.clock.now_s)
+
+    def _in_vain(self) -> str:
+        """Say why nothing is ever finished."""
+        sizes, update = self.learner.sizes, getattr(self.strategy, "update", None)
+        reason = (
+            f"no training was finished and no message delivered while nodes came back {self._sessions} times"
+        )
+        if update is not None:
+            picos = [update.work(sizes[id]) * peer.node.ps_per_sample for id, peer in self.peers.items()]
+            least_s, most_s = min(picos) / 1e12, max(picos) / 1e12
+            reason += (
+                f"; a training takes {least_s:.3g} to {most_s:.3g} s, and no session seems to be that long"
+            )
+        return f"{reason}; {self.diagnosis()}"

@@ -99,16 +99,19 @@ class Choco(PeerStrategy):
     def tell(self, node: Peer, model: Deferred, mine: dict[int, Deferred], round: int) -> None:
         """Send every neighbour the compressed difference between the model and what it knows of it."""
 
-        def on_end(difference: Deferred, neighbour: int, delivered: bool) -> None:
-            if not delivered:
-                mine[neighbour] = mine[neighbour] - difference
+        def on_end(
+            old: Deferred, new: Deferred, difference: Deferred, neighbour: int, delivered: bool
+        ) -> None:
+            if not delivered:  # to the last bit what it was, unless something else has been sent since
+                mine[neighbour] = old if mine[neighbour] is new else mine[neighbour] - difference
 
         size = self.size_bytes(node.parameters, node.model_bytes // node.parameters)
         for known in dict.fromkeys(mine.values()):  # one vector for all neighbours, unless a message was lost
             difference = Deferred(Compress(self.codec), {"of": model - known})
             told = [neighbour for neighbour in node.neighbours if mine[neighbour] is known]
-            mine |= dict.fromkeys(told, known + difference)
-            node.send(told, (difference,), size, round, "difference", partial(on_end, difference))
+            new = known + difference
+            mine |= dict.fromkeys(told, new)
+            node.send(told, (difference,), size, round, "difference", partial(on_end, known, new, difference))
 
     def listen(self, node: Peer, theirs: dict[int, Deferred]) -> Process:
         """Add up what neighbours send, in whatever round it comes, and note what they hold after it."""

@@ -46,7 +46,8 @@ class Gossip(PeerStrategy):
     """Send the model to a random neighbour once in a period; merge what arrives and train it (Hegedűs et al., 2021).
 
     A node learns whenever a model arrives; those that arrive while it trains wait for their turn, so that the period
-    should be longer than a training takes. A round is a period.
+    should be longer than a training takes. A node without neighbours trains its own model once in a period. A round is
+    a period, in which a node may train many times, or never; each training is a client update.
 
     Args:
         local: the local training after each merge.
@@ -65,18 +66,17 @@ class Gossip(PeerStrategy):
         yield from node.sleep(self.period_s * float(stream(self.seed, "gossip phase", node.id).random()))
         for round in node.rounds():
             yield node.node.back()
-            if node.neighbours:
-                peer = int(stream(self.seed, "gossip", node.id, round).choice(node.neighbours))
-                node.send([peer], (held[0].model, held[0].age), node.model_bytes + AGE_BYTES, round)
+            others = node.neighbours or [node.id]
+            peer = int(stream(self.seed, "gossip", node.id, round).choice(others))
+            node.send([peer], (held[0].model, held[0].age), node.model_bytes + AGE_BYTES, round)
             yield from node.sleep(self.period_s)
-            node.finish(round, held[0].model)
+            node.finish(round, held[0].model, updates=0)
 
     def learn(self, node: Peer, held: list[Aged]) -> Process:
         """One node's life: the part that receives."""
-        visits = 0
         while True:
             message = yield from node.receive()
-            visits += 1
-            merged = held[0].merge(Aged(*message.payload))
-            model = yield from node.train(self.update, merged.model, visits)
-            held[0] = Aged(model, merged.age + self.update.work(node.samples))
+            merged, round = held[0].merge(Aged(*message.payload)), node.round
+            model = yield from node.train(self.update, merged.model, round)
+            held[0] = Aged(model, merged.age + self.update.at(round).work(node.samples))
+            node.count(updates=1)

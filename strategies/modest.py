@@ -148,6 +148,7 @@ class Member:
         self.view = rules.first_view(tuple(peer.founders)).copy()
         self.leaving = self.trained = self.averaged = False
         self.train_round = self.average_round = self.acknowledged = self.events = self.unreached = 0
+        self.boxes = 0
         self.training: simpy.Process | None = None
         self.averaging: simpy.Process | None = None
         self.average = peer.initial_model
@@ -275,19 +276,21 @@ class Member:
             self._owe(message)
             return
         if not self.box and (after_s := self.rules.aggregator_timeout_s) is not None:
-            self.peer.after(after_s, self._time_up, after_s, self.box)
+            self.boxes += 1
+            self.peer.after(after_s, self._time_up, after_s, self.boxes)
         self.box.setdefault(message.src, model)
         self.owed.add(message.src)
         self.invited = min(self.invited, invited)
         if len(self.box) >= self.rules.quorum(self.invited):
             self._average()
 
-    def _time_up(self, after_s: float, box: dict[int, Deferred]) -> None:
-        if box is not self.box or self.peer.node.crashed:
+    def _time_up(self, after_s: float, box: int) -> None:
+        """Make do with what is in a box, which is known by its number, lest its models are kept until then."""
+        if box != self.boxes or not self.box or self.peer.node.crashed:
             return
         if not self.peer.node.online:
             self.peer.after(after_s, self._time_up, after_s, box)
-        elif len(box) >= min(self.rules.minimum_models, self.rules.quorum(self.invited)):
+        elif len(self.box) >= min(self.rules.minimum_models, self.rules.quorum(self.invited)):
             self._average()
         else:
             self.box = {}

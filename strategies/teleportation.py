@@ -61,7 +61,8 @@ class Teleportation(PeerStrategy):
     def setup(self, graph: Graph) -> None:
         """Count the nodes."""
         self.n = len(graph)
-        self.order = lru_cache(maxsize=4096)(self._order)
+        ahead = self.n // self.participants  # a node goes on to its next active round, on average so far away
+        self.order = lru_cache(maxsize=max(64, 16 * ahead))(self._order)
 
     def holders(self, round: int) -> Container[int]:
         """Return the active nodes of a round."""

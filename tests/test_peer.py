@@ -212,6 +212,28 @@ def test_nodes_train_on_their_own_data_from_their_own_model(make):
         assert np.array_equal(model.value(), run.observer.models[node].value())
 
 
+def test_no_two_trainings_of_a_node_draw_the_same_batches(make):
+    """In whatever order its rounds are; the first of a round has the round's own batches."""
+
+    class Restless(Solo):
+        def run(self, node):
+            models = []
+            for round in (1, 1, 3, 1, 3, 1, 4):
+                models.append((yield from node.train(self.update, node.initial_model, round)))
+            self.models = models
+            node.finish(1, models[0])
+
+    restless = Restless()
+    run = make(restless, nodes=1, rounds=1)
+    run.run()
+    found = [tuple(model.value().tolist()) for model in restless.models]
+    assert len({*found}) == 7
+    for visit, round in ((0, 1), (2, 3), (6, 4)):
+        given = {"arrays": run.learner.initial}
+        alone = run.learner.train(restless.update, 0, given, Place(0, round, 0.0)).pick("arrays")
+        assert found[visit] == tuple(alone.value().tolist())
+
+
 # messages
 
 
@@ -409,6 +431,32 @@ def test_a_world_of_crashed_nodes_stalls(make):
     with pytest.raises(StalledError, match="every node has crashed or come to its end"):
         run.run()
     assert run.observer.round == 2
+
+
+def test_sessions_that_are_too_short_for_a_training_stall_and_say_so(make):
+    """A training takes 20 s, and nobody is online for longer than half a second: e^-40 of the sessions would do."""
+    churn = {"name": "exponential", "online_s": 0.5, "offline_s": 0.5}
+    run = make(Solo(), churn=churn, devices={"seconds_per_sample": 2.0})
+    with pytest.raises(StalledError) as caught:
+        run.run()
+    said = str(caught.value)
+    assert "no training was finished and no message delivered while nodes came back 1" in said
+    assert "a training takes 20 to 20 s" in said
+    assert caught.value.round == 1
+    # 3 nodes, each back once in a second on average: 100,000 times in 33,333 s, and it looks every 600 s
+    assert 33_000 < caught.value.sim_time_s < 35_000
+
+
+def test_one_long_wait_in_vain_is_told(make, caplog):
+    """Node 2 is gone: the others wait an hour for its first model, again in the second round, and it is said once."""
+    run = make(DPSGD(local=LOCAL), rounds=2)
+    at(run, 0.5, run.world.nodes[2].crash)
+    run.run()
+    assert ends(run) == [(0, 0.0), (1, 3601.0), (2, 7202.0)]
+    [told] = [record.getMessage() for record in caplog.records if "in vain" in record.getMessage()]
+    assert told.startswith(
+        "node 0 has waited 3600 s in vain for model of round 1 from [2], because strategy.timeout_s"
+    )
 
 
 def test_long_work_is_not_a_stall(make):

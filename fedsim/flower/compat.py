@@ -165,6 +165,27 @@ def _sleep(sleep: Callable[[float], None]) -> Iterator[None]:
         module.sleep = before
 
 
+class _Latest(dict[int, MetricRecord]):
+    """Keeps its latest entry alone."""
+
+    def __setitem__(self, round: int, metrics: MetricRecord) -> None:
+        self.clear()
+        super().__setitem__(round, metrics)
+
+
+@contextlib.contextmanager
+def forgetful() -> Iterator[None]:
+    """Let Flower's loop keep only the latest metrics, and not those of all rounds, which nobody will read."""
+    module: Any = importlib.import_module("flwr.serverapp.strategy.strategy")
+    before, names = module.Result, [f"{kind}_metrics_clientapp" for kind in ("train", "evaluate")]
+    names.append("evaluate_metrics_serverapp")
+    try:
+        module.Result = lambda: before(**{name: _Latest() for name in names})
+        yield
+    finally:
+        module.Result = before
+
+
 @contextlib.contextmanager
 def client(node_id: int, key: int) -> Iterator[None]:
     """Run a client's code inside a simulation, with global generators of its own.

@@ -281,7 +281,7 @@ class SimGrid(Grid):
         instruction = Instruction(copy, self.world.nodes[target], round_of(content), self._retries)
         self._open[id] = instruction
         if about.ttl < compat.DEFAULT_TTL_S:
-            self.world.clock.after(micros(about.ttl), self._expire, instruction)
+            instruction.expiry = self.world.clock.timer(micros(about.ttl), self._expire, instruction)
         self._send(instruction)
         return id
 
@@ -385,6 +385,8 @@ class SimGrid(Grid):
         id = instruction.message.metadata.message_id
         compat.name_message(reply, f"{id}-reply", instruction.node.id)
         instruction.reply = reply
+        if instruction.expiry is not None:
+            instruction.expiry.cancel()
         self._open[id] = self._open.pop(id)
         self._looked.clear()
         self._awaited.heard(id, reply.has_content())

@@ -10,6 +10,7 @@ from typing import Protocol
 from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
 
 from fedsim.learn.deferred import Deferred
+from fedsim.world.clock import Timer
 from fedsim.world.node import Node
 
 Vectors = Mapping[str, Deferred]
@@ -56,6 +57,7 @@ class Instruction:
     started: bool = False
     answered: bool = False
     reply: Message | None = None
+    expiry: Timer | None = None
 
     def why_lost(self) -> str:
         """Say what has kept the reply away."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -100,7 +101,7 @@ def run_server(
 
     try:
         session = compat.session(experiment.seed, grid.server.id, grid.sleep, logging.WARNING)
-        with session, once("flwr"), notes.taken():
+        with session, once("flwr"), notes.taken(), _history(strategy):
             strategy.start(
                 grid,
                 initial_arrays=pack(learner.initial, task.layout, dtype),
@@ -118,6 +119,12 @@ def run_server(
         raise RunError(reason, None, observer.round + 1, world.clock.now_s, name) from error
     finally:
         _report(grid.dropped, observer)
+
+
+def _history(strategy: Strategy) -> AbstractContextManager[None]:
+    """Let Flower's loop forget its history, which the record has, unless the strategy has a loop of its own."""
+    known = type(strategy).start.__module__.startswith(("flwr.", "fedsim.", "strategies."))
+    return compat.forgetful() if known else nullcontext()
 
 
 def _report(dropped: Sequence[Dropped], observer: Observer) -> None:

@@ -15,6 +15,9 @@ from fedsim.learn.curriculum_order import OWN, Order
 from fedsim.learn.local import LocalSGD, LocalUpdate, State
 from fedsim.learn.task import Batch, Gradient
 
+RECENT = 64
+"""Of how many rounds an update is kept: clients may be that many rounds apart and still train in one batch."""
+
 
 class Ordered(LocalUpdate):
     """A local update whose samples are ranked before it starts.
@@ -49,6 +52,8 @@ class Ordered(LocalUpdate):
         if self.curriculum is None or self.curriculum.rounds is None:
             return self
         if round not in self._rounds:
+            if len(self._rounds) == RECENT:
+                del self._rounds[next(iter(self._rounds))]
             inner = copy.copy(self.update)
             paced = self.curriculum.in_round(round)
             inner.curriculum = paced

@@ -2,7 +2,7 @@
 
 The event plane hands values around without looking at them: the weights that a client trains, the average that a
 server makes of them. Each is a :class:`Deferred`: a call and the deferred values it reads. When a number is needed,
-everything it depends on is computed, batch by batch; what nobody needs is never computed.
+everything it depends on is computed, batch by batch; what nobody needs is not computed, unless it becomes a long chain.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from torch import Tensor
 from fedsim.errors import ValueNeeded
 
 Inputs = dict[str, Any]
+
+DEEP = 1000
+"""How long a chain of values that wait for each other may become; then it is computed, lest memory grows."""
 
 
 class Assumed(dict[str, float]):
@@ -52,21 +55,25 @@ class Deferred:
     tensor([-0.5000,  0.0000])
     """
 
-    __slots__ = ("_call", "_inputs", "_phantom", "_value")
+    __slots__ = ("_call", "_depth", "_inputs", "_phantom", "_value")
 
     def __init__(self, call: Call, inputs: Mapping[str, Deferred]) -> None:
         self._call: Call | None = call
         self._inputs: dict[str, Deferred] = dict(inputs)
         self._value: Any = None
         self._phantom: bool = any(value._phantom for value in self._inputs.values())
+        self._depth: int = 1 + max((value._depth for value in self._inputs.values()), default=0)
         if self._phantom:
-            self._call, self._inputs = None, {}
+            self._call, self._inputs, self._depth = None, {}, 0
+        elif self._depth > DEEP:
+            compute([self])
 
     @classmethod
     def known(cls, value: Any) -> Deferred:
         """Return a deferred value that is there already."""
         deferred = cls.__new__(cls)
         deferred._call, deferred._inputs, deferred._value, deferred._phantom = None, {}, value, False
+        deferred._depth = 0
         return deferred
 
     @classmethod
@@ -139,9 +146,10 @@ def combine(vectors: Sequence[Deferred], factors: Sequence[float]) -> Deferred:
     """
     if len(vectors) != len(factors) or not vectors:
         raise ValueError(f"{len(vectors)} vectors and {len(factors)} factors")
-    for vector in vectors:
-        if vector.is_phantom:
-            return vector
+    if any(vector.is_phantom for vector in vectors):
+        return (
+            Deferred.phantom()
+        )  # a new one, as without phantoms: who tells vectors apart must not see a difference
     return Deferred(_Combine(tuple(factors)), {str(i): vector for i, vector in enumerate(vectors)})
 
 
@@ -223,7 +231,7 @@ def _run(values: Sequence[Deferred]) -> None:
     assert calls[0] is not None
     results = calls[0].run(calls, inputs)
     for value, result in zip(values, results, strict=True):
-        value._value, value._call, value._inputs = result, None, {}
+        value._value, value._call, value._inputs, value._depth = result, None, {}, 0
 
 
 class _Cheap:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from heapq import heapify, heappop
 from typing import Any, cast
 
 import simpy
@@ -19,6 +20,9 @@ LAST: Any = NORMAL + 1
 
 MICRO = 1_000_000
 """Microseconds in a second."""
+
+EMPTY = 100
+"""How many moments without a call may stand in the schedule."""
 
 Calls = list[tuple[Callable[..., Any], tuple[Any, ...]]]
 
@@ -48,6 +52,7 @@ class Clock(simpy.Environment):
     def __init__(self) -> None:
         super().__init__(0)
         self._due: dict[int, Calls] = {}
+        self._empty = 0
 
     @property
     def now(self) -> int:
@@ -88,6 +93,53 @@ class Clock(simpy.Environment):
             self.schedule(_Moment(self, calls, due_us), NORMAL, delay_us)
         calls.append((call, args))
 
+    def timer(self, delay_us: int, call: Callable[..., Any], *args: Any) -> Timer:
+        """Call a function later, unless it is called off: then nothing is left of it.
+
+        Args:
+            delay_us: the delay in microseconds, at least 0.
+            call: the function.
+            args: its arguments.
+
+        >>> clock = Clock()
+        >>> early, late = (clock.timer(micros(s), print, s, "seconds") for s in (1, 2))
+        >>> early.cancel()
+        >>> clock.run()
+        2 seconds
+        """
+        timer = Timer(self, self.now + delay_us, call, args)
+        self.after(delay_us, timer.happen)
+        return timer
+
+    def call_off(self, due_us: int, call: Callable[..., Any]) -> None:
+        """Forget a call without arguments that is due later; moments without calls leave the schedule in the end."""
+        calls = self._due.get(due_us)
+        if calls is None:  # the moment has come
+            return
+        calls.remove((call, ()))
+        self._empty += not calls
+        if self._empty > max(EMPTY, len(self._queue) // 2):
+            self._clear()
+
+    def peek(self) -> float:
+        """Return when the next thing happens; a moment whose calls were all called off is none."""
+        while self._queue and self._forget(self._queue[0][-1]):
+            heappop(self._queue)
+        return super().peek()
+
+    def _clear(self) -> None:
+        """Take the moments without calls out of the schedule; what is left keeps its order."""
+        self._empty = 0
+        self._queue[:] = [item for item in self._queue if not self._forget(item[-1])]
+        heapify(self._queue)
+
+    def _forget(self, event: simpy.Event) -> bool:
+        """Let go of an event if it is a moment without calls."""
+        empty = isinstance(event, _Moment) and event.is_empty
+        if isinstance(event, _Moment) and empty:
+            del self._due[event.due_us]
+        return empty
+
     def last(self, call: Callable[[], Any]) -> None:
         """Call a function at the end of this microsecond, after all that is already due in it."""
         self.schedule(_Moment(self, [(call, ())]), LAST, 0)
@@ -114,15 +166,44 @@ class Clock(simpy.Environment):
         return event.value
 
 
+class Timer:
+    """A call that is due later; see :meth:`Clock.timer`."""
+
+    __slots__ = ("_args", "_call", "_clock", "_due_us")
+
+    def __init__(self, clock: Clock, due_us: int, call: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self._clock, self._due_us = clock, due_us
+        self._call: Callable[..., Any] | None = call
+        self._args = args
+
+    def happen(self) -> None:
+        """Make the call, if it has not been called off."""
+        call, args = self._call, self._args
+        self._call, self._args = None, ()
+        if call is not None:
+            call(*args)
+
+    def cancel(self) -> None:
+        """Call it off; once it has happened, or has been called off, that does nothing."""
+        if self._call is not None:
+            self._call, self._args = None, ()
+            self._clock.call_off(self._due_us, self.happen)
+
+
 class _Moment(simpy.Event):
     """The calls of one microsecond."""
 
     def __init__(self, clock: Clock, calls: Calls, due_us: int = -1) -> None:
         self.env, self._ok, self._value = clock, True, None
         self.callbacks = [self._happen]
-        self._clock, self._calls, self._due_us = clock, calls, due_us
+        self._clock, self._calls, self.due_us = clock, calls, due_us
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self._calls
 
     def _happen(self, _: simpy.Event) -> None:
-        self._clock._due.pop(self._due_us, None)
+        self._clock._due.pop(self.due_us, None)
         for call, args in self._calls:
             call(*args)

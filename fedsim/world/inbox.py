@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from heapq import merge
 from typing import TYPE_CHECKING
 
 import simpy
 
+from fedsim.world.clock import Timer
 from fedsim.world.messages import Message
 
 if TYPE_CHECKING:
@@ -91,9 +91,7 @@ class Inbox:
         if not gather.missing:
             gather.close()
         elif timeout_us is not None:
-            gather.timed = True
-            # a weak reference, lest the models that it heard are kept until its time would be up
-            self._node.clock.after(timeout_us, _close, weakref.ref(gather))
+            gather.timer = self._node.clock.timer(timeout_us, gather.close)
         return gather
 
     def close(self, gather: Gather) -> None:
@@ -108,7 +106,7 @@ class Inbox:
     def stuck(self) -> bool:
         """Whether somebody reads and only a message could help."""
         waiting = bool(self._gathers or self._readers)
-        return waiting and not any(gather.timed for gather in self._gathers)
+        return waiting and not any(gather.timer for gather in self._gathers)
 
     def waiting_for(self) -> str:
         """Say whom the readers wait for."""
@@ -123,18 +121,13 @@ class Gather(simpy.Event):
         super().__init__(inbox._node.clock)
         self._inbox, self.kind, self.round = inbox, kind, round
         self.missing = set(senders)
-        self.timed = False
+        self.timer: Timer | None = None
         self.heard: dict[int, Message] = {}
 
     def close(self) -> None:
         """Finish with what has been heard."""
         if not self.triggered:
+            if self.timer is not None:
+                self.timer.cancel()
             self._inbox.close(self)
             self.succeed({sender: self.heard[sender] for sender in sorted(self.heard)})
-
-
-def _close(gather: weakref.ref[Gather]) -> None:
-    """Finish a gather whose time is up, if anybody still knows of it."""
-    found = gather()
-    if found is not None:
-        found.close()

@@ -16,6 +16,8 @@ import fedsim
 from fedsim.config import load
 from fedsim.learn.build import build
 from fedsim.parts import names
+from fedsim.record.store import read
+from fedsim.setup import prepare
 
 every = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
@@ -198,12 +200,35 @@ def test_who_has_which_data_does_not_matter(row: Row, tmp_path: Path) -> None:
     assert np.abs(ends[0] - ends[1]).max() < 1e-10
 
 
+@pytest.mark.parametrize("row", [row for row in ROWS if row.topology != "star"], ids=lambda row: row.name)
+def test_client_updates_of_peers_are_trainings(row: Row, tmp_path: Path) -> None:
+    """Without losses every training is used, so that there are as many updates; scoring passes are none."""
+    given = {**calm(row, 8, row.local), "record": {"events": True, "report": False}}
+    setup, path = prepare(load(given)), run(given, tmp_path, timing_only=True).path
+    sizes = [setup.strategy.update.work(samples) for samples in setup.learner.sizes]
+    events = read(path, "events")
+    done = zip(events["kind"], events["node"], events["size"], events["round"])
+    trained = [round for kind, node, size, round in done if kind == "done" and size == sizes[node]]
+    assert read(path, "rounds")["clients"][-1] == len(trained) > 4
+    assert {*trained} <= {1, 2, 3, 4}
+
+
 @every
 def test_a_target_ends_the_run(row: Row, tmp_path: Path) -> None:
     result = run(experiment(row, stop={"rounds": 60, "target": {"accuracy": 0.2}}), tmp_path)
     assert result.summary["rounds"] < 60
     assert result.summary["accuracy"] >= 0.2
     assert result.summary["time_to_target_s"] == result.summary["sim_time_s"]
+
+
+@every
+def test_a_target_that_is_met_at_the_start_ends_the_run_there(row: Row, tmp_path: Path) -> None:
+    """The initial model is evaluated before anything happens: a target of a thousandth leaves nothing to do."""
+    given = experiment(row, stop={"rounds": 60, "target": {"accuracy": 0.001}}, assume={"accuracy": 0.5})
+    for timing_only in (False, True):
+        found = run(given, tmp_path, timing_only=timing_only).summary
+        assert (found["rounds"], found["sim_time_s"], found["time_to_target_s"]) == (0, 0.0, 0.0)
+        assert found["bytes_up"] == found["work_samples"] == 0
 
 
 @every

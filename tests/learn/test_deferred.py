@@ -217,6 +217,13 @@ def test_a_failure_leaves_the_value_open():
     assert log == [["before"], "broken", ["value"]]
 
 
+def test_phantoms_are_told_apart_as_values_are():
+    """A strategy may group receivers by the vector that they know: every sum is a vector of its own, here as there."""
+    for one, other in ((vector(1.0), vector(2.0)), (Deferred.phantom(), Deferred.phantom())):
+        made = [one + other, one - other, one * 2.0, one / 2, one.pick("x"), mean([one, other]), one + other]
+        assert len({*made, one, other}) == len(made) + 2
+
+
 def test_phantoms_spread():
     log = []
     phantom, known = Deferred.phantom(), vector(1.0)

@@ -7,11 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peer_lab import HEADER, LR, drive, experiment, gradient, initial, spread
+from peer_lab import HEADER, LR, drive, experiment, gradient, initial, spread, step
 
 from fedsim import api
+from fedsim.config import Local
 from fedsim.errors import ConfigError
 from fedsim.learn.deferred import Deferred
+from fedsim.learn.local import LocalSGD
+from fedsim.record.store import read
 from fedsim.rng import stream
 from strategies.gossip import AGE_BYTES, Aged
 
@@ -117,9 +120,60 @@ def test_long_periods_are_no_standstill(tmp_path):
     assert done.run.world.clock.now_s > 15_000
 
 
-def test_a_node_alone_keeps_its_model(tmp_path):
-    done = drive(experiment("gossip", 1, rounds=3), tmp_path)
-    assert (done.models == initial(done.setup)).all()
+def test_a_node_alone_trains_its_own_model_once_in_a_period(tmp_path):
+    """One client, or one whom no link leads to: a model that walks has nowhere else to go."""
+    alone = drive(experiment("gossip", 1, rounds=3), tmp_path)
+    apart = drive(experiment("gossip", 2, "empty", rounds=3, network={"overlay": True}), tmp_path)
+    for done in (alone, apart):
+        models = initial(done.setup)
+        for _ in range(3):
+            models = step(done.setup, models)
+        assert np.abs(done.models - models).max() < 1e-14
+        assert done.run.updates == 3 * len(models)
+        assert sum(done.sent) == 0
+
+
+def test_two_trainings_in_a_round_draw_batches_of_their_own(tmp_path):
+    """Every message arrives twice, and so each node trains twice in its first period, each time with one sample."""
+    local = {"steps": 1, "batch_size": 1, "lr": LR}
+    twice = [{"name": "message_duplication", "probability": 1.0}]
+    done = drive(experiment("gossip", 2, params={"period_s": 10.0}, local=local, faults=twice), tmp_path)
+    data, owned = done.setup.learner.engine.data, done.setup.owned
+    held, age = dict(enumerate(initial(done.setup))), {0: 0, 1: 0}
+    early, late = np.argsort(phases(2, 10.0)).tolist()
+    drawn = {}
+    for sender, receiver in ((early, late), (late, early)):
+        sent, old = held[sender], age[sender]
+        for purpose in ("batches", "batches 2"):
+            weights = [age[receiver], old] if age[receiver] + old else [1, 1]
+            w = np.average([held[receiver], sent], axis=0, weights=weights)
+            [[one]] = LocalSGD(Local(**local)).batches(4, stream(0, purpose, receiver, 1))
+            a, b = (part[owned[receiver][one]].numpy().reshape(-1) for part in (data.x, data.y))
+            held[receiver] = w - LR * a * (a @ w - b)
+            age[receiver] = max(age[receiver], old) + 1
+            drawn[receiver, purpose] = one
+    assert any(drawn[node, "batches"] != drawn[node, "batches 2"] for node in (0, 1))
+    assert np.abs(done.models - np.stack([held[0], held[1]])).max() < 1e-14
+    assert done.run.updates == 4
+
+
+def test_updates_are_trainings_and_rounds_are_periods(tmp_path):
+    """Of 10 nodes' messages in 10 periods most are lost: as many trainings as the rest, none of them later."""
+    given = experiment(
+        "gossip", 10, rounds=10, params={"period_s": 5.0}, record={"events": True, "report": False}
+    )
+    given["faults"] = [{"name": "message_loss", "probability": 0.6}]
+    path = api.run(given, out=tmp_path).path
+    rounds, events = read(path, "rounds"), read(path, "events")
+    kinds = events["kind"].tolist()
+    assert kinds.count("send") == 100
+    assert 20 < kinds.count("deliver") == kinds.count("done") < 60
+    done = [kind == "done" for kind in kinds]
+    for row, time_us in enumerate(rounds["time_us"]):
+        assert rounds["clients"][row] == sum(
+            one and at <= time_us for one, at in zip(done, events["time_us"])
+        )
+    assert {*events["round"][done].tolist()} <= {*range(1, 11)}
 
 
 def test_bad_period():

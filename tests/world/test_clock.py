@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim.errors import RunError, StalledError
-from fedsim.world.clock import Clock, micros
+from fedsim.world.clock import EMPTY, Clock, micros
 
 
 @pytest.mark.parametrize(
@@ -176,3 +177,52 @@ print(len(names), sorted({"torch", "flwr", "ray", "matplotlib"} & set(sys.module
     count, loaded = done.stdout.split(maxsplit=1)
     assert int(count) >= 9
     assert loaded.strip() == "[]"
+
+
+def test_timers_that_are_called_off_leave_nothing():
+    """Ten thousand timers of an hour each, of which one is ever open: the schedule stays short, and nobody waits."""
+    clock, seen, payloads = Clock(), [], weakref.WeakSet()
+
+    class Payload:
+        pass
+
+    for second in range(10_000):
+        payload = Payload()
+        payloads.add(payload)
+        timer = clock.timer(micros(3600), seen.append, payload)
+        del payload
+        clock.after(micros(1), seen.append, second)
+        clock.step()
+        timer.cancel()
+        timer.cancel()
+    assert len(clock._queue) <= 2 * EMPTY
+    assert len(clock._due) <= 2 * EMPTY
+    assert not payloads
+    assert seen == [*range(10_000)]
+    assert clock.peek() == float("inf")
+    clock.run()
+    assert clock.now == micros(10_000)
+
+
+def test_a_timer_has_its_place_among_what_happens_at_once():
+    clock, seen = Clock(), []
+    timers = [clock.timer(5, seen.append, index) for index in range(4)]
+    clock.after(5, timers[3].cancel)
+    clock.after(5, seen.append, "last")
+    timers[1].cancel()
+    assert clock.peek() == 5
+    clock.run()
+    assert seen == [0, 2, 3, "last"]
+    timers[0].cancel()
+    clock.timer(0, seen.append, "at once")
+    clock.run()
+    assert seen[-1] == "at once"
+
+
+def test_one_timer_may_call_off_another_of_the_same_moment():
+    clock, seen = Clock(), []
+    later = []
+    clock.after(5, lambda: later[0].cancel())
+    later.append(clock.timer(5, seen.append, "never"))
+    clock.run()
+    assert seen == []
