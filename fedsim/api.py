@@ -49,7 +49,10 @@ class Result:
         return metrics(self.path)
 
     def weights(self) -> dict[str, np.ndarray]:
-        """Return the final model's parameters by name, in the model's order; of peers, their average model's."""
+        """Return the final model by name, as in the model's ``state_dict``; of peers, their average model.
+
+        Frozen weights and buffers are there, too: so ``load_state_dict`` takes it, strict, as tensors.
+        """
         from safetensors import safe_open
 
         if self.summary["weights_hash"] is None:
@@ -343,9 +346,10 @@ def _save_weights(setup: Setup, observer: Observer, path: Path) -> str:
         size = int(np.prod(shape, dtype=np.int64))
         tensors[name] = np.ascontiguousarray(average[start : start + size].reshape(shape))
         start += size
+    whole = setup.learner.engine.task.state(tensors)
+    tensors = dict(whole)
     if not setup.has_server:
         tensors["peers/weights"] = stack
         tensors["peers/ids"] = np.array(list(vectors), dtype=np.int64)
-    order = json.dumps([name for name, _ in setup.learner.engine.task.layout])
-    save_file(tensors, path / "weights.safetensors", metadata={"parameters": order})
+    save_file(tensors, path / "weights.safetensors", metadata={"parameters": json.dumps(list(whole))})
     return hashlib.sha256(stack.tobytes()).hexdigest()

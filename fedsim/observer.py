@@ -169,7 +169,12 @@ class Observer:
         bad = [name for name, value in scores.items() if not math.isfinite(value)]
         if bad:
             place = None if node == SYSTEM else node
-            reason = f"the test {bad[0]} is {scores[bad[0]]}; a smaller learning rate may help"
+            why = (
+                "a smaller learning rate may help"
+                if self.round
+                else "it is the initial model's, before any step"
+            )
+            reason = f"the test {bad[0]} is {scores[bad[0]]}; {why}"
             raise NotFiniteError(reason, place, self.round, self.world.clock.now_s, "evaluate")
 
     def _judge(self, accuracy: float | None) -> None:

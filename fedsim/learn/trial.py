@@ -1,0 +1,228 @@
+"""Trying a model out before a run: whether it fits the data, what it draws, and what it changes.
+
+All clients share one module, and only the weights are exchanged in it. So a model must keep nothing from one call to
+the next, and must draw nothing but what torch's generators give it in training. No list of layers could tell: the model
+is called a few times, and looked at before and after.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.errors import BadValue
+from fedsim.learn.contents import Leaf, changes, contents, equal
+from fedsim.learn.data import Dataset
+from fedsim.learn.draws import seeded, states
+from fedsim.learn.raised import passes, told
+from fedsim.learn.task import Batch, Task
+
+SAMPLES = 4
+"""How many samples a model is called with."""
+
+SHARED = "all clients share the module, so it must keep nothing from one call to the next"
+FROM_TORCH = "draw from torch, which is seeded for every client and round"
+
+
+def try_out(task: Task, fresh: Task, data: Dataset, name: str) -> None:
+    """Try a model out, and note in ``task.draws`` whether it draws random numbers in training.
+
+    Args:
+        task: the model of the run; it is called, so that what it computes once is there when the run begins.
+        fresh: the same model, made once more.
+        data: its first samples are used.
+        name: the model's name, for the message.
+
+    Raises:
+        BadValue: with the key ``name``, if the model does not fit the data, is not made the same twice, gives NaN,
+            raises, changes its state in forward, or draws random numbers that cannot be repeated.
+    """
+    trial = Trial(task, fresh, data, name)
+    with _aside(task.device):
+        trial.is_made_the_same()
+        trial.fits()
+        trial.leaves_weights()
+        task.draws = trial.leaves_state()
+        trial.repeats()
+        trial.starts_well()
+
+
+@dataclass
+class Trial:
+    """See :func:`try_out`."""
+
+    task: Task
+    fresh: Task
+    data: Dataset
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.fresh.module is self.task.module:  # somebody's function returns the same object every time
+            with self._phase("cannot be copied"):
+                self.fresh = Task(
+                    copy.deepcopy(self.task.module), device=self.task.device, dtype=self.task.dtype
+                )
+        count = max(1, min(SAMPLES, len(self.data.y) // 2))
+        self.used, self.other = (self._samples(first, count) for first in (0, -count))
+        self.weights, self.others = self.task.initial, 1.1 * self.task.initial + 0.001
+
+    def is_made_the_same(self) -> None:
+        """Refuse initial weights that depend on more than the experiment's seed, or are no numbers."""
+        same = self.fresh.layout == self.task.layout and equal(self.fresh.initial, self.task.initial)
+        if not same or changes(_lasting(self.fresh), _lasting(self.task)):
+            rule = "has other initial weights or buffers when it is made a second time"
+            self._refuse(rule, "draw them from torch, which is seeded by the experiment's seed")
+        bad = [n for n, p in self.task.module.named_parameters() if not bool(torch.isfinite(p).all())]
+        if bad:
+            self._refuse(f"has NaN or infinity in its initial weights ({bad[0]})")
+
+    def fits(self) -> None:
+        """Predict one sample, and refuse a model that cannot, or gives something of another shape."""
+        with (
+            self._phase(f"does not fit {self.data.name} (samples of shape {self.data.shape})"),
+            torch.no_grad(),
+        ):
+            outputs = self.task.predict(self.others.clone(), self.used.x[:1])
+        found = tuple(getattr(outputs, "shape", ()))
+        wanted = (1, self.data.classes) if self.task.classifies else (1,)
+        if found != wanted:  # half_square would broadcast [B, 1] against [B] without a word
+            self._refuse(f"gives outputs of shape {found} for one sample of {self.data.name}, not {wanted}")
+
+    def leaves_weights(self) -> None:
+        """Refuse a model that changes the weights it is called with, be they small or large."""
+        for factor in (1.0, 1e3):
+            before = factor * self.weights
+            after = before.clone()
+            try:
+                with self._phase("fails in evaluation"), torch.no_grad():
+                    self.task.predict(after, self.used.x)
+            except BadValue:
+                if factor == 1:  # weights that large may be too much for an honest model
+                    raise
+            start = 0
+            for path, shape in self.task.layout:
+                end = start + int(np.prod(shape, dtype=np.int64))
+                if not equal(before[start:end], after[start:end]):
+                    hint = "nn.Embedding does so with max_norm: leave that out"
+                    self._refuse(f"changes its weights in forward ({path})", hint)
+                start = end
+
+    def leaves_state(self) -> bool:
+        """Refuse a model that changes its state or draws in evaluation; return whether it draws in training."""
+        draws = False
+        for weights, batch, settled in ((self.others, self.other, False), (self.weights, self.used, True)):
+            with self._watched("evaluation", settled) as drawn, torch.no_grad():
+                self.task.predict(weights.clone(), batch.x)
+            if drawn:
+                hint = "let it do so only if self.training, as F.dropout(x, p, self.training) does"
+                self._refuse("draws random numbers in evaluation, too", hint)
+            with self._watched("training", settled) as drawn:
+                self.task.gradient(weights, batch)
+            draws |= bool(drawn)
+        return draws
+
+    def repeats(self) -> None:
+        """Refuse a model that gives the same samples other outputs, once it has been called with others."""
+        for training in (False, True):
+            outputs = []
+            for task in (self.task, self.fresh):
+                with seeded(1, task.device), torch.no_grad(), self._phase("fails when it is called again"):
+                    outputs.append(task.predict(self.weights.clone(), self.used.x, training))
+            if not self._close(*outputs):
+                found = changes(contents(self.fresh.module), contents(self.task.module))
+                where = f" (attribute {found[0][1]})" if found else ""
+                self._refuse(f"gives the same samples other outputs after other calls{where}", SHARED)
+
+    def starts_well(self) -> None:
+        """Refuse a model whose loss or gradient is no number before it has learned anything."""
+        with self._phase("fails when it is called again"):
+            outputs = self.task.predict(self.weights.clone(), self.used.x)
+            gradient, mean = self.task.gradient(self.weights, self.used)
+            loss = self.task.losses(outputs, self.used.y)
+        if not all(bool(torch.isfinite(values).all()) for values in (loss, gradient, mean)):
+            what = f"gives a loss or a gradient that is NaN or infinite for samples of {self.data.name}"
+            self._refuse(f"{what} before it has learned anything")
+
+    @contextmanager
+    def _watched(self, mode: str, settled: bool) -> Iterator[list[bool]]:
+        """Refuse what one call changes; yield a list that is empty as long as nothing has been drawn.
+
+        What is not ``settled`` may compute numbers once, for all calls that follow.
+        """
+        self.task.module.train(mode == "training")
+        before, generators, others = contents(self.task.module), states(self.task.device), _foreign()
+        drawn: list[bool] = []
+        with self._phase(f"fails in {mode}"):
+            yield drawn
+        for (name, old), (_, new) in zip(others, _foreign(), strict=True):
+            if not equal(old, new):
+                self._refuse(f"draws random numbers from {name}", FROM_TORCH)
+        if not all(map(equal, generators, states(self.task.device))):
+            drawn.append(True)
+        for kind, path in changes(before, contents(self.task.module)):
+            if kind in ("weights", "buffer"):
+                hint = "for normalisation, take GroupNorm"
+                self._refuse(f"changes its {kind} in forward ({path})", f"{SHARED}; {hint}")
+            if kind == "number" and settled:
+                self._refuse(f"changes its state in forward (attribute {path})", SHARED)
+
+    @contextmanager
+    def _phase(self, what: str) -> Iterator[None]:
+        """Turn whatever the model raises into one line."""
+        try:
+            yield
+        except BadValue:
+            raise
+        except BaseException as error:
+            if passes(error):
+                raise
+            raise BadValue("name", self.name, f"{what}: {told(error)}") from error
+
+    def _refuse(self, rule: str, hint: str = "") -> NoReturn:
+        raise BadValue("name", self.name, rule, hint)
+
+    def _close(self, a: Tensor, b: Tensor) -> bool:
+        """Compare bit by bit, where the same operations give the same bits."""
+        if self.task.device.type == "cpu":
+            return equal(a, b)
+        return torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+    def _samples(self, first: int, count: int) -> Batch:
+        index = range(len(self.data.y))[first:][:count]
+        task = self.task
+        x, y = (
+            v[index.start : index.stop].to(task.device, task.dtype if v.is_floating_point() else v.dtype)
+            for v in (self.data.x, self.data.y)
+        )
+        return Batch(x, y, torch.ones(count, dtype=task.dtype, device=task.device))
+
+
+def _lasting(task: Task) -> dict[str, Leaf]:
+    return {path: leaf for path, leaf in contents(task.module).items() if leaf.kind in ("weights", "buffer")}
+
+
+def _foreign() -> list[tuple[str, Any]]:
+    """Return the states of generators that a model may use and that nobody seeds for a client."""
+    state: dict[str, Any] = np.random.get_state(legacy=False)
+    numpy = (state["state"]["key"].tolist(), state["state"]["pos"], state["has_gauss"], state["gauss"])
+    return [("Python's random", random.getstate()), ("NumPy's global generator", numpy)]
+
+
+@contextmanager
+def _aside(device: torch.device) -> Iterator[None]:
+    """Leave every global generator as it was."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with seeded(0, device):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
