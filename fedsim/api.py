@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fedsim.setup import Setup
     from fedsim.world.world import World
 
-__all__ = ["Progress", "Result", "check", "load", "parts", "report", "run"]
+__all__ = ["Progress", "Result", "check", "load", "parts", "remarks", "report", "run"]
 
 Source = str | Path | Mapping[str, Any]
 
@@ -86,6 +86,19 @@ def check(source: Source, overrides: Mapping[str, Any] | None = None, **more: An
     experiment = _load(source, {**(overrides or {}), **_dotted(more)})
     prepare(experiment)
     return experiment
+
+
+def remarks(experiment: Experiment) -> list[str]:
+    """Return what is allowed in an experiment and may still not be what is wanted, one line each.
+
+    >>> remarks(_load({"data": {"clients": 5}, "strategy": "fedavg", "stop": {"rounds": 2}}))
+    []
+    """
+    from fedsim.threads import remark
+
+    threads = experiment.compute.threads
+    said = remark(threads)
+    return [str(experiment.problem(("compute",), BadValue("threads", threads, said)))] if said else []
 
 
 def run(
@@ -338,6 +351,9 @@ def _save_weights(setup: Setup, observer: Observer, path: Path) -> str:
     """Write the final weights and return their SHA-256."""
     from safetensors.numpy import save_file
 
+    from fedsim.learn.trial import check_unchanged
+
+    check_unchanged(setup.learner.engine.task)
     vectors = {node: model.value().detach().cpu().numpy() for node, model in sorted(observer.models.items())}
     stack = np.stack(list(vectors.values()))
     average = stack[0] if len(stack) == 1 else stack.mean(0, dtype=np.float64).astype(stack.dtype)

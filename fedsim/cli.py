@@ -22,7 +22,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 
 from fedsim import flowercli, tracecli
-from fedsim.errors import BadValue, ConfigError, Problem, RunError, did_you_mean
+from fedsim.errors import ConfigError, Problem, RunError, did_you_mean
 from fedsim.version import __version__
 
 if TYPE_CHECKING:
@@ -122,14 +122,11 @@ def check(file: File, settings: Settings = None) -> None:
     with _explained():
         overrides = _overrides(settings)
         from fedsim import api
-        from fedsim.threads import remark
 
         experiment = api.check(file, overrides)
         typer.echo(f"{file}: {experiment.name} is fine")
-        said = remark(experiment.compute.threads)
-        if said:
-            problem = BadValue("threads", experiment.compute.threads, said)
-            typer.echo(f"note: {experiment.problem(('compute',), problem)}")
+        for line in api.remarks(experiment):
+            typer.echo(f"note: {line}")
 
 
 @app.command("list")

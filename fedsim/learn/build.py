@@ -23,7 +23,7 @@ from fedsim.learn.engines import Shard
 from fedsim.learn.engines.choose import choose
 from fedsim.learn.learner import Learner
 from fedsim.learn.task import Task
-from fedsim.learn.trial import try_out
+from fedsim.learn.trial import tried
 from fedsim.rng import stream
 
 log = logging.getLogger("fedsim")
@@ -46,10 +46,15 @@ def build(experiment: Experiment, dry: bool = False) -> tuple[Learner, Dataset, 
     task = make_task(experiment, dataset)
     device, settings = task.device, experiment.compute
     judge = functools.cache(lambda: _judge(experiment, dataset))
-    owned = deal(experiment, dataset, lambda: judge().losses)
+
+    def losses() -> np.ndarray:
+        with experiment.blame():
+            return judge().losses
+
+    owned = deal(experiment, dataset, losses)
     cast = [_cast(values, task) for values in (dataset.x, dataset.y, dataset.x_test, dataset.y_test)]
     _check_measure(experiment, task)
-    difficulty = functools.cache(lambda: _cast(torch.from_numpy(judge().losses), task))
+    difficulty = functools.cache(lambda: _cast(torch.from_numpy(losses()), task))
     shard = Shard(cast[0], cast[1], [torch.from_numpy(own).to(device) for own in owned], difficulty)
     with experiment.blame("compute"):
         engine, reason = choose(task, shard, settings.engine, settings.slots)
@@ -113,10 +118,9 @@ def make_task(experiment: Experiment, dataset: Dataset) -> Task:
     with experiment.blame("compute"):
         device = find_device(experiment.compute.device)
     dtype = torch.float64 if experiment.compute.dtype == "float64" else torch.float32
-    task, fresh = (Task(_model(experiment, dataset), dataset.loss, device, dtype) for _ in range(2))
+    modules = [_model(experiment, dataset) for _ in range(2)]
     with experiment.blame("model"):
-        try_out(task, fresh, dataset, experiment.model.name)
-    return task
+        return tried(modules, dataset, experiment.model.name, device, dtype)
 
 
 def _model(experiment: Experiment, dataset: Dataset) -> nn.Module:

@@ -179,7 +179,7 @@ class Train:
             for name, number in self.numbers.items()
             if name in own
         }
-        seed = int(self._stream("model draws").integers(2**63)) if task.draws else 0
+        seed = int(self._stream("model draws").integers(2**63))
         return TrainJob(self.update, client, rows, {**given, **drawn, **said}, seed)
 
     def _stream(self, purpose: str) -> np.random.Generator:

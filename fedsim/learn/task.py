@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
+
+from fedsim.learn.contents import Leaf
 
 
 class Batch(NamedTuple):
@@ -41,6 +44,7 @@ class Task:
 
     Attributes:
         draws: whether the model draws random numbers in training, with torch's own generators.
+        fixed: what it had beside its weights when it was tried out; empty if that has not been done.
 
     >>> task = Task(nn.Linear(2, 3), "cross_entropy")
     >>> task.size, [shape for _, shape in task.layout]
@@ -54,9 +58,11 @@ class Task:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.module = module.to(device=device, dtype=dtype).eval()
+        self.module = module.to(device=device, dtype=dtype)
+        self.module.eval()  # many an overridden train() returns nothing, and eval() calls it
         self.device, self.dtype = torch.device(device), dtype
         self.classifies, self.draws = loss == "cross_entropy", False
+        self.fixed: dict[str, Leaf] = {}
         named = {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
         self.layout = [(name, tuple(p.shape)) for name, p in named.items()]
         self.initial = torch.cat([p.reshape(-1) for p in named.values()])
@@ -93,14 +99,25 @@ class Task:
 
     def predict(self, weights: Tensor, x: Tensor, training: bool = False) -> Tensor:
         """Return the model's outputs for inputs [B, …] with weights [P]."""
-        if self.module.training != training:
-            self.module.train(training)
         pieces = torch.split(weights, self._sizes)
         parameters = {
             name: piece.view(shape) for (name, shape), piece in zip(self.layout, pieces, strict=True)
         }
-        outputs: Tensor = functional_call(self.module, parameters, (x,))
+        with self.mode(training):
+            outputs: Tensor = functional_call(self.module, parameters, (x,))
         return outputs
+
+    @contextmanager
+    def mode(self, training: bool) -> Iterator[None]:
+        """Put the model into a mode, and into the former one again afterwards; whoever steps often does so outside."""
+        before = self.module.training
+        if before != training:
+            self.module.train(training)
+        try:
+            yield
+        finally:
+            if self.module.training != before:
+                self.module.train(before)
 
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return the loss of each sample [B]."""

@@ -271,7 +271,7 @@ class OwnGenerator(Net):
 
 class SystemsRandom(Net):
     def inside(self, h):
-        return h * (1 + os.urandom(1)[0]) if self.training else h
+        return h * (1 + int.from_bytes(os.urandom(6), "big") / 2**48) if self.training else h
 
 
 CALLS = []
@@ -347,3 +347,57 @@ class NotANumber(Net):
         if self.where == "outputs":
             return h.abs().neg().log()
         return (h - h.detach()).sqrt() if self.where == "gradient" else h
+
+
+class Partly(Net):
+    """Keeps a part in evaluation mode, and returns nothing from train()."""
+
+    def __init__(self):
+        super().__init__(nn.Dropout(0.9))
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.between.eval()
+
+
+class Seeds(Net):
+    """Seeds torch itself."""
+
+    def inside(self, h):
+        torch.manual_seed(0)
+        return h
+
+
+class Late(Net):
+    """Does nothing odd but in training, with batches larger than those of the trial."""
+
+    def __init__(self, *, what):
+        super().__init__()
+        self.what = what
+        self.register_buffer("count", torch.zeros(()))
+
+    def inside(self, h):
+        if self.training and len(h) == 5:
+            if self.what == "draws":
+                return F.dropout(h)
+            self.count += 1
+        return h
+
+
+class FailsInEvaluation(Net):
+    def __init__(self, *, error):
+        super().__init__()
+        self.kind = {"KeyError": KeyError, "SystemExit": SystemExit}[error]
+
+    def inside(self, h):
+        if len(h) == 24 and not self.training:
+            raise self.kind(3)
+        return h
+
+
+ONE = Net()
+
+
+def always_the_same():
+    """Return one object every time."""
+    return ONE

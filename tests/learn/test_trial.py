@@ -34,9 +34,20 @@ DRAWING = [
     "Heads",
     "Recurrent",
 ]
-STEADY = ["Net", "OnlyInTraining", "Constants", "Table", "Shows", "Tied", "Centred"]
+STEADY = [
+    "Net",
+    "Partly",
+    "always_the_same",
+    "OnlyInTraining",
+    "Constants",
+    "Table",
+    "Shows",
+    "Tied",
+    "Centred",
+]
 REFUSED = {
     "AlwaysDrops": "draws random numbers in evaluation, too; let it do so only if self.training",
+    "Seeds": "draws random numbers in evaluation, too",
     "Counts": rf"changes its buffer in forward \(batches\); {KEPT}",
     "RunningMean": rf"changes its buffer in forward \(mean\); {KEPT}",
     "instance_norm": r"changes its buffer in forward \(between\.1\.[a-z_]+\); .* take GroupNorm",
@@ -192,6 +203,42 @@ def test_a_model_that_raises_in_the_run_names_the_client(error, tmp_path):
     assert json.loads((dropping.path / "summary.json").read_text())["rounds"] == 3
 
 
+@pytest.mark.parametrize("strategy", ["fedavg", "dpsgd"])
+@pytest.mark.parametrize("error", ["KeyError", "SystemExit"])
+def test_a_model_that_raises_in_evaluation_is_told_with_round_and_time(error, strategy, tmp_path):
+    given = experiment(f"FailsInEvaluation error={error}", strategy=strategy, topology="star")
+    with pytest.raises(RunError, match=rf"^round 0, t = 0\.000000 s, evaluate: {error}: 3 {PLACE}") as caught:
+        fedsim.run(given, out=tmp_path)
+    assert isinstance(caught.value.__cause__, KeyError | SystemExit | RunError)
+
+
+LATE = {"name": "dpsgd", "local": {"epochs": 1, "batch_size": 5, "lr": 0.1}}
+
+
+def test_what_the_trial_has_not_seen_drawn_is_drawn_from_the_jobs_own_seed(tmp_path):
+    given = experiment("Late what=draws", strategy=LATE, compute={"engine": "sequential", "dtype": "float64"})
+    first = fedsim.run(given, out=tmp_path)
+    torch.rand(5)
+    again = fedsim.run(given, overrides={"evaluate.every": 3}, out=tmp_path)
+    assert again.summary["weights_hash"] == first.summary["weights_hash"]
+
+
+def test_what_the_trial_has_not_seen_changed_makes_the_run_fail(tmp_path):
+    given = experiment("Late what=counts", strategy=LATE, compute={"engine": "sequential"})
+    with pytest.raises(
+        RunError, match=r"the model has changed its buffer in forward \(count\), so no result is"
+    ):
+        fedsim.run(given, out=tmp_path)
+
+
+def test_a_model_that_mixes_the_samples_of_a_batch_is_told_of(caplog):
+    learning.build(fedsim.load(experiment("Centred")))
+    learning.build(fedsim.load(experiment("Net")))
+    warned = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert len(warned) == 1
+    assert "Centred depend on what else is in a batch: results depend on evaluate.batch_size" in warned[0]
+
+
 @pytest.mark.parametrize(
     ("where", "words"),
     [
@@ -237,6 +284,14 @@ def test_what_an_expert_draws_depends_on_the_seed_alone(tmp_path, monkeypatch):
 def test_an_expert_that_fails_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(BadValue, match=rf"^expert: cannot be trained: KeyError: 7 {PLACE}"):
         expert(lambda: odd_models.Fails(when="training"), tmp_path, monkeypatch).losses  # noqa: B018
+
+
+def test_an_expert_that_fails_before_the_run_is_a_mistake_in_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path))
+    given = experiment("FailsLater", expert={"epochs": 1, "batch_size": 5})
+    given["data"]["partition"] = "by_difficulty"
+    with pytest.raises(ConfigError, match=rf"^expert: cannot be trained: SystemExit: 0 {PLACE}"):
+        learning.build(fedsim.load(given))
 
 
 def test_the_trial_leaves_every_generator_as_it_was():

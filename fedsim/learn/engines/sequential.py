@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ class Sequential(Engine):
         """Do one job after another; what the model draws in a job depends on that job's seed alone."""
         results = []
         for job in jobs:
-            with seeded(job.seed, self.task.device) if self.task.draws else nullcontext():
+            with seeded(job.seed, self.task.device), self.task.mode(training=True):
                 results.append(self._one(job))
         return results
 

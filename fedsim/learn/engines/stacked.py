@@ -41,7 +41,7 @@ class Stacked(Engine):
         """Do jobs in stacks, the longest first."""
         results: list[State] = [{}] * len(jobs)
         order = sorted(range(len(jobs)), key=lambda i: -len(jobs[i].rows))
-        with _quiet():
+        with _quiet(), self.task.mode(training=True):
             for first in range(0, len(jobs), self.slots):
                 chunk = order[first : first + self.slots]
                 for place, result in zip(chunk, self.stack([jobs[i] for i in chunk]), strict=True):
