@@ -148,8 +148,9 @@ class Task:
     def gradient(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return gradient [P] and loss [] of one client's batch."""
         weights = weights.detach().requires_grad_()
-        loss = self.loss(weights, batch)
-        return torch.autograd.grad(loss, weights)[0], loss.detach()
+        with self.mode(training=True):  # the backward pass, too: it may compute something again
+            loss = self.loss(weights, batch)
+            return torch.autograd.grad(loss, weights)[0], loss.detach()
 
     def pure_gradient(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the same as :meth:`gradient`, as a function that can be mapped over clients."""

@@ -67,6 +67,7 @@ def tried(
             trial.leaves_weights()
             task.draws = trial.leaves_state()
             trial.repeats()
+            trial.computes_with_what_it_is_given()
             trial.starts_well()
             trial.tells_of_mixing()
     task.fixed = _lasting(task)
@@ -165,10 +166,26 @@ class Trial:
                     _phase(self.name, "fails when it is called again"),
                 ):
                     outputs.append(task.predict(self.weights.clone(), self.used.x, training))
-            if not self._close(*outputs):
+            if not self._close(outputs[0], outputs[1]):
                 found = changes(contents(self.fresh.module), contents(self.task.module))
                 where = f" (attribute {found[0][1]})" if found else ""
                 self._refuse(f"gives the same samples other outputs after other calls{where}", SHARED)
+
+    def computes_with_what_it_is_given(self) -> None:
+        """Refuse a model whose gradient is not the module's own, as when it holds its weights elsewhere, too."""
+        module, batch = self.fresh.module, self.used
+        weights = self.weights + self.weights.abs().mean() * torch.randn_like(self.weights)
+        with _phase(self.name, "fails in training"), seeded(SEED, self.task.device), self.fresh.mode(True):
+            own = [weight for weight in module.parameters() if weight.requires_grad]
+            nn.utils.vector_to_parameters(weights.clone(), own)
+            loss = self.fresh.losses(module(batch.x), batch.y).mean()
+            pieces = torch.autograd.grad(loss, own, allow_unused=True, materialize_grads=True)
+        with _phase(self.name, "fails in training"), seeded(SEED, self.task.device):
+            found, mean = self.task.gradient(weights, batch)
+        wanted = torch.cat([loss.detach().reshape(1), *(piece.reshape(-1) for piece in pieces)])
+        if not self._close(wanted, torch.cat([mean.reshape(1), found]), 10_000):
+            rule = "does not learn from the weights it is called with: its gradient is not the module's own"
+            self._refuse(rule, "use its weights by their names alone, and without checkpoints")
 
     def starts_well(self) -> None:
         """Refuse a model whose loss or gradient is no number before it has learned anything."""
@@ -217,9 +234,9 @@ class Trial:
     def _refuse(self, rule: str, hint: str = "") -> NoReturn:
         raise BadValue("name", self.name, rule, hint)
 
-    def _close(self, a: Tensor, b: Tensor) -> bool:
+    def _close(self, a: Tensor, b: Tensor, bits: int = 100) -> bool:
         """Compare but for the last bits, which may depend on where in memory a constant is, or on an accelerator."""
-        bits = 100 if self.task.device.type == "cpu" else 10_000
+        bits = bits if self.task.device.type == "cpu" else 10_000
         most = a.nan_to_num(0, 0, 0).abs().max()
         return torch.allclose(
             a, b, rtol=0, atol=float(bits * torch.finfo(a.dtype).eps * most), equal_nan=True

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from fedsim.learn.data import Dataset
 
@@ -366,6 +367,28 @@ class Seeds(Net):
     def inside(self, h):
         torch.manual_seed(0)
         return h
+
+
+class Checkpointed(Net):
+    """Computes its middle once more in the backward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def inside(self, h):
+        return checkpoint(lambda h: self.two(self.one(h).tanh()).tanh(), h, use_reentrant=False)
+
+
+class Aside(Net):
+    """Holds a weight in a list, too, and uses that."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = [self.last.weight]
+
+    def forward(self, x):
+        return F.linear(self.first(x), self.weights[0], self.last.bias)
 
 
 class Late(Net):

@@ -48,6 +48,8 @@ STEADY = [
 REFUSED = {
     "AlwaysDrops": "draws random numbers in evaluation, too; let it do so only if self.training",
     "Seeds": "draws random numbers in evaluation, too",
+    "Checkpointed": "does not learn from the weights it is called with: .*; use .* without checkpoints",
+    "Aside": "does not learn from the weights it is called with: .*; use its weights by their names alone",
     "Counts": rf"changes its buffer in forward \(batches\); {KEPT}",
     "RunningMean": rf"changes its buffer in forward \(mean\); {KEPT}",
     "instance_norm": r"changes its buffer in forward \(between\.1\.[a-z_]+\); .* take GroupNorm",
