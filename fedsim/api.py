@@ -360,7 +360,7 @@ def _save_weights(setup: Setup, observer: Observer, path: Path) -> str:
     tensors, start = {}, 0
     for name, shape in setup.learner.engine.task.layout:
         size = int(np.prod(shape, dtype=np.int64))
-        tensors[name] = np.ascontiguousarray(average[start : start + size].reshape(shape))
+        tensors[name] = np.asarray(average[start : start + size].reshape(shape), order="C")
         start += size
     whole = setup.learner.engine.task.state(tensors)
     tensors = dict(whole)

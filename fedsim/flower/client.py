@@ -190,10 +190,7 @@ class ServerSide:
 
         # A file holds rows one after the other, whatever the order in memory.
         trained = {name: np.asarray(array.numpy(), order="C") for name, array in arrays.items()}
-        save_file(
-            {name: np.ascontiguousarray(a) for name, a in self.learner.engine.task.state(trained).items()},
-            path,
-        )
+        save_file(self.learner.engine.task.state(trained), path)
 
 
 def server_side(

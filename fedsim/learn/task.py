@@ -94,7 +94,9 @@ class Task:
         whole: dict[str, Any] = dict.fromkeys((*held, *trained))
         for name in whole:
             source = first.get(id(held.get(name)), name)
-            whole[name] = trained[source] if source in trained else held[name].detach().cpu().numpy()
+            whole[name] = (
+                trained[source] if source in trained else held[name].detach().cpu().contiguous().numpy()
+            )
         return whole
 
     def predict(self, weights: Tensor, x: Tensor, training: bool = False) -> Tensor:

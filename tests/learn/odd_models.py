@@ -120,6 +120,21 @@ class Constants(Net):
         return h[:, self.order] * self.scale + self.shift
 
 
+class Shapes(Net):
+    """Has numbers without a dimension, and a constant whose rows are not one after the other in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain, self.fixed = (
+            nn.Parameter(torch.rand(())),
+            nn.Parameter(torch.rand(()), requires_grad=False),
+        )
+        self.register_buffer("mix", torch.rand(WIDTH, WIDTH).T)
+
+    def inside(self, h):
+        return self.gain * (h @ self.mix) + self.fixed
+
+
 class Table(Net):
     """Computes a constant when it is called for the first time."""
 

@@ -152,7 +152,7 @@ def test_scores_are_the_saved_model_in_evaluation(tmp_path):
     assert result.summary["accuracy"] == pytest.approx(float(hits), abs=1e-12)
 
 
-@pytest.mark.parametrize("name", ["Constants", "Tied", "Net"])
+@pytest.mark.parametrize("name", ["Constants", "Shapes", "Tied", "Net"])
 def test_the_saved_model_can_be_built_again(name, tmp_path):
     result = fedsim.run(experiment(name, strategy={"name": "fedavg"}, topology="star"), out=tmp_path)
     module = getattr(odd_models, name)().double()
@@ -163,8 +163,8 @@ def test_the_saved_model_can_be_built_again(name, tmp_path):
     assert result.summary["loss"] == pytest.approx(float(loss.detach()), abs=1e-12)
     assert list(weights) == list(module.state_dict())
     engine = learning.build(fedsim.load(experiment(name)))[0].engine
-    # a layer of 6 x 4 weights with 6 biases, and three buffers of 6 numbers, all of 8 bytes, are not trained
-    fixed = 8 * (6 * 4 + 6 + 3 * 6) if name == "Constants" else 0
+    # a layer of 6 x 4 weights with 6 biases, and three buffers of 6 numbers; or one of 6 x 6, and a number
+    fixed = 8 * {"Constants": 6 * 4 + 6 + 3 * 6, "Shapes": 6 * 6 + 1}.get(name, 0)
     trained = sum(v.numel() for v in module.parameters() if v.requires_grad)
     assert engine.task.size == trained
     update = LocalSGD(Local(batch_size=2))
