@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fedsim.setup import Setup
     from fedsim.world.world import World
 
-__all__ = ["Progress", "Result", "check", "load", "parts", "report", "run"]
+__all__ = ["Progress", "Result", "check", "load", "parts", "remarks", "report", "run"]
 
 Source = str | Path | Mapping[str, Any]
 
@@ -56,7 +56,9 @@ class Result:
         return metrics(self.path, every_round)
 
     def weights(self) -> dict[str, np.ndarray]:
-        """Return the final model's parameters by name, in the model's order; of peers, their average model's.
+        """Return the final model by name, as in the model's ``state_dict``; of peers, their average model.
+
+        Frozen weights and buffers are there, too: so ``load_state_dict`` takes it, strict, as tensors.
 
         Raises:
             ValueNeeded: if there are none, with the reason.
@@ -99,6 +101,19 @@ def check(source: Source, overrides: Mapping[str, Any] | None = None, **more: An
     experiment = _load(source, {**(overrides or {}), **_dotted(more)})
     prepare(experiment)
     return experiment
+
+
+def remarks(experiment: Experiment) -> list[str]:
+    """Return what is allowed in an experiment and may still not be what is wanted, one line each.
+
+    >>> remarks(_load({"data": {"clients": 5}, "strategy": "fedavg", "stop": {"rounds": 2}}))
+    []
+    """
+    from fedsim.threads import remark
+
+    threads = experiment.compute.threads
+    said = remark(threads)
+    return [str(experiment.problem(("compute",), BadValue("threads", threads, said)))] if said else []
 
 
 def run(
@@ -374,19 +389,23 @@ def costs(world: World) -> dict[str, Any]:
 
 def _save_weights(setup: Setup, observer: Observer, ending: Ending) -> str:
     """Write the final weights and return their SHA-256."""
+    from fedsim.learn.trial import check_unchanged
     from fedsim.record.weights import FILE, save_arrays
 
+    check_unchanged(setup.learner.engine.task)
     vectors = {node: model.value().detach().cpu().numpy() for node, model in sorted(observer.models.items())}
     stack = np.stack(list(vectors.values()))
     average = stack[0] if len(stack) == 1 else stack.mean(0, dtype=np.float64).astype(stack.dtype)
     tensors, start = {}, 0
     for name, shape in setup.learner.engine.task.layout:
         size = int(np.prod(shape, dtype=np.int64))
-        tensors[name] = np.ascontiguousarray(average[start : start + size].reshape(shape))
+        tensors[name] = np.asarray(average[start : start + size].reshape(shape), order="C")
         start += size
+    whole = setup.learner.engine.task.state(tensors)
+    tensors = dict(whole)
     if not setup.has_server:
         tensors["peers/weights"] = stack
         tensors["peers/ids"] = np.array(list(vectors), dtype=np.int64)
     with ending.tried(FILE):
-        save_arrays(ending.folder / FILE, tensors, [name for name, _ in setup.learner.engine.task.layout])
+        save_arrays(ending.folder / FILE, tensors, list(whole))
     return hashlib.sha256(stack.tobytes()).hexdigest()

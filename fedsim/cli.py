@@ -140,6 +140,8 @@ def check(file: File, settings: Settings = None) -> None:
 
         experiment = api.check(file, overrides)
         typer.echo(f"{file}: {experiment.name} is fine")
+        for line in api.remarks(experiment):
+            typer.echo(f"note: {line}")
 
 
 @app.command("list")

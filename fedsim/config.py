@@ -223,7 +223,10 @@ class Compute(Block):
     slots: Count | None = Field(
         default=None, description="clients trained in one stacked batch; null is automatic"
     )
-    threads: Count = Field(default=1, description="threads of one operation on the CPU")
+    threads: Count = Field(
+        default=1,
+        description="threads of one operation on the CPU; more are often slower where cores are few or busy",
+    )
 
 
 class Record(Block):

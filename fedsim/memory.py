@@ -18,6 +18,8 @@ MEGABYTE = 1_000_000
 def need_mb(engine: Engine, updates: Iterable[LocalUpdate]) -> list[float]:
     """Return the memory that each client needs: the vectors that an update holds, a gradient, and one batch.
 
+    What a model has beside the weights that are trained counts once.
+
     What a model keeps between its forward and its backward pass is not counted, nor is the rest of a client's data,
     which need not be in memory.
 
@@ -31,7 +33,7 @@ def need_mb(engine: Engine, updates: Iterable[LocalUpdate]) -> list[float]:
     sizes, sample = engine.data.sizes, engine.data.x[:1].nbytes + engine.data.y[:1].nbytes
     needs = [0] * len(sizes)
     for update in updates:
-        vectors = held_bytes(engine, update) + engine.task.initial.nbytes
+        vectors = held_bytes(engine, update) + engine.task.initial.nbytes + engine.task.fixed_bytes
         needs = [max(need, vectors + update.width(n) * sample) for need, n in zip(needs, sizes, strict=True)]
     return [need / MEGABYTE for need in needs]
 

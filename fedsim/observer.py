@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
 from fedsim.config import Experiment
-from fedsim.errors import NotFiniteError
+from fedsim.errors import NotFiniteError, RunError
 from fedsim.learn.deferred import Deferred, compute
 from fedsim.learn.learner import Learner
 from fedsim.progress import Progress
@@ -115,7 +115,7 @@ class Observer:
             self._judge(self.scores.get("accuracy"))
             return
         each = {node: self.learner.evaluate(self.models[node]) for node in self._chosen()}
-        compute(each.values())
+        self._compute(each.values())
         scores = {node: dict(result.value()) for node, result in each.items()}
         for node, values in scores.items():
             values |= self._distance(self.models[node])
@@ -129,6 +129,16 @@ class Observer:
                 for name, value in values.items():
                     self.record.metric(self.round, now, name, value, node)
         self._judge(self.scores.get("accuracy"))
+
+    def _compute(self, wanted: Iterable[Deferred]) -> None:
+        """Compute scores; an error in evaluation itself is told with its round and time."""
+        try:
+            compute(wanted)
+        except RunError as error:
+            if error.round is not None:
+                raise
+            now_s = self.world.clock.now_s
+            raise RunError(error.reason, error.node, self.round, now_s, error.phase) from error.__cause__
 
     def _distance(self, model: Deferred) -> dict[str, float]:
         """Return how far a model is from the best one, where that is known."""
@@ -167,8 +177,9 @@ class Observer:
             summary[f"{name}_worst_decile"] = math.fsum(worst) / tenth
         stack = torch.stack([model.value() for model in self.models.values()]).double()
         average = stack.mean(0)
-        found = self.learner.evaluate(Deferred.known(average.to(self.learner.engine.task.dtype))).value()
-        summary |= {f"{name}_of_average": value for name, value in found.items()}
+        found = self.learner.evaluate(Deferred.known(average.to(self.learner.engine.task.dtype)))
+        self._compute([found])
+        summary |= {f"{name}_of_average": value for name, value in found.value().items()}
         summary["consensus_distance"] = float((stack - average).norm(dim=1).pow(2).mean().sqrt())
         return summary
 
@@ -176,7 +187,12 @@ class Observer:
         bad = [name for name, value in scores.items() if not math.isfinite(value)]
         if bad:
             place = None if node == SYSTEM else node
-            reason = f"the test {bad[0]} is {scores[bad[0]]}; a smaller learning rate may help"
+            why = (
+                "a smaller learning rate may help"
+                if self.round
+                else "it is the initial model's, before any step"
+            )
+            reason = f"the test {bad[0]} is {scores[bad[0]]}; {why}"
             raise NotFiniteError(reason, place, self.round, self.world.clock.now_s, "evaluate")
 
     def _judge(self, accuracy: float | None) -> None:

@@ -377,6 +377,17 @@ def test_checking_a_good_file(folder):
     assert call("check", "tiny.yaml", "--set", "name=other") == (0, "tiny.yaml: other is fine\n", "")
 
 
+def test_a_check_tells_what_threads_may_cost(folder):
+    _, said, _ = call("check", "tiny.yaml", "--set", "compute.threads=2")
+    first, note = said.splitlines()
+    assert first.endswith(" is fine")
+    assert note.startswith("note: --set compute.threads=2: compute.threads: 2: more ")
+    assert note.endswith("compare the time of a short run with threads: 1")
+    cores = len(os.sched_getaffinity(0)) + 1
+    _, said, _ = call("check", "tiny.yaml", "--set", f"compute.threads={cores}")
+    assert f"more threads than the {cores - 1} core(s) on this machine" in said
+
+
 def test_a_run_shows_lines_and_ends_with_a_table_and_its_folder(folder):
     code, out, errors = call("run", "tiny.yaml", "--out", "results", "--set", "record.report=false")
     assert code == 0

@@ -186,11 +186,12 @@ class ServerSide:
             return MetricRecord(dict(self.learner.evaluate(model).value()))
 
     def save(self, arrays: ArrayRecord, path: str | Path) -> None:
-        """Write a model as a safetensors file."""
+        """Write a model as a safetensors file, with what is frozen or constant in it."""
         from safetensors.numpy import save_file
 
         # A file holds rows one after the other, whatever the order in memory.
-        save_file({name: np.asarray(array.numpy(), order="C") for name, array in arrays.items()}, path)
+        trained = {name: np.asarray(array.numpy(), order="C") for name, array in arrays.items()}
+        save_file(self.learner.engine.task.state(trained), path)
 
 
 def server_side(

@@ -23,6 +23,7 @@ from fedsim.learn.engines import Shard
 from fedsim.learn.engines.choose import choose
 from fedsim.learn.learner import Learner
 from fedsim.learn.task import Task
+from fedsim.learn.trial import tried
 from fedsim.rng import stream
 
 log = logging.getLogger("fedsim")
@@ -42,21 +43,21 @@ def build(experiment: Experiment, dry: bool = False) -> tuple[Learner, Dataset, 
         ConfigError: if a part refuses its parameters.
     """
     dataset = load(experiment)
+    task = make_task(experiment, dataset)
+    device, settings = task.device, experiment.compute
     judge = functools.cache(lambda: _judge(experiment, dataset))
-    owned = deal(experiment, dataset, lambda: judge().losses)
-    module = _model(experiment, dataset)
-    settings = experiment.compute
-    with experiment.blame("compute"):
-        device = find_device(settings.device)
-    dtype = torch.float64 if settings.dtype == "float64" else torch.float32
-    task = Task(module, dataset.loss, device, dtype)
-    with experiment.blame("model"):
-        _try(task, dataset, experiment.model.name)
+
+    def losses() -> np.ndarray:
+        with experiment.blame():
+            return judge().losses
+
+    owned = deal(experiment, dataset, losses)
     cast = [_cast(values, task) for values in (dataset.x, dataset.y, dataset.x_test, dataset.y_test)]
     _check_measure(experiment, task)
-    difficulty = functools.cache(lambda: _cast(torch.from_numpy(judge().losses), task))
+    difficulty = functools.cache(lambda: _cast(torch.from_numpy(losses()), task))
     shard = Shard(cast[0], cast[1], [torch.from_numpy(own).to(device) for own in owned], difficulty)
-    engine, reason = choose(task, shard, settings.engine, settings.slots)
+    with experiment.blame("compute"):
+        engine, reason = choose(task, shard, settings.engine, settings.slots)
     log.info("engine: %s (%s)", type(engine).__name__.lower(), reason)
     seed, chunk = experiment.seed, experiment.evaluate.batch_size
     return (
@@ -115,6 +116,16 @@ def deal(experiment: Experiment, dataset: Dataset, difficulty: Callable[[], np.n
     return owned
 
 
+def make_task(experiment: Experiment, dataset: Dataset) -> Task:
+    """Make the model, and refuse one that many clients cannot train, or that cannot be trained the same twice."""
+    with experiment.blame("compute"):
+        device = find_device(experiment.compute.device)
+    dtype = torch.float64 if experiment.compute.dtype == "float64" else torch.float32
+    modules = [_model(experiment, dataset) for _ in range(2)]
+    with experiment.blame("model"):
+        return tried(modules, dataset, experiment.model.name, device, dtype)
+
+
 def _model(experiment: Experiment, dataset: Dataset) -> nn.Module:
     with experiment.blame("model"):
         part = experiment.find("models", experiment.model.name)
@@ -160,19 +171,3 @@ def find_device(name: str) -> torch.device:
 
 def _cast(values: torch.Tensor, task: Task) -> torch.Tensor:
     return values.to(task.device, task.dtype if values.is_floating_point() else values.dtype)
-
-
-def _try(task: Task, dataset: Dataset, name: str) -> None:
-    """Predict one sample, so that a model that does not fit the data is refused before the run."""
-    with torch.no_grad():
-        try:
-            outputs = task.predict(task.initial, _cast(dataset.x[:1], task))
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            first = str(error).partition("\n")[0]
-            reason = f"does not fit {dataset.name} (samples of shape {dataset.shape}): {first}"
-            raise BadValue("name", name, reason) from error
-    found = tuple(getattr(outputs, "shape", ()))
-    wanted = (1, dataset.classes) if task.classifies else (1,)
-    if found != wanted:  # half_square would broadcast [B, 1] against [B] without a word
-        reason = f"gives outputs of shape {found} for one sample of {dataset.name}, not {wanted}"
-        raise BadValue("name", name, reason)

@@ -17,9 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedsim import rng
+from fedsim.errors import MISSING, BadValue
 from fedsim.learn.curriculum import Expert
+from fedsim.learn.draws import seeded
+from fedsim.learn.raised import passes, told
 
 log = logging.getLogger("fedsim")
+
+VERSION = 2
+"""Of the way in which an expert is trained; what an older one has found is not read."""
 
 CACHE = "FEDSIM_CACHE"
 """The environment variable that names the folder of what is computed once; else ``~/.cache/fedsim``."""
@@ -60,15 +66,21 @@ class Judge:
             if found.shape == (len(self.y),):
                 return found
         log.info("training the expert for %d epochs", self.settings.epochs)
-        self._train()
-        found = self._judge()
+        try:
+            with seeded(int(rng.stream(self.seed, "expert draws").integers(2**63)), self.x.device):
+                self._train()
+            found = self._judge()
+        except BaseException as error:
+            if passes(error):
+                raise
+            raise BadValue("expert", MISSING, f"cannot be trained: {told(error)}") from error
         _keep(file, found)
         return found
 
     def digest(self) -> str:
         """Return the SHA-256 of all that the losses depend on."""
-        told = [str(self.module), self.settings.model_dump(), self.seed, self.classifies, str(self.x.dtype)]
-        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+        named = [str(self.module), self.settings.model_dump(), self.seed, self.classifies, str(self.x.dtype)]
+        digest = hashlib.sha256(json.dumps([VERSION, *named], sort_keys=True).encode())
         for tensor in (self.x, self.y, *self.module.state_dict().values()):
             digest.update(str(tuple(tensor.shape)).encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -77,6 +89,7 @@ class Judge:
     @torch.enable_grad()  # it may be asked for where others only score
     def _train(self) -> None:
         settings, step = self.settings, 0
+        self.module.train()
         groups = _groups(self.module, settings)
         optimizer = torch.optim.SGD(groups, momentum=settings.momentum, weight_decay=settings.weight_decay)
         smoothing = settings.smoothing if self.classifies else 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +16,9 @@ from torch import Tensor
 from fedsim.errors import FedsimError, NotFiniteError, RunError
 from fedsim.learn.deferred import Deferred, Inputs
 from fedsim.learn.engines import Engine, TrainJob
+from fedsim.learn.engines.sequential import score
 from fedsim.learn.local import LocalUpdate, State
+from fedsim.learn.raised import passes, told
 from fedsim.rng import stream
 
 
@@ -147,13 +151,14 @@ class Train:
         try:
             jobs = [call._job(given) for call, given in zip(calls, inputs, strict=True)]
             results = self.learner.engine.train(jobs)
-        except Exception as error:
+        except BaseException as error:  # also what would end the program
+            if passes(error):
+                raise
             if isinstance(error, FedsimError) and not self.learner.drop:
                 raise
             if len(calls) > 1:  # one by one, so that the error names the client that fails
                 return [call.run([call], [given])[0] for call, given in zip(calls, inputs, strict=True)]
-            place = self.place
-            reason = f"{type(error).__name__}: {error}"
+            place, reason = self.place, told(error)
             broken = RunError(reason, place.node, place.round, place.sim_time_s, "train")
             return [self._failed(broken, inputs[0], error)]
         return [
@@ -174,7 +179,8 @@ class Train:
             for name, number in self.numbers.items()
             if name in own
         }
-        return TrainJob(self.update, client, rows, {**given, **drawn, **said})
+        seed = int(self._stream("model draws").integers(2**63))
+        return TrainJob(self.update, client, rows, {**given, **drawn, **said}, seed)
 
     def _stream(self, purpose: str) -> np.random.Generator:
         """Return a stream of this visit; the first of a round has the round's own."""
@@ -187,10 +193,25 @@ class Train:
         if not bad:
             return result
         place = self.place
-        reason = f"NaN or infinity in {', '.join(bad)}; a smaller learning rate may help"
+        reason = f"NaN or infinity in {', '.join(bad)}; {self._why(given)}"
         return self._failed(NotFiniteError(reason, place.node, place.round, place.sim_time_s, "train"), given)
 
-    def _failed(self, error: RunError, given: Inputs, cause: Exception | None = None) -> State:
+    def _why(self, given: Inputs) -> str:
+        """Tell a model that was given NaN, or gives it, from one that came to it here."""
+        learner, weights = self.learner, given.get("arrays")
+        if weights is not None:
+            own = learner.engine.data.owned[self.client]
+            x, y = learner.engine.data.x[own], learner.engine.data.y[own]
+            if not bool(torch.isfinite(weights).all()):
+                return "the weights received have it already"
+            with contextlib.suppress(
+                Exception
+            ):  # what has gone wrong already is to be told, and nothing else
+                if not math.isfinite(score(learner.engine.task, weights, x, y, learner.chunk)["loss"]):
+                    return "the model received gives it for this client's samples, before any step"
+        return "a smaller learning rate may help"
+
+    def _failed(self, error: RunError, given: Inputs, cause: BaseException | None = None) -> State:
         if not self.learner.drop:
             raise error from cause
         return Failed(error, {name: given[name] for name in self.update.keeps})
@@ -216,4 +237,9 @@ class Evaluate:
         if self.client is not None:
             own = data.owned[self.client]
             x, y = data.x[own], data.y[own]
-        return learner.engine.evaluate([given["weights"] for given in inputs], x, y, learner.chunk)
+        try:
+            return learner.engine.evaluate([given["weights"] for given in inputs], x, y, learner.chunk)
+        except BaseException as error:  # also what would end the program
+            if passes(error):
+                raise
+            raise RunError(told(error), self.client, phase="evaluate") from error

@@ -1,7 +1,8 @@
 """Models, and the way to build any model reproducibly.
 
 A model is a function of one sample's shape and the number of classes. None here has batch statistics or
-dropout, so its whole state is one flat vector of weights, and many clients' models can run stacked as one.
+dropout, so its whole state is one flat vector of weights, and many clients' models can run stacked as one. What
+somebody else's model keeps or draws is found out by trying it: see :mod:`fedsim.learn.trial`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from fedsim.errors import BadValue, FedsimError
+from fedsim.learn.raised import passes, told
 from fedsim.parts import call
 
 
@@ -244,7 +246,7 @@ def build(
     classes: int,
     rng: np.random.Generator,
 ) -> nn.Module:
-    """Build any model reproducibly, and refuse one that cannot be trained by many clients at once.
+    """Build any model reproducibly.
 
     Args:
         make: a function of this module, or anybody's module class or function; ``shape`` and ``classes`` are
@@ -259,7 +261,7 @@ def build(
 
     Raises:
         BadValue: if a parameter is refused, or (key ``name``) if the model cannot be made, keeps batch
-            statistics, uses dropout, or has nothing to train.
+            statistics, or has nothing to train.
 
     >>> first, second = (build(nn.Linear, {"in_features": 2, "out_features": 1}, (2,), 0,
     ...                        np.random.default_rng(5)) for _ in range(2))
@@ -273,15 +275,17 @@ def build(
             model = call(make, params, {"shape": shape, "classes": classes})
         except FedsimError:
             raise
-        except Exception as error:  # whatever a user's module raises, from wrong sizes to too little memory
-            why = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise BadValue("name", name, f"cannot be made: {why}") from error
+        except (
+            BaseException
+        ) as error:  # whatever a user's module raises, from wrong sizes to the end of the program
+            if passes(error):
+                raise
+            raise BadValue("name", name, f"cannot be made: {told(error)}") from error
     if not isinstance(model, nn.Module):
         raise BadValue("name", name, f"must return a torch.nn.Module, not a {type(model).__name__}")
     _check_weights(name, model)
     for path, part in model.named_modules():
         _check_part(name, f"{type(part).__name__} {path}".rstrip(), part)
-    _check_buffers(name, model)
     return model
 
 
@@ -351,6 +355,12 @@ def _check_weights(name: str, model: nn.Module) -> None:
         raise BadValue(
             "name", name, "has lazy layers, whose weights do not exist yet", "write out their sizes"
         )
+    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_complex():
+            rule = f"has complex numbers ({path}), and everything here is real"
+            raise BadValue(
+                "name", name, rule, "keep real and imaginary parts, as torch.view_as_real gives them"
+            )
     if not any(weight.requires_grad for weight in model.parameters()):
         raise BadValue("name", name, "has no trainable parameters")
 
@@ -358,19 +368,3 @@ def _check_weights(name: str, model: nn.Module) -> None:
 def _check_part(name: str, place: str, part: nn.Module) -> None:
     if isinstance(part, _BatchNorm) and part.track_running_stats:
         raise BadValue("name", name, f"keeps batch statistics ({place})", "use GroupNorm")
-    # Dropout layers call their share p; recurrent and attention layers have one called dropout.
-    share = (
-        getattr(part, "p", 0)
-        if isinstance(part, nn.modules.dropout._DropoutNd)
-        else getattr(part, "dropout", 0)
-    )
-    if isinstance(share, float | int) and share > 0:
-        raise BadValue("name", name, f"dropout is not supported yet ({place}: {share})", "set it to 0")
-
-
-def _check_buffers(name: str, model: nn.Module) -> None:
-    saved = model.state_dict()
-    for path, buffer in model.named_buffers():
-        if path in saved and buffer.is_floating_point():
-            hint = "use GroupNorm for normalisation, and register a constant with persistent=False"
-            raise BadValue("name", name, f"keeps state that is not trained (buffer {path})", hint)

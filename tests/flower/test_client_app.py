@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -17,6 +18,7 @@ from fedsim.flower import ByPartition, client_app, compat, run_app, server_side
 from fedsim.flower.app import read_world
 from fedsim.flower.project import read_project
 from fedsim.flower.template import write_app
+from tests.learn.odd_models import Constants
 
 LOCAL = {"epochs": 1, "batch_size": 64, "lr": 0.1}
 STEPS = {"steps": 3, "batch_size": 32, "lr": 0.1}
@@ -65,6 +67,45 @@ def test_an_app_gives_the_weights_of_the_experiment(name, tmp_path):
     for key in wanted:
         np.testing.assert_array_equal(found[key], wanted[key])
     assert through.summary["accuracy"] == pytest.approx(direct.summary["accuracy"])
+
+
+def test_what_a_model_draws_is_the_same_in_an_app(tmp_path):
+    experiment = {
+        "seed": 3,
+        "data": {"name": "tests.learn.odd_models:points", "clients": 3},
+        "model": "tests.learn.odd_models:FunctionalDropout",
+        "strategy": {
+            "name": "fedprox",
+            "participants": 2,
+            "mu": 0.1,
+            "local": {"epochs": 2, "batch_size": 3, "lr": 0.1},
+        },
+        "stop": {"rounds": 3},
+        "compute": {"device": "cpu"},
+        "record": {"report": False},
+    }
+    file = tmp_path / "given.yaml"
+    file.write_text(yaml.safe_dump(experiment))
+    write_app(tmp_path / "app", experiment=file)
+    direct = fedsim.run(experiment, out=tmp_path / "runs")
+    torch.rand(7)
+    through = run_app(tmp_path / "app", nodes=3, overrides={"record.report": False}, out=tmp_path / "runs")
+    wanted, found = direct.weights(), through.weights()
+    assert wanted.keys() == found.keys()
+    for key in wanted:
+        np.testing.assert_array_equal(found[key], wanted[key])
+
+
+def test_a_deployed_server_saves_what_is_frozen_and_constant(tmp_path):
+    blocks = {"data": "tests.learn.odd_models:points", "model": "tests.learn.odd_models:Constants"}
+    half = server_side(**blocks, strategy="fedavg", clients=3)
+    assert list(half.arrays) == ["last.weight", "last.bias"]  # what is sent
+    half.save(half.arrays, tmp_path / "model.safetensors")
+    weights = {k: torch.from_numpy(v) for k, v in load_file(tmp_path / "model.safetensors").items()}
+    module = Constants()
+    module.load_state_dict(weights, strict=True)
+    task, x = half.learner.engine.task, half.learner.x_test
+    torch.testing.assert_close(module(x), task.predict(task.initial, x))
 
 
 @pytest.mark.parametrize(

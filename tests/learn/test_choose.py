@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from fedsim.config import Local
+from fedsim.errors import BadValue
 from fedsim.learn import models
-from fedsim.learn.engines import Sequential, Shard, Stacked
+from fedsim.learn.engines import Sequential, Shard, Stacked, TrainJob
 from fedsim.learn.engines.choose import choose, probe
+from fedsim.learn.local import LocalSGD
 from fedsim.learn.task import Task
 from fedsim.rng import stream
 from fedsim.threads import limited
@@ -101,7 +104,7 @@ def test_convolutions_pass_the_probe(part):
     [
         (Branching, "RuntimeError: .*data-dependent control flow"),
         (Centred, "it differs by [0-9.]+e-[0-9]+$"),
-        (Slow, "UserWarning: .*performance drop"),
+        (Slow, "torch does aten::renorm for one client at a time$"),
     ],
 )
 def test_what_does_not_stack_is_sequential_and_says_why(module, reason):
@@ -115,7 +118,7 @@ def test_what_does_not_stack_is_sequential_and_says_why(module, reason):
 
 
 def test_a_wish_overrides():
-    task, data = world(Branching())
+    task, data = world(built(models.softmax))
     assert choose(task, data, "stacked", 7)[1] == "asked for"
     assert choose(task, data, "stacked", 7)[0].slots == 7
     shape = (1, 8, 8)
@@ -123,6 +126,61 @@ def test_a_wish_overrides():
     engine, reason = choose(*world(built(models.softmax)), "sequential", None)
     assert isinstance(engine, Sequential)
     assert reason == "asked for"
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (Branching, "data-dependent control flow|a Tensor in some"),
+        (Centred, r"it differs by [0-9.]+e-[0-9]+;"),
+    ],
+)
+def test_a_stack_that_gives_other_weights_is_refused_by_name(module, reason):
+    with pytest.raises(BadValue, match=reason) as caught:
+        choose(*world(module()), "stacked", None)
+    assert (caught.value.key, caught.value.value) == ("engine", "stacked")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_slow_stack_is_used_where_it_is_asked_for_and_torch_does_not_warn():
+    task, data = world(Slow())
+    engine, reason = choose(task, data, "stacked", None)
+    assert isinstance(engine, Stacked)
+    assert reason == "asked for, but torch does aten::renorm for one client at a time"
+    update = LocalSGD(Local(steps=1, batch_size=2))
+    rows = update.batches(3, stream(0, "batches"))
+    job = TrainJob(update, 0, rows, {"arrays": task.initial})
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        found, wanted = (one.train([job])[0]["arrays"] for one in (engine, Sequential(task, data)))
+    assert heard == []
+    torch.testing.assert_close(found, wanted)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.layers, self.last = kind(2, 3, batch_first=True), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.last(self.layers(x)[0][:, -1])
+
+
+def test_an_lstm_on_a_cpu_is_not_stacked_and_a_gru_is():
+    engine, reason = choose(*world(Recurrent(nn.LSTM), (4, 2)), "auto", None)
+    assert isinstance(engine, Sequential)
+    assert reason == "an LSTM is slower in a stack on a CPU"
+    assert isinstance(choose(*world(Recurrent(nn.GRU), (4, 2)), "auto", None)[0], Stacked)
+
+
+def test_what_draws_is_sequential_and_a_stack_is_refused_by_name():
+    task, data = world(built(models.softmax))
+    task.draws = True
+    engine, reason = choose(task, data, "auto", None)
+    assert isinstance(engine, Sequential)
+    assert reason == "the model draws random numbers in training, which clients in a stack would share"
+    with pytest.raises(BadValue, match=f"engine: stacked: does not fit this model: {reason}; use auto"):
+        choose(task, data, "stacked", None)
 
 
 def test_the_number_of_slots_can_be_given():

@@ -151,6 +151,21 @@ def test_infinite_weights_name_their_place(make, alone):
     assert str(error).startswith("node 2, round 3, t = 3.500000 s, train: ")
 
 
+@pytest.mark.parametrize(
+    ("start", "why"),
+    [
+        (float("nan"), "the weights received have it already"),
+        # (1e200)^2 is more than a float64 can hold
+        (1e200, "the model received gives it for this client's samples, before any step"),
+    ],
+)
+def test_nan_that_was_received_is_not_blamed_on_the_learning_rate(start, why):
+    given = Deferred.known(torch.full((2,), start, dtype=torch.float64))
+    result = train(learner(), LocalSGD(Local(steps=1, batch_size=None, lr=0.1)), 1, start=given)
+    with pytest.raises(NotFiniteError, match=f"NaN or infinity in .*; {why}$"):
+        result.value()
+
+
 class Broken(LocalSGD):
     """Fails for one client, in the way asked for."""
 

@@ -58,12 +58,14 @@ class TrainJob:
         rows: the samples of each step, as positions into the client's samples [steps, batch], -1 as padding.
         given: the vectors that the update takes, those that it keeps and those that it draws, by name, and numbers
             in place of the update's own.
+        seed: of what the model draws in training.
     """
 
     update: LocalUpdate
     client: int
     rows: np.ndarray
     given: State
+    seed: int = 0
 
 
 class Engine(ABC):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedsim.learn.curriculum_order import Order
+from fedsim.learn.draws import seeded
 from fedsim.learn.engines.base import Engine, TrainJob, metrics
 from fedsim.learn.local import CHUNK, State
 from fedsim.learn.task import Batch, Task
@@ -17,8 +18,12 @@ class Sequential(Engine):
     """Slow and obvious; the other engines are tested against it."""
 
     def train(self, jobs: Sequence[TrainJob]) -> list[State]:
-        """Do one job after another."""
-        return [self._one(job) for job in jobs]
+        """Do one job after another; what the model draws in a job depends on that job's seed alone."""
+        results = []
+        for job in jobs:
+            with seeded(job.seed, self.task.device), self.task.mode(training=True):
+                results.append(self._one(job))
+        return results
 
     def _one(self, job: TrainJob) -> State:
         x, y, own = self.data.x, self.data.y, self.data.owned[job.client]

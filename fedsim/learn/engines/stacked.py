@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -14,6 +16,9 @@ from fedsim.learn.engines.base import Engine, Shard, TrainJob, metrics
 from fedsim.learn.engines.sequential import score
 from fedsim.learn.local import CHUNK, LocalUpdate, State
 from fedsim.learn.task import Batch, Task
+
+SLOW = ".*performance drop.*"
+"""What torch warns of where it does an operation for one client after another."""
 
 
 class Stacked(Engine):
@@ -36,13 +41,15 @@ class Stacked(Engine):
         """Do jobs in stacks, the longest first."""
         results: list[State] = [{}] * len(jobs)
         order = sorted(range(len(jobs)), key=lambda i: -len(jobs[i].rows))
-        for first in range(0, len(jobs), self.slots):
-            chunk = order[first : first + self.slots]
-            for place, result in zip(chunk, self._stack([jobs[i] for i in chunk]), strict=True):
-                results[place] = result
+        with _quiet(), self.task.mode(training=True):
+            for first in range(0, len(jobs), self.slots):
+                chunk = order[first : first + self.slots]
+                for place, result in zip(chunk, self.stack([jobs[i] for i in chunk]), strict=True):
+                    results[place] = result
         return results
 
-    def _stack(self, jobs: Sequence[TrainJob]) -> list[State]:
+    def stack(self, jobs: Sequence[TrainJob]) -> list[State]:
+        """Do at most as many jobs as there are slots; torch warns of what it cannot do for all of them at once."""
         update = jobs[0].update
         given = [{**job.given, **self.scalars(job)} for job in jobs]
         given += given[:1] * (self.slots - len(jobs))
@@ -118,10 +125,11 @@ class Stacked(Engine):
     ) -> list[dict[str, float]]:
         """Score weight vectors in stacks."""
         scores = []
-        for first in range(0, len(weights), self.slots):
-            some = list(weights[first : first + self.slots])
-            stack = torch.stack(some + some[:1] * (self.slots - len(some)))
-            scores += self._scores(stack, x, y, chunk)[: len(some)]
+        with _quiet():
+            for first in range(0, len(weights), self.slots):
+                some = list(weights[first : first + self.slots])
+                stack = torch.stack(some + some[:1] * (self.slots - len(some)))
+                scores += self._scores(stack, x, y, chunk)[: len(some)]
         return scores
 
     def _scores(self, stack: Tensor, x: Tensor, y: Tensor, chunk: int) -> list[dict[str, float]]:
@@ -133,6 +141,14 @@ class Stacked(Engine):
             if self.task.classifies:
                 hits += (outputs.argmax(-1) == labels).sum(-1)
         return [metrics(self.task, float(a), float(b), len(y)) for a, b in zip(losses, hits, strict=True)]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's warnings of slow operations back: the choice of the engine has told of them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=SLOW)
+        yield
 
 
 def _where(active: Tensor, new: State, old: State) -> State:

@@ -1,0 +1,294 @@
+"""Trying a model out before a run: whether it fits the data, what it draws, and what it changes.
+
+All clients share one module, and only the weights are exchanged in it. So a model must keep nothing from one call to
+the next, and must draw nothing but what torch's generators give it in training. No list of layers could tell: the model
+is called a few times, and looked at before and after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedsim.errors import BadValue, RunError
+from fedsim.learn.contents import Leaf, changes, contents, equal
+from fedsim.learn.data import Dataset
+from fedsim.learn.draws import seeded, states
+from fedsim.learn.raised import passes, told
+from fedsim.learn.task import Batch, Task
+
+log = logging.getLogger("fedsim")
+
+SEED = 6103515625
+"""Nobody else's: a model that seeds torch itself is seen to do so."""
+
+SAMPLES = 4
+"""How many samples a model is called with."""
+
+SHARED = "all clients share the module, so it must keep nothing from one call to the next"
+FROM_TORCH = "draw from torch, which is seeded for every client and round"
+
+
+def tried(
+    modules: Sequence[nn.Module], data: Dataset, name: str, device: torch.device, dtype: torch.dtype
+) -> Task:
+    """Try a model out, and return it as a task that knows whether it draws, and what must not change.
+
+    Args:
+        modules: the model, made twice; the first is returned, and is called: so what it computes once is there.
+        data: its first and last samples are used.
+        name: the model's name, for the message.
+        device: where it is to be trained.
+        dtype: the type of its weights.
+
+    Raises:
+        BadValue: with the key ``name``, if the model does not fit the data, is not made the same twice, gives NaN,
+            raises, changes its state in forward, or draws random numbers that cannot be repeated.
+    """
+    with _phase(name, "cannot be used"):
+        first, second = modules
+        if second is first:  # somebody's function returns the same object every time
+            second = copy.deepcopy(first)
+        task, fresh = (Task(module, data.loss, device, dtype) for module in (first, second))
+        trial = Trial(task, fresh, data, name)
+        with _aside(task.device):
+            trial.is_made_the_same()
+            trial.fits()
+            trial.leaves_weights()
+            task.draws = trial.leaves_state()
+            trial.repeats()
+            trial.computes_with_what_it_is_given()
+            trial.starts_well()
+            trial.tells_of_mixing()
+    task.fixed = _lasting(task)
+    return task
+
+
+def check_unchanged(task: Task) -> None:
+    """Refuse the result of a run in which the model has changed what it had not changed when it was tried out.
+
+    Raises:
+        RunError: naming the buffer or the frozen weights.
+    """
+    found = changes(task.fixed, _lasting(task)) if task.fixed else []
+    if found:
+        kind, path = found[0]
+        raise RunError(
+            f"the model has changed its {kind} in forward ({path}), so no result is right; {SHARED}"
+        )
+
+
+@dataclass
+class Trial:
+    """See :func:`tried`."""
+
+    task: Task
+    fresh: Task
+    data: Dataset
+    name: str
+
+    def __post_init__(self) -> None:
+        count = max(1, min(SAMPLES, len(self.data.y) // 2))
+        self.used, self.other = (self._samples(first, count) for first in (0, -count))
+        self.weights, self.others = self.task.initial, 1.1 * self.task.initial + 0.001
+
+    def is_made_the_same(self) -> None:
+        """Refuse initial weights that depend on more than the experiment's seed, or are no numbers."""
+        same = self.fresh.layout == self.task.layout and equal(self.fresh.initial, self.task.initial)
+        if not same or changes(_lasting(self.fresh), _lasting(self.task)):
+            rule = "has other initial weights or buffers when it is made a second time"
+            self._refuse(rule, "draw them from torch, which is seeded by the experiment's seed")
+        bad = [n for n, p in self.task.module.named_parameters() if not bool(torch.isfinite(p).all())]
+        if bad:
+            self._refuse(f"has NaN or infinity in its initial weights ({bad[0]})")
+
+    def fits(self) -> None:
+        """Predict one sample, and refuse a model that cannot, or gives something of another shape."""
+        what = f"does not fit {self.data.name} (samples of shape {self.data.shape})"
+        with _phase(self.name, what), torch.no_grad():
+            outputs = self.task.predict(self.others.clone(), self.used.x[:1])
+        found = tuple(getattr(outputs, "shape", ()))
+        wanted = (1, self.data.classes) if self.task.classifies else (1,)
+        if found != wanted:  # half_square would broadcast [B, 1] against [B] without a word
+            self._refuse(f"gives outputs of shape {found} for one sample of {self.data.name}, not {wanted}")
+
+    def leaves_weights(self) -> None:
+        """Refuse a model that changes the weights it is called with, be they small or large."""
+        for factor in (1.0, 1e3):
+            before = factor * self.weights
+            after = before.clone()
+            try:
+                with _phase(self.name, "fails in evaluation"), torch.no_grad():
+                    self.task.predict(after, self.used.x)
+            except BadValue:
+                if factor == 1:  # weights that large may be too much for an honest model
+                    raise
+            start = 0
+            for path, shape in self.task.layout:
+                end = start + int(np.prod(shape, dtype=np.int64))
+                if not equal(before[start:end], after[start:end]):
+                    hint = "nn.Embedding does so with max_norm: leave that out"
+                    self._refuse(f"changes its weights in forward ({path})", hint)
+                start = end
+
+    def leaves_state(self) -> bool:
+        """Refuse a model that changes its state or draws in evaluation; return whether it draws in training."""
+        draws = False
+        for weights, batch, settled in ((self.others, self.other, False), (self.weights, self.used, True)):
+            with self._watched("evaluation", settled) as drawn, torch.no_grad():
+                self.task.predict(weights.clone(), batch.x)
+            if drawn:
+                hint = "let it do so only if self.training, as F.dropout(x, p, self.training) does"
+                self._refuse("draws random numbers in evaluation, too", hint)
+            with self._watched("training", settled) as drawn:
+                self.task.gradient(weights, batch)
+            draws |= bool(drawn)
+        return draws
+
+    def repeats(self) -> None:
+        """Refuse a model that gives the same samples other outputs, once it has been called with others."""
+        for training in (False, True):
+            outputs = []
+            for task in (self.task, self.fresh):
+                with (
+                    seeded(1, task.device),
+                    torch.no_grad(),
+                    _phase(self.name, "fails when it is called again"),
+                ):
+                    outputs.append(task.predict(self.weights.clone(), self.used.x, training))
+            if not self._close(outputs[0], outputs[1]):
+                found = changes(contents(self.fresh.module), contents(self.task.module))
+                where = f" (attribute {found[0][1]})" if found else ""
+                self._refuse(f"gives the same samples other outputs after other calls{where}", SHARED)
+
+    def computes_with_what_it_is_given(self) -> None:
+        """Refuse a model whose gradient is not the module's own, as when it holds its weights elsewhere, too."""
+        module, batch = self.fresh.module, self.used
+        weights = self.weights + self.weights.abs().mean() * torch.randn_like(self.weights)
+        with _phase(self.name, "fails in training"), seeded(SEED, self.task.device), self.fresh.mode(True):
+            own = [weight for weight in module.parameters() if weight.requires_grad]
+            nn.utils.vector_to_parameters(weights.clone(), own)
+            loss = self.fresh.losses(module(batch.x), batch.y).mean()
+            pieces = torch.autograd.grad(loss, own, allow_unused=True, materialize_grads=True)
+        with _phase(self.name, "fails in training"), seeded(SEED, self.task.device):
+            found, mean = self.task.gradient(weights, batch)
+        wanted = torch.cat([loss.detach().reshape(1), *(piece.reshape(-1) for piece in pieces)])
+        if not self._close(wanted, torch.cat([mean.reshape(1), found]), 10_000):
+            rule = "does not learn from the weights it is called with: its gradient is not the module's own"
+            self._refuse(rule, "use its weights by their names alone, and without checkpoints")
+
+    def starts_well(self) -> None:
+        """Refuse a model whose loss or gradient is no number before it has learned anything."""
+        with _phase(self.name, "fails when it is called again"):
+            outputs = self.task.predict(self.weights.clone(), self.used.x)
+            gradient, mean = self.task.gradient(self.weights, self.used)
+            loss = self.task.losses(outputs, self.used.y)
+        if not all(bool(torch.isfinite(values).all()) for values in (loss, gradient, mean)):
+            what = f"gives a loss or a gradient that is NaN or infinite for samples of {self.data.name}"
+            self._refuse(f"{what} before it has learned anything")
+
+    def tells_of_mixing(self) -> None:
+        """Warn of a model whose outputs for a sample depend on the others in its batch."""
+        with torch.no_grad(), contextlib.suppress(Exception):  # some cannot do with one sample at all
+            few = self.used.x[:2]
+            together = self.task.predict(self.weights.clone(), few)
+            alone = [self.task.predict(self.weights.clone(), x[None]) for x in few]
+            if not torch.allclose(together, torch.cat(alone), rtol=1e-3, atol=1e-4):
+                text = "the outputs of %s depend on what else is in a batch: results depend on evaluate.batch_size"
+                log.warning(text, self.name)
+
+    @contextmanager
+    def _watched(self, mode: str, settled: bool) -> Iterator[list[bool]]:
+        """Refuse what one call changes; yield a list that is empty as long as nothing has been drawn.
+
+        What is not ``settled`` may compute numbers once, for all calls that follow.
+        """
+        drawn: list[bool] = []
+        with self.task.mode(mode == "training"), seeded(SEED, self.task.device):
+            before, others, generators = contents(self.task.module), _foreign(), states(self.task.device)
+            with _phase(self.name, f"fails in {mode}"):
+                yield drawn
+            after = contents(self.task.module)
+            if not all(map(equal, generators, states(self.task.device))):
+                drawn.append(True)
+        for (name, old), (_, new) in zip(others, _foreign(), strict=True):
+            if not equal(old, new):
+                self._refuse(f"draws random numbers from {name}", FROM_TORCH)
+        for kind, path in changes(before, after):
+            if kind in ("weights", "buffer"):
+                hint = "for normalisation, take GroupNorm"
+                self._refuse(f"changes its {kind} in forward ({path})", f"{SHARED}; {hint}")
+            if kind == "number" and settled:
+                self._refuse(f"changes its state in forward (attribute {path})", SHARED)
+
+    def _refuse(self, rule: str, hint: str = "") -> NoReturn:
+        raise BadValue("name", self.name, rule, hint)
+
+    def _close(self, a: Tensor, b: Tensor, bits: int = 100) -> bool:
+        """Compare but for the last bits, which may depend on where in memory a constant is, or on an accelerator."""
+        bits = bits if self.task.device.type == "cpu" else 10_000
+        most = a.nan_to_num(0, 0, 0).abs().max()
+        return torch.allclose(
+            a, b, rtol=0, atol=float(bits * torch.finfo(a.dtype).eps * most), equal_nan=True
+        )
+
+    def _samples(self, first: int, count: int) -> Batch:
+        index = range(len(self.data.y))[first:][:count]
+        task = self.task
+        x, y = (
+            v[index.start : index.stop].to(task.device, task.dtype if v.is_floating_point() else v.dtype)
+            for v in (self.data.x, self.data.y)
+        )
+        return Batch(x, y, torch.ones(count, dtype=task.dtype, device=task.device))
+
+
+@contextmanager
+def _phase(name: str, what: str) -> Iterator[None]:
+    """Turn whatever a model raises into one line."""
+    try:
+        yield
+    except BadValue:
+        raise
+    except BaseException as error:
+        if passes(error):
+            raise
+        raise BadValue("name", name, f"{what}: {told(error)}") from error
+
+
+def _lasting(task: Task) -> dict[str, Leaf]:
+    """Return frozen weights and buffers; all others are in a vector, whatever the module itself holds."""
+    trained = {name for name, _ in task.layout}
+    return {
+        path: leaf
+        for path, leaf in contents(task.module).items()
+        if leaf.kind == "buffer" or (leaf.kind == "weights" and path not in trained)
+    }
+
+
+def _foreign() -> list[tuple[str, Any]]:
+    """Return the states of generators that a model may use and that nobody seeds for a client."""
+    state: dict[str, Any] = np.random.get_state(legacy=False)
+    numpy = (state["state"]["key"].tolist(), state["state"]["pos"], state["has_gauss"], state["gauss"])
+    return [("Python's random", random.getstate()), ("NumPy's global generator", numpy)]
+
+
+@contextmanager
+def _aside(device: torch.device) -> Iterator[None]:
+    """Leave every global generator as it was."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with seeded(SEED, device):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
