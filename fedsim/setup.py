@@ -13,7 +13,7 @@ import numpy as np
 
 from fedsim import parts
 from fedsim.config import Experiment, Strategy
-from fedsim.errors import MISSING, BadValue, ConfigError, Problem
+from fedsim.errors import MISSING, BadValue, ConfigError
 from fedsim.learn import build as learning
 from fedsim.learn.curriculum_expert import consistency
 from fedsim.learn.curriculum_update import ordered
@@ -21,6 +21,7 @@ from fedsim.learn.data import Dataset
 from fedsim.learn.learner import Learner
 from fedsim.learn.local import LocalSGD, LocalUpdate, pace_of, steps_taken
 from fedsim.logs import quiet
+from fedsim.machine import NODE_BYTES, require_room
 from fedsim.memory import check_memory, need_mb
 from fedsim.peer import PeerStrategy
 from fedsim.world import world as worlds
@@ -68,7 +69,7 @@ def prepare(experiment: Experiment, dry: bool = False) -> Setup:
     Raises:
         ConfigError: if any part is unknown, refuses its parameters, or does not fit the others.
     """
-    mistakes: list[Problem] = []
+    mistakes: list[ConfigError] = []
     with _collect(mistakes):
         strategy = make_strategy(experiment)
         if dry:
@@ -85,7 +86,7 @@ def prepare(experiment: Experiment, dry: bool = False) -> Setup:
         with _collect(mistakes), experiment.blame("faults", index):
             parts.check(parts.find("faults", fault.name), fault.params, {"world": 0, "rng": 0})
     if mistakes:
-        raise ConfigError(mistakes)
+        raise ConfigError([problem for mistake in mistakes for problem in mistake.problems]) from mistakes[0]
     if dry and depends_on_values(strategy) is not False:
         learner = replace(learner, assumed=experiment.assume.numbers)
     world = worlds.build(experiment, graph, server)
@@ -99,12 +100,12 @@ def prepare(experiment: Experiment, dry: bool = False) -> Setup:
 
 
 @contextmanager
-def _collect(mistakes: list[Problem]) -> Iterator[None]:
+def _collect(mistakes: list[ConfigError]) -> Iterator[None]:
     """Keep the mistakes of one step, so that the next step can report its own as well."""
     try:
         yield
     except ConfigError as error:
-        mistakes.extend(error.problems)
+        mistakes.append(error)
 
 
 def make_strategy(experiment: Experiment) -> Any:
@@ -186,6 +187,8 @@ def _as_server(experiment: Experiment, part: parts.Part, strategy: Any, select: 
 def make_graph(experiment: Experiment, server: bool) -> Graph:
     """Make the topology: one node for each client or peer, and one more, the last, for a server."""
     size = experiment.data.clients + server
+    with experiment.blame("data"):
+        require_room("clients", experiment.data.clients, size * NODE_BYTES, "their nodes")
     with experiment.blame("topology"):
         if size == 1:
             alone = Graph()

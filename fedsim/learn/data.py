@@ -16,7 +16,9 @@ from torch import Tensor
 
 from fedsim.errors import BadValue, did_you_mean
 from fedsim.learn import idx
+from fedsim.learn.datachecks import check_groups, check_samples, check_targets
 from fedsim.learn.partition import stratified_split as stratified_split
+from fedsim.machine import require_room
 from fedsim.rng import stream
 
 LOSSES = ("cross_entropy", "half_square")
@@ -64,14 +66,14 @@ class Dataset:
         if not (self.classes > 1 if self.loss == "cross_entropy" else self.classes == 0):
             rule = f"cross_entropy needs at least 2 classes, half_square needs 0; the loss is {self.loss}"
             raise BadValue("classes", self.classes, rule)
-        _check_samples("x", self.x, "y", self.y)
-        _check_samples("x_test", self.x_test, "y_test", self.y_test)
+        check_samples("x", self.x, "y", self.y)
+        check_samples("x_test", self.x_test, "y_test", self.y_test)
         if self.x_test.shape[1:] != self.x.shape[1:]:
             raise BadValue("x_test", tuple(self.x_test.shape[1:]), f"must have the shape of x, {self.shape}")
-        _check_targets("y", self.y, self.classes)
-        _check_targets("y_test", self.y_test, self.classes)
+        check_targets("y", self.y, self.classes)
+        check_targets("y_test", self.y_test, self.classes)
         if self.groups is not None:
-            _check_groups(self.groups, len(self.x))
+            check_groups(self.groups, len(self.x))
         if self.optimum is not None and (self.optimum.dim() != 1 or not self.optimum.isfinite().all()):
             raise BadValue("optimum", self.optimum.tolist(), "must be a flat vector of finite numbers")
 
@@ -244,6 +246,9 @@ def synthetic(
     _at_least(1, dimension=dimension, clients=clients)
     _at_least(2, classes=classes)
     _at_least(5, max_samples=max_samples)
+    samples = clients * min(453.0, max_samples)  # without the limit, 50 + exp(4 + 2) are the mean
+    require_room("dimension", dimension, 16.0 * dimension * classes, "one client's model")
+    require_room("clients", clients, samples * (8 * dimension + 32), f"about {samples:.3g} samples")
     train, test, groups = [], [], []
     for client in range(clients):
         rng = stream(seed, "synthetic", client)
@@ -297,6 +302,7 @@ def quadratic(
     if total < dimension:
         rule = f"{clients} clients x {samples} samples must reach the dimension {dimension}"
         raise BadValue("samples", samples, rule)
+    require_room("samples", samples, 4 * 8.0 * total * dimension, f"{total} samples of {dimension} numbers")
     rng = stream(seed, "quadratic")
     # Orthonormal columns make the mean Hessian a.T @ a / total exactly the diagonal matrix asked for.
     columns = np.linalg.qr(rng.standard_normal((total, dimension))).Q
@@ -365,36 +371,3 @@ def _at_least(least: int, **values: float) -> None:
     for key, value in values.items():
         if not least <= value < float("inf"):
             raise BadValue(key, value, f"must be a finite number of at least {least}")
-
-
-def _check_samples(x_key: str, x: Tensor, y_key: str, y: Tensor) -> None:
-    if len(x) == 0:
-        raise BadValue(x_key, tuple(x.shape), "there must be at least 1 sample")
-    if not x.is_floating_point() or not x.isfinite().all():
-        raise BadValue(x_key, str(x.dtype), "inputs must be finite floating-point numbers")
-    if y.shape != x.shape[:1]:
-        raise BadValue(
-            y_key, tuple(y.shape), f"there must be one for each of the {len(x)} samples of {x_key}"
-        )
-
-
-def _check_targets(key: str, y: Tensor, classes: int) -> None:
-    if not classes:
-        if not y.is_floating_point() or not y.isfinite().all():
-            raise BadValue(key, str(y.dtype), "targets must be finite floating-point numbers")
-        return
-    if y.dtype != torch.int64:
-        raise BadValue(key, str(y.dtype), "labels must be of type torch.int64")
-    wrong = y[(y < 0) | (y >= classes)]
-    if len(wrong):
-        raise BadValue(
-            key, int(wrong[0]), f"labels must be between 0 and {classes - 1}, for {classes} classes"
-        )
-
-
-def _check_groups(groups: NDArray[np.int64], samples: int) -> None:
-    if groups.shape != (samples,):
-        raise BadValue("groups", groups.shape, f"there must be one group for each of the {samples} samples")
-    present = np.unique(groups)
-    if not np.array_equal(present, np.arange(len(present))):
-        raise BadValue("groups", present.tolist(), f"must be numbered 0 to {len(present) - 1} without a gap")

@@ -26,6 +26,7 @@ MOST_STEPS = 1_000_000
 """How finely a day may be divided; the times of one node take a megabyte or more."""
 
 Shape = Annotated[float, Field(ge=0.1, le=100)]
+Zones = Annotated[int, Field(ge=1, le=10_000)]
 
 
 def always(node: Node) -> Process:
@@ -108,7 +109,7 @@ def diurnal(
     low: Share,
     high: Share,
     period_s: Positive = 86400.0,
-    zones: Count = 24,
+    zones: Zones = 24,
     step_s: Positive = 60.0,
 ) -> Process:
     """Days and nights: at time t a share low + (high - low) (sin(2πt/T) + 1) / 2 of the nodes is online.
