@@ -14,7 +14,7 @@ MOST_COUNT = 2**31 - 1
 """The largest whole number: the event log has 32 bits for a node and for a round."""
 
 LARGEST = 1e12
-"""The largest number of any other kind."""
+"""The largest number of any other kind, and of a parameter whose type says nothing else."""
 
 MOST_S = 1e11
 """The longest duration in seconds: random ones with such a mean still fit the clock's 64 bits of microseconds."""
@@ -48,7 +48,7 @@ def within(value: Any, key: str = "") -> str:
         key: the parameter's name; those that end in ``_s`` are seconds.
 
     >>> within(2**40), within([1.0, -1e300]), within(1e-9, "timeout_s"), within(0.5, "timeout_s")
-    ('must be at most 2147483647', 'must be at least -1e+12', 'must be at least 1e-06 s, or 0', '')
+    ('must be at most 1e+12', 'must be at least -1e+12', 'must be at least 1e-06 s, or 0', '')
     """
     if isinstance(value, dict | list | tuple):
         inner = value.items() if isinstance(value, dict) else ((key, one) for one in value)
@@ -61,8 +61,6 @@ def within(value: Any, key: str = "") -> str:
         return f"must be at most {MOST_S:g} s"
     if key.endswith("_s") and 0 < value < LEAST_S:
         return f"must be at least {LEAST_S:g} s, or 0"
-    most = MOST_COUNT if isinstance(value, int) else LARGEST
-    shown = most if isinstance(value, int) else f"{most:g}"
-    return (
-        f"must be at most {shown}" if value > most else f"must be at least -{shown}" if value < -most else ""
-    )
+    if value > LARGEST:
+        return f"must be at most {LARGEST:g}"
+    return f"must be at least -{LARGEST:g}" if value < -LARGEST else ""

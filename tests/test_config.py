@@ -557,7 +557,7 @@ draws = st.one_of(
     ),
 )
 values = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text()
+    st.none(), st.booleans(), st.integers(-(10**12), 10**12), st.floats(-1e12, 1e12), st.text()
 )
 params = st.dictionaries(st.text(min_size=1, max_size=6), values, max_size=3)
 part = st.one_of(
