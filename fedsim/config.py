@@ -32,7 +32,7 @@ from fedsim.errors import BadValue, ConfigError, FedsimError
 from fedsim.explain import explain, place
 from fedsim.learn.curriculum import Curriculum, Expert
 from fedsim.places import of_error
-from fedsim.ranges import Count, Duration, NonNegative, Number, Positive, Seed, Threads, Whole
+from fedsim.ranges import Count, Duration, NonNegative, Number, Seed, StepSize, Threads, Whole
 from fedsim.worldblocks import Devices, Network
 from fedsim.yamlfile import Document, Steps, read, write
 
@@ -46,7 +46,7 @@ Name = Annotated[
 ]
 Device = Annotated[str, matching(r"auto|cpu|cuda(:\d{1,3})?", "must be auto, cpu, cuda or cuda:N")]
 Rate = Annotated[
-    Annotated[Positive, Tag("<one>")] | Annotated[list[Positive], Tag("<each>")],
+    Annotated[StepSize, Tag("<one>")] | Annotated[list[StepSize], Tag("<each>")],
     Discriminator(lambda given: "<each>" if isinstance(given, list) else "<one>"),
 ]
 

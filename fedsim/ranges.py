@@ -32,6 +32,9 @@ Threads = Annotated[int, Field(ge=1, le=1024)]
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 NonNegative = Annotated[float, Field(ge=0, le=LARGEST)]
 Positive = Annotated[float, Field(gt=0, le=LARGEST)]
+StepSize = Annotated[float, Field(gt=0, le=1e300)]
+"""A learning rate; what comes of one that is too large is told by the run."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Deviation = Annotated[float, Field(ge=0, le=20)]
 """A standard deviation of logarithms: with more, a number that is drawn may not be finite."""
@@ -59,7 +62,7 @@ def within(value: Any, key: str = "") -> str:
         return "must be a finite number"
     if key.endswith("_s") and value > MOST_S:
         return f"must be at most {MOST_S:g} s"
-    if key.endswith("_s") and 0 < value < LEAST_S:
+    if key.endswith("_s") and key != "at_s" and 0 < value < LEAST_S:  # a moment may be rounded to another
         return f"must be at least {LEAST_S:g} s, or 0"
     if value > LARGEST:
         return f"must be at most {LARGEST:g}"

@@ -463,7 +463,7 @@ def test_a_strategy_that_raises_says_where(make):
 
 def test_weights_that_explode_say_where(make):
     solo = Solo()
-    solo.update = LocalSGD(Local(steps=1, batch_size=10, lr=1e12, weight_decay=1e12))
+    solo.update = LocalSGD(Local(steps=1, batch_size=10, lr=1e38))
     with pytest.raises(NotFiniteError, match="round"):
         make(solo, rounds=3).run()
 
