@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,8 +88,14 @@ def load(source: Source, **overrides: Any) -> Experiment:
     return _load(source, _dotted(overrides))
 
 
-def check(source: Source, overrides: Mapping[str, Any] | None = None, **more: Any) -> Experiment:
+def check(
+    source: Source, overrides: Mapping[str, Any] | None = None, *, timing_only: bool = False, **more: Any
+) -> Experiment:
     """Check everything about an experiment that can be checked before it runs.
+
+    Args:
+        source, overrides, more: as for :func:`run`.
+        timing_only: check it for a run that only keeps time.
 
     Raises:
         ConfigError: with the line, the value and the rule of what is wrong.
@@ -99,7 +106,7 @@ def check(source: Source, overrides: Mapping[str, Any] | None = None, **more: An
     from fedsim.setup import prepare
 
     experiment = _load(source, {**(overrides or {}), **_dotted(more)})
-    prepare(experiment)
+    prepare(experiment, dry=timing_only)
     return experiment
 
 
@@ -256,8 +263,9 @@ def _run(setup: Setup, ending: Ending, progress: Callable[[Progress], None] | No
         _record_start(setup, record)
         observer = Observer(setup.experiment, setup.learner, world, record, progress)
         try:
-            _drive(setup, observer)
-            observer.close()
+            with scenes(setup, observer):
+                _drive(setup, observer)
+                observer.close()
             summary = summarise(setup, observer)
             if not setup.learner.dry:
                 summary["weights_hash"] = _save_weights(setup, observer, ending)
@@ -268,6 +276,29 @@ def _run(setup: Setup, ending: Ending, progress: Callable[[Progress], None] | No
     marks = f"{summary['event_hash']}{summary['weights_hash']}"
     summary["run_hash"] = hashlib.sha256(marks.encode()).hexdigest()
     return Result(path, ending.finish(summary, try_report))
+
+
+@contextmanager
+def scenes(setup: Setup, observer: Observer) -> Iterator[None]:
+    """Say where a run hangs, or where somebody's code wants to end the whole program."""
+    from fedsim.patience import limited
+    from fedsim.pulse import beats
+
+    clock = setup.world.clock
+
+    def signs() -> int:
+        return clock.signs + beats()
+
+    def now() -> tuple[int, float]:
+        return observer.round + 1, clock.now_s
+
+    try:
+        with limited(setup.experiment.compute.patience_s, signs, now):
+            yield
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise RunError(f"{type(error).__name__}: {error}", None, *now()) from error
 
 
 def _drive(setup: Setup, observer: Observer) -> None:

@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from fedsim.errors import BadValue
+from fedsim.ranges import Deviation, NonNegative, Positive, within
 
 
 def matching(pattern: str, rule: str) -> AfterValidator:
@@ -40,18 +41,14 @@ def matching(pattern: str, rule: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("must be a finite number")
-    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _finite(inner)
+def _bounded(value: Any, info: ValidationInfo) -> Any:
+    rule = within(value, info.field_name or "")
+    if rule:
+        raise ValueError(rule)
     return value
 
 
-Count = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Parameter = Annotated[Any, AfterValidator(_finite)]
+Parameter = Annotated[Any, AfterValidator(_bounded)]
 
 
 class Block(BaseModel):
@@ -159,7 +156,7 @@ class Lognormal(Block):
 
     distribution: Literal["lognormal"] = Field(description="the distribution's name")
     median: Positive = Field(description="the median, in the unit of the key")
-    sigma: NonNegative = Field(description="the standard deviation of the natural logarithm")
+    sigma: Deviation = Field(description="the standard deviation of the natural logarithm")
 
     @property
     def least(self) -> tuple[str, float]:

@@ -65,6 +65,8 @@ app = typer.Typer(
 app.add_typer(tracecli.app, name="trace")
 app.add_typer(flowercli.app, name="flower")
 
+_debug = False
+
 Files = Annotated[
     list[Path], typer.Argument(metavar="FILE...", help="Experiment files, run one after the other.")
 ]
@@ -102,8 +104,14 @@ def fedsim(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of a mistake in a file, too.")
+    ] = False,
 ) -> None:
     """Federated and decentralized learning in simulated time."""
+    global _debug
+    del version
+    _debug = debug
 
 
 @app.command()
@@ -124,7 +132,7 @@ def run(
 
         if len(files) > 1:  # a mistake in the last file should not wait for the runs before it
             for file in files:
-                api.check(file, overrides)
+                api.check(file, overrides, timing_only=timing_only)
         for file in files:
             with _shown(quiet) as show:
                 result = api.run(file, overrides=overrides, out=out, timing_only=timing_only, progress=show)
@@ -204,6 +212,8 @@ def _explained() -> Iterator[None]:
     except ConfigError as error:
         for problem in error.problems:
             _say(str(problem))
+        if _debug:
+            _say("".join(traceback.format_exception(error)).rstrip())
         raise typer.Exit(ConfigError.exit_code) from None
     except RunError as error:
         _say(str(error))

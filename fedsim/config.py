@@ -29,20 +29,12 @@ from pydantic import (
 )
 
 from fedsim import parts
-from fedsim.blocks import (
-    Block,
-    Constant,
-    Count,
-    Draw,
-    NonNegative,
-    OpenBlock,
-    Part,
-    Positive,
-    matching,
-)
-from fedsim.errors import BadValue, ConfigError
+from fedsim.blocks import Block, Constant, Draw, OpenBlock, Part, matching
+from fedsim.errors import BadValue, ConfigError, FedsimError
 from fedsim.explain import explain, locate
 from fedsim.learn.curriculum import Curriculum, Expert
+from fedsim.places import of_error
+from fedsim.ranges import Count, Duration, NonNegative, Number, Seed, StepSize, Threads, Whole
 from fedsim.worldblocks import Devices, Network
 from fedsim.yamlfile import Document, Steps, read, write
 
@@ -54,11 +46,13 @@ Name = Annotated[
         r"\.*[A-Za-z0-9_-][A-Za-z0-9_.-]*", "may only contain letters, digits, dots, dashes and underscores"
     ),
 ]
-Device = Annotated[str, matching(r"auto|cpu|cuda(:\d+)?", "must be auto, cpu, cuda or cuda:N")]
+Device = Annotated[str, matching(r"auto|cpu|cuda(:\d{1,3})?", "must be auto, cpu, cuda or cuda:N")]
 Rate = Annotated[
-    Annotated[Positive, Tag("<one>")] | Annotated[list[Positive], Tag("<each>")],
+    Annotated[StepSize, Tag("<one>")] | Annotated[list[StepSize], Tag("<each>")],
     Discriminator(lambda given: "<each>" if isinstance(given, list) else "<one>"),
 ]
+
+DEBUG = "fedsim --debug shows the traceback"
 
 
 Weighting = Literal["samples", "uniform"]
@@ -132,15 +126,15 @@ class Strategy(OpenBlock):
         default="stop",
         description="whether a client's update that fails or has NaN in it stops the run, or is dropped by the server",
     )
-    timeout_s: Positive | None = Field(
+    timeout_s: Duration | None = Field(
         default=3600.0,
         description="how long to wait for other nodes in a round, in simulated seconds; null waits for ever",
     )
     quorum: float = Field(
         default=1.0, gt=0, le=1, description="share of the clients asked whose replies end a server's wait"
     )
-    retries: int = Field(
-        default=0, ge=0, description="how often a server asks a client again whose message or reply was lost"
+    retries: Whole = Field(
+        default=0, description="how often a server asks a client again whose message or reply was lost"
     )
     select: Part | None = Field(
         default=None,
@@ -178,7 +172,7 @@ class Stop(Block):
     """When the run ends: at whatever comes first."""
 
     rounds: Count | None = Field(default=None, description="number of rounds")
-    sim_time_s: Positive | None = Field(default=None, description="simulated seconds")
+    sim_time_s: Duration | None = Field(default=None, description="simulated seconds")
     target: Target | None = Field(default=None, description="the result to reach")
 
     @model_validator(mode="after")
@@ -196,7 +190,7 @@ class Assume(Block):
     """
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, float] = Field(init=False)
+    __pydantic_extra__: dict[str, Number] = Field(init=False)
 
     loss: NonNegative | None = Field(
         default=None,
@@ -223,9 +217,15 @@ class Compute(Block):
     slots: Count | None = Field(
         default=None, description="clients trained in one stacked batch; null is automatic"
     )
-    threads: Count = Field(
+    patience_s: Duration | None = Field(
+        default=3600.0,
+        description="seconds of real time without an event or a step of training after which a run counts as hanging; "
+        "null waits for ever",
+    )
+    threads: Threads = Field(
         default=1,
-        description="threads of one operation on the CPU; more are often slower where cores are few or busy",
+        description="threads of one operation on the CPU, at most 1024; more are often slower where cores are few or "
+        "busy",
     )
 
 
@@ -249,7 +249,7 @@ class Experiment(Block):
     name: Name = Field(
         description="the name of the run's folder; by default the file's name without its ending"
     )
-    seed: int = Field(default=0, ge=0, description="the seed of everything random")
+    seed: Seed = Field(default=0, description="the seed of everything random")
     beside: str | None = Field(
         default=None,
         description="folder in which the modules of dotted paths are looked up, after everything installed and before "
@@ -346,6 +346,24 @@ class Experiment(Block):
             yield
         except BadValue as error:
             raise self.problem(block, error) from error
+        except (FedsimError, KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
+            broken = self.broken(block, error)
+            if broken is None:
+                raise
+            raise broken from error
+
+    def broken(self, block: Steps, error: BaseException) -> ConfigError | None:
+        """Say in one line where a part broke that should have refused something; None if the block names no part."""
+        owner: Any = self
+        for step in block:
+            owner = owner[step] if isinstance(step, int) else getattr(owner, step)
+        if not isinstance(owner, OpenBlock):
+            return None
+        said = next(iter(str(error).splitlines()), "")
+        rule = f"breaks at {of_error(error)}: {type(error).__name__}" + (f": {said}" if said else "")
+        return self.problem(block, BadValue("name", getattr(owner, "name", ""), rule, DEBUG))
 
 
 def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Experiment:

@@ -144,6 +144,11 @@ class StalledError(RunError):
     """Nobody in the simulated world can make progress any more."""
 
 
+def at_round(error: StalledError, round: int, phase: str = "") -> StalledError:
+    """Return a copy of an error that says in which round it happened."""
+    return StalledError(error.reason, error.node, round, error.sim_time_s, phase or error.phase)
+
+
 class NotFiniteError(RunError):
     """Weights or a loss became NaN or infinite."""
 
@@ -186,7 +191,14 @@ def short(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return str(json.dumps(value))
     plain = isinstance(value, str) and (not value or scalars.kind(value) == "str")
-    text = value if plain else repr(value)
+    try:
+        text = value if plain else repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        text = (
+            f"a whole number of {value.bit_length()} bits"
+            if isinstance(value, int)
+            else "a value that is too long"
+        )
     text = repr(text)[1:-1] if len(text.splitlines()) > 1 else text
     return clip(text)
 

@@ -152,7 +152,7 @@ class Observer:
         nodes, share = list(self.models), self.experiment.evaluate.nodes
         if share == 1 or len(nodes) == 1:
             return nodes
-        count = math.ceil(share * len(nodes) - 1e-9)
+        count = max(1, math.ceil(share * len(nodes) - 1e-9))
         rng = stream(self.learner.seed, "evaluate", round=self.round)
         return [nodes[i] for i in sorted(rng.choice(len(nodes), count, replace=False))]
 

@@ -15,22 +15,35 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from fedsim.beside import Place, own_name, place
 from fedsim.errors import MISSING, BadValue, did_you_mean
+from fedsim.ranges import Count, NonNegative, Positive, Share, within
 from fedsim.rules import REQUIRED, UNKNOWN, either
+
+__all__ = [
+    "KINDS",
+    "Count",
+    "NotNegative",
+    "Part",
+    "Positive",
+    "Share",
+    "bind",
+    "call",
+    "check",
+    "find",
+    "names",
+]
+__all__ += ["parameters", "summary"]
 
 Part = Callable[..., Any]
 
 log = logging.getLogger("fedsim")
 
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+NotNegative = NonNegative
 
 KINDS = (
     "strategies",
@@ -275,6 +288,9 @@ def check(part: Part, given: Mapping[str, Any], supplied: Mapping[str, Any] | No
             raise BadValue(key, MISSING, UNKNOWN, did_you_mean(key, choices))
         if key in mistakes:
             raise mistakes[key]
+        limit = within(given[key], key)
+        if limit:
+            raise BadValue(key, given[key], limit)
     for key, parameter in own.items():
         if parameter.kind is parameter.POSITIONAL_ONLY and parameter.default is parameter.empty:
             raise BadValue("name", _path(part), f"has a parameter that cannot be given by name ({key})")

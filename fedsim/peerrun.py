@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable
 
 import simpy
 
-from fedsim.errors import RunError, StalledError, few
+from fedsim.errors import FedsimError, RunError, StalledError, at_round, few
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Learner
 from fedsim.observer import SYSTEM, Observer
 from fedsim.peer import Peer, PeerStrategy
+from fedsim.world import scene
 from fedsim.world.clock import Process, micros
 from fedsim.world.node import Node
 from fedsim.world.world import World
@@ -70,6 +72,18 @@ class PeerRun:
         Raises:
             StalledError: if nobody can make progress any more; says who waits for whom.
         """
+        try:
+            self._run()
+        except StalledError as error:
+            if error.round is None:
+                raise self._placed(error) from error
+            raise
+        except (FedsimError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            raise self._failure(error) from error
+
+    def _run(self) -> None:
         clock, limit_s = self.world.clock, self.observer.experiment.stop.sim_time_s
         self.strategy.setup(self.world.network.graph)
         for name, value in self.strategy.facts().items():
@@ -150,12 +164,30 @@ class PeerRun:
             yield from process
         except simpy.Interrupt:
             return
-        except RunError:
+        except (RunError, GeneratorExit, KeyboardInterrupt):
             raise
-        except Exception as error:
-            now_s = self.world.clock.now_s
-            reason = f"{type(error).__name__}: {error}"
-            raise RunError(reason, peer.id, peer.finished + 1, now_s, type(self.strategy).__name__) from error
+        except BaseException as error:
+            raise self._failure(error, peer.id) from error
+
+    def _failure(self, error: BaseException, node: int | None = None) -> RunError:
+        """Say where an error happened, also one that SimPy raises because of what a process yields."""
+        reason, yields = (
+            f"{type(error).__name__}: {error}",
+            re.search('Invalid yield value "(.*)"', str(error)),
+        )
+        process = self.world.clock.active_process
+        if isinstance(error, RuntimeError) and yields and isinstance(process, simpy.Process):
+            node, line = scene.of_process(process)
+            reason = (
+                f"yields {yields[1]} at {line}, which is no event; write yield from node.sleep(…) or the like"
+            )
+        round = self._round + 1 if node is None else self.peers[node].finished + 1
+        return RunError(reason, node, round, self.world.clock.now_s, type(self.strategy).__name__)
+
+    def _placed(self, error: StalledError) -> StalledError:
+        """Return an error with the round that its node is in."""
+        peer = self.peers.get(-1 if error.node is None else error.node)
+        return at_round(error, (self._round if peer is None else peer.finished) + 1)
 
     def _changed(self, node: Node) -> None:
         self.peers[node.id].was_away |= not node.online

@@ -15,7 +15,7 @@ import numpy as np
 
 from fedsim import parts
 from fedsim.config import Experiment, Strategy
-from fedsim.errors import MISSING, BadValue, ConfigError, FedsimError, Problem
+from fedsim.errors import MISSING, BadValue, ConfigError, FedsimError
 from fedsim.learn import build as learning
 from fedsim.learn.curriculum_expert import consistency
 from fedsim.learn.curriculum_update import ordered
@@ -23,6 +23,7 @@ from fedsim.learn.data import Dataset
 from fedsim.learn.learner import Learner
 from fedsim.learn.local import LocalSGD, LocalUpdate, pace_of, steps_taken
 from fedsim.logs import once
+from fedsim.machine import NODE_BYTES, require_room
 from fedsim.memory import check_memory, need_mb
 from fedsim.peer import PeerStrategy
 from fedsim.world import world as worlds
@@ -75,7 +76,7 @@ def prepare(experiment: Experiment, dry: bool = False) -> Setup:
     Raises:
         ConfigError: if any part is unknown, refuses its parameters, or does not fit the others.
     """
-    mistakes: list[Problem] = []
+    mistakes: list[ConfigError] = []
     with _collect(mistakes):
         strategy = make_strategy(experiment)
         if dry:
@@ -92,7 +93,7 @@ def prepare(experiment: Experiment, dry: bool = False) -> Setup:
         with _collect(mistakes), experiment.blame("faults", index):
             parts.check(experiment.find("faults", fault.name), fault.params, {"world": 0, "rng": 0})
     if mistakes:
-        raise ConfigError(mistakes)
+        raise ConfigError([problem for mistake in mistakes for problem in mistake.problems]) from mistakes[0]
     if dry and depends_on_values(strategy) is not False:
         learner = replace(learner, assumed=experiment.assume.numbers)
     if server:
@@ -110,12 +111,12 @@ def prepare(experiment: Experiment, dry: bool = False) -> Setup:
 
 
 @contextmanager
-def _collect(mistakes: list[Problem]) -> Iterator[None]:
+def _collect(mistakes: list[ConfigError]) -> Iterator[None]:
     """Keep the mistakes of one step, so that the next step can report its own as well."""
     try:
         yield
     except ConfigError as error:
-        mistakes.extend(error.problems)
+        mistakes.append(error)
 
 
 def make_strategy(experiment: Experiment) -> Any:
@@ -197,6 +198,8 @@ def _check_peers(block: Strategy) -> None:
 def make_graph(experiment: Experiment, server: bool) -> Graph:
     """Make the topology: one node for each client or peer, and one more, the last, for a server."""
     size = experiment.data.clients + server
+    with experiment.blame("data"):
+        require_room("clients", experiment.data.clients, size * NODE_BYTES, "their nodes")
     with experiment.blame("topology"):
         if size == 1:
             alone = Graph()

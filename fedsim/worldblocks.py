@@ -6,15 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
-from fedsim.blocks import Block, Constant, Draw, NonNegative, Positive, PositiveDraw
+from fedsim.blocks import Block, Constant, Draw, PositiveDraw
 from fedsim.errors import MISSING, BadValue
+from fedsim.ranges import NonNegative, Positive, Seconds, Whole
 
 EXTRAS = ("joules_per_sample", "joules_per_byte", "memory_mb")
 """What devices may have besides their speed."""
 
 
 Site = Annotated[
-    Annotated[int, Field(ge=0), Tag("<row>")] | Annotated[Literal["best"], Tag("<best>")],
+    Annotated[Whole, Tag("<row>")] | Annotated[Literal["best"], Tag("<best>")],
     Discriminator(lambda given: "<best>" if isinstance(given, str) else "<row>"),
 ]
 
@@ -74,9 +75,9 @@ class Network(Block):
     sharing: Literal["max-min", "greedy", "none"] = Field(
         default="max-min", description="how transfers that cross one link share it: max-min, greedy or none"
     )
-    header_bytes: int = Field(default=64, ge=0, description="bytes that each message has besides its content")
+    header_bytes: Whole = Field(default=64, description="bytes that each message has besides its content")
     server: Server = Field(default_factory=Server, description="how the server is attached, if there is one")
-    detect_s: NonNegative = Field(
+    detect_s: Seconds = Field(
         default=10.0, description="seconds until the server notices that a node went offline"
     )
 
@@ -128,7 +129,7 @@ class Stragglers(Block):
     """The slowest nodes, made slower."""
 
     share: float = Field(gt=0, le=1, description="share of the nodes that are slowed down")
-    factor: float = Field(ge=1, description="how many times longer everything takes them")
+    factor: float = Field(ge=1, le=1_000_000, description="how many times longer everything takes them")
 
 
 class Devices(Extras):

@@ -48,9 +48,7 @@ class Teleportation(PeerStrategy):
         timeout_s: Positive | None = 3600.0,
     ) -> None:
         self.update, self.seed, self.timeout_s = LocalSGD(local), seed, timeout_s
-        self.participants = participants
-        small = base_graph(participants, degree=degree) if participants > 1 else []
-        self.weights = [neighbour_weights(graph) for graph in small] or [{0: {0: 1.0}}]
+        self.participants, self.degree = participants, degree
 
     def check(self, clients: int) -> None:
         """Refuse more active nodes than there are nodes."""
@@ -59,8 +57,10 @@ class Teleportation(PeerStrategy):
             raise BadValue("participants", self.participants, rule)
 
     def setup(self, graph: Graph) -> None:
-        """Count the nodes."""
+        """Count the nodes, and link the places of the active ones."""
         self.n = len(graph)
+        small = base_graph(self.participants, degree=self.degree) if self.participants > 1 else []
+        self.weights = [neighbour_weights(graph) for graph in small] or [{0: {0: 1.0}}]
         ahead = self.n // self.participants  # a node goes on to its next active round, on average so far away
         self.order = lru_cache(maxsize=max(64, 16 * ahead))(self._order)
 

@@ -11,6 +11,7 @@ from typing import Any
 import networkx as nx
 
 from fedsim.errors import BadValue
+from fedsim.machine import LINK_BYTES, require_room
 from fedsim.rng import stream
 from fedsim.world.graph import Graph
 
@@ -22,6 +23,7 @@ __all__ = [
     "exponential",
     "random_regular",
     "require_connected",
+    "require_links",
     "ring",
     "small_world",
     "star",
@@ -64,6 +66,7 @@ def complete(n: int) -> Graph:
     10
     """
     require_two(n)
+    require_links("n", n, n * (n - 1) / 2)
     return require_connected(ordered(nx.complete_graph(n)), "n", n)
 
 
@@ -147,6 +150,7 @@ def random_regular(n: int, *, degree: int, seed: int) -> Graph:
         raise BadValue("degree", degree, f"must be at least 1 and at most n - 1 = {n - 1}")
     if n * degree % 2:
         raise BadValue("degree", degree, f"nodes x degree must be even ({n} x {degree})")
+    require_links("degree", degree, n * degree / 2)
     # The generator tries until it succeeds, which takes minutes for dense graphs: draw the missing links.
     sparse = min(degree, n - 1 - degree)
     graph = nx.random_regular_graph(sparse, n, seed=stream(seed, "topology"))
@@ -177,6 +181,7 @@ def erdos_renyi(n: int, *, p: float, seed: int) -> Graph:
     """
     require_two(n)
     require_probability("p", p)
+    require_links("p", p, p * n * (n - 1) / 2)
     # The generator divides by log(1 - p), which is 0 when p is too small to be subtracted from 1.
     graph = nx.fast_gnp_random_graph(n, p if 1 - p < 1 else 0, seed=stream(seed, "topology"))
     hint = f"try another seed or a larger p (ln(n)/n = {math.log(n) / n:.3g})"
@@ -208,6 +213,7 @@ def small_world(n: int, *, neighbours: int, rewire: float, seed: int) -> Graph:
     if neighbours % 2 or not 2 <= neighbours < n:
         raise BadValue("neighbours", neighbours, f"must be even, at least 2 and at most n - 1 = {n - 1}")
     require_probability("rewire", rewire)
+    require_links("neighbours", neighbours, n * neighbours / 2)
     graph = nx.watts_strogatz_graph(n, neighbours, rewire, seed=stream(seed, "topology"))
     hint = "try another seed, more neighbours or less rewiring"
     return require_connected(ordered(graph), "neighbours", neighbours, hint)
@@ -248,6 +254,19 @@ def require_two(n: int) -> None:
     """
     if n < 2:
         raise BadValue("n", n, "a topology needs at least 2 nodes")
+
+
+def require_links(key: str, value: Any, links: float) -> None:
+    """Refuse more links than this machine has memory for, before any of them is made.
+
+    Raises:
+        BadValue: blames ``key``; says how many links there would be, and what they take.
+
+    >>> require_links("n", 10**9, 5e17)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    fedsim.errors.BadValue: n: 1000000000: needs about 2.5e+11 GB for 5e+17 links, and this machine has ...
+    """
+    require_room(key, value, links * LINK_BYTES, f"{links:.3g} links")
 
 
 def require_connected(graph: Graph, key: str, value: Any, hint: str = "") -> Graph:

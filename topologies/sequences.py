@@ -14,7 +14,7 @@ from fedsim.errors import BadValue
 from fedsim.rng import stream
 from fedsim.world.graph import Graph
 from topologies.directed import circulant, offsets
-from topologies.graphs import ordered, require_two
+from topologies.graphs import ordered, require_links, require_two
 
 Nodes = Sequence[int]
 
@@ -64,6 +64,7 @@ def random_matchings(n: int, *, length: int = 16, seed: int) -> list[Graph]:
     require_two(n)
     if length < 1:
         raise BadValue("length", length, f"must be at least 1, is {length}")
+    require_links("length", length, length * n / 2)
     graphs = []
     for round in range(length):
         order = stream(seed, "topology", round=round).permutation(n).tolist()
@@ -99,7 +100,7 @@ def base_graph(n: int, *, degree: int = 1) -> list[Graph]:
     require_two(n)
     if degree < 1:
         raise BadValue("degree", degree, f"must be at least 1, is {degree}")
-    nodes = range(n)
+    nodes, degree = range(n), min(degree, n - 1)
     plain = _simple(nodes, degree)
     smooth, rough = _split(n, degree)
     if smooth > 1 and rough > 1:

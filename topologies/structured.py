@@ -7,9 +7,10 @@ import math
 import networkx as nx
 
 from fedsim.errors import BadValue
+from fedsim.machine import require_room
 from fedsim.rng import stream
 from fedsim.world.graph import Graph
-from topologies.graphs import ordered, require_connected, require_probability, require_two
+from topologies.graphs import ordered, require_connected, require_links, require_probability, require_two
 
 
 def geometric(n: int, *, radius: float, seed: int) -> Graph:
@@ -36,6 +37,7 @@ def geometric(n: int, *, radius: float, seed: int) -> Graph:
     require_two(n)
     if not 0 < radius < math.inf:
         raise BadValue("radius", radius, f"must be a number above 0, is {radius}")
+    require_links("radius", radius, min(1.0, math.pi * radius**2) * n * (n - 1) / 2)
     places = stream(seed, "topology").random((n, 2))
     graph = nx.random_geometric_graph(
         n, radius, pos={i: (float(x), float(y)) for i, (x, y) in enumerate(places)}
@@ -74,7 +76,13 @@ def stochastic_block(n: int, *, blocks: int, p_in: float, p_out: float, seed: in
         raise BadValue("blocks", blocks, f"must be at least 1 and at most n = {n}")
     require_probability("p_in", p_in)
     require_probability("p_out", p_out)
+    inside = n * (n / blocks - 1) / 2
+    require_links("p_in", p_in, p_in * inside)
+    require_links("p_out", p_out, p_out * (n * (n - 1) / 2 - inside))
+    require_room("blocks", blocks, blocks**2 * 32.0, "the chances of all pairs of blocks")
     sizes = [n // blocks + (b < n % blocks) for b in range(blocks)]
+    # The generator divides by log(1 - p), which is 0 when p is too small to be subtracted from 1.
+    p_in, p_out = (p if 1 - p < 1 else 0.0 for p in (p_in, p_out))
     chances = [[p_in if a == b else p_out for b in range(blocks)] for a in range(blocks)]
     graph = nx.stochastic_block_model(sizes, chances, seed=stream(seed, "topology"))
     key, value = ("p_in", p_in) if blocks == 1 else ("p_out", p_out)

@@ -115,6 +115,7 @@ class SimGrid(Grid):
             Their ids, with which the replies can be pulled.
         """
         lifted: dict[int, ArrayRecord] = {}
+        self.world.clock.count_wait()
         self._stand_still()
         ids = [self._push(message, lifted) for message in list(messages)]
         self._idle = 0 if ids else self._idle
@@ -169,7 +170,7 @@ class SimGrid(Grid):
         """Return how many replies end the wait; a pass before the first round waits for all."""
         if all(self._open[id].round == 0 for id in ids):
             return math.inf
-        return math.ceil(self._quorum * len(ids) - 1e-9)
+        return max(1, math.ceil(self._quorum * len(ids) - 1e-9))
 
     def _pass_time(self, began_us: int, trouble: str) -> None:
         """Let something happen before the strategy asks again, if all it asked for has failed at once."""
@@ -226,8 +227,7 @@ class SimGrid(Grid):
     def _expect(self, end_us: int) -> None:
         """Let time pass until a wait is over, or its end is what happens next: no timer outlives what it is for."""
         clock, wait = self.world.clock, self._awaited
-        while not wait.ready.triggered and clock.peek() < end_us:
-            clock.step()
+        clock.advance(lambda: wait.ready.triggered or clock.peek() >= end_us)
         if not wait.ready.triggered:
             clock.after(end_us - clock.now, wait.end)
 

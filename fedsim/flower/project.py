@@ -18,8 +18,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from pydantic import Field, ValidationError
 
-from fedsim.blocks import Block, Count
+from fedsim.blocks import Block
 from fedsim.errors import MISSING, ConfigError, Problem, RunError, did_you_mean
+from fedsim.ranges import Count
 
 FILE = "pyproject.toml"
 PAIRS = re.compile(r"""(?:"[^"]*"|'[^']*'|\[[^\]]*\]|[^\s"'\[])+""")
@@ -30,7 +31,10 @@ class Settings(Block):
     """The table ``[tool.fedsim]`` of an app: what a simulation should know of it."""
 
     workers: int = Field(
-        default=0, ge=0, description="processes for the ClientApps, if they are safe there; 0 is this process"
+        default=0,
+        ge=0,
+        le=1024,
+        description="processes for the ClientApps, if they are safe there; 0 is this process",
     )
     samples_per_message: Count | None = Field(
         default=None,

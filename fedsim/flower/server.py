@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsim import parts
 from fedsim.config import Experiment
-from fedsim.errors import BadValue, FedsimError, RunError
+from fedsim.errors import BadValue, FedsimError, RunError, StalledError, at_round
 from fedsim.flower import compat
 from fedsim.flower.arrays import pack, unpack
 from fedsim.flower.central import Central
@@ -111,9 +111,13 @@ def run_server(
             )
     except (TimeUp, TargetReached):
         pass
-    except RunError:
+    except StalledError as error:
+        if error.round is None:
+            raise at_round(error, observer.round + 1) from error
         raise
-    except Exception as error:
+    except (RunError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
         reason = f"{type(error).__name__}: {error}"
         name = type(strategy).__name__
         raise RunError(reason, None, observer.round + 1, world.clock.now_s, name) from error

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedsim import parts
 from fedsim.config import Experiment
-from fedsim.errors import BadValue
+from fedsim.errors import BadValue, FedsimError
 from fedsim.learn import models
 from fedsim.learn.curriculum_expert import Judge
 from fedsim.learn.data import Dataset
@@ -113,6 +113,10 @@ def deal(experiment: Experiment, dataset: Dataset, difficulty: Callable[[], np.n
         # The number of clients stands one level above the partition that refuses it.
         block = ("data",) if error.key == "clients" else ("data", "partition")
         raise experiment.problem(block, error) from error
+    except (FedsimError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise experiment.broken(("data", "partition"), error) or error from error
     return owned
 
 

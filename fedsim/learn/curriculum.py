@@ -15,7 +15,8 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
-from fedsim.blocks import Block, Count, NonNegative, Positive
+from fedsim.blocks import Block
+from fedsim.ranges import Count, NonNegative, Positive
 
 Family = Literal["linear", "quad", "root", "sqrt", "step", "exp", "log"]
 Ordering = Literal["curriculum", "anti", "random", "vanilla"]

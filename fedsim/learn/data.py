@@ -19,6 +19,7 @@ from fedsim.learn import idx
 from fedsim.learn.dataset import LOSSES as LOSSES
 from fedsim.learn.dataset import Dataset as Dataset
 from fedsim.learn.partition import stratified_split as stratified_split
+from fedsim.machine import require_room
 from fedsim.rng import stream
 
 
@@ -185,6 +186,9 @@ def synthetic(
     _at_least(1, dimension=dimension, clients=clients)
     _at_least(2, classes=classes)
     _at_least(5, max_samples=max_samples)
+    samples = clients * min(453.0, max_samples)  # without the limit, 50 + exp(4 + 2) are the mean
+    require_room("dimension", dimension, 16.0 * dimension * classes, "one client's model")
+    require_room("clients", clients, samples * (8 * dimension + 32), f"about {samples:.3g} samples")
     train, test, groups = [], [], []
     for client in range(clients):
         rng = stream(seed, "synthetic", client)
@@ -238,6 +242,7 @@ def quadratic(
     if total < dimension:
         rule = f"{clients} clients x {samples} samples must reach the dimension {dimension}"
         raise BadValue("samples", samples, rule)
+    require_room("samples", samples, 4 * 8.0 * total * dimension, f"{total} samples of {dimension} numbers")
     rng = stream(seed, "quadratic")
     # Orthonormal columns make the mean Hessian a.T @ a / total exactly the diagonal matrix asked for.
     columns = np.linalg.qr(rng.standard_normal((total, dimension))).Q

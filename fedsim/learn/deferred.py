@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from fedsim.errors import ValueNeeded
+from fedsim.pulse import beat
 
 Inputs = dict[str, Any]
 
@@ -230,6 +231,7 @@ def _run(values: Sequence[Deferred]) -> None:
     inputs = [{name: source._value for name, source in value._inputs.items()} for value in values]
     assert calls[0] is not None
     results = calls[0].run(calls, inputs)
+    beat()
     for value, result in zip(values, results, strict=True):
         value._value, value._call, value._inputs, value._depth = result, None, {}, 0
 

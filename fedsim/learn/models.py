@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from fedsim.errors import BadValue, FedsimError
 from fedsim.learn.raised import passes, told
+from fedsim.machine import require_room
 from fedsim.parts import call
 
 
@@ -79,6 +80,8 @@ def mlp(*, shape: tuple[int, ...], classes: int, hidden: list[int] | int = 64) -
             "hidden", hidden, "every hidden layer needs a width of at least 1", "use softmax for none"
         )
     sizes = [_size(shape), *widths]
+    weights = sum(a * b for a, b in pairwise([*sizes, classes]))
+    require_room("hidden", hidden, 3 * 4.0 * weights, f"{weights:.3g} weights, a gradient and a client's own")
     layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(sizes[-1], classes))
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Callable, Generator
 from heapq import heapify, heappop
+from itertools import repeat
 from typing import Any, cast
 
 import simpy
 from simpy.core import EmptySchedule
-from simpy.events import NORMAL
+from simpy.events import NORMAL, URGENT
 
-from fedsim.errors import StalledError
+from fedsim.errors import RunError, StalledError
+from fedsim.world import scene
 
 Process = Generator[simpy.Event, Any, Any]
 """What a SimPy process is written as."""
@@ -23,6 +27,15 @@ MICRO = 1_000_000
 
 EMPTY = 100
 """How many moments without a call may stand in the schedule."""
+
+END_US = 2**63 - 1
+"""The last microsecond that the event log can hold, after 292,000 years."""
+
+MOST_EVENTS, MOST_WAITS = 1_000_000, 10_000
+"""So many events, and waits for one, may fall into one microsecond in a world of few nodes."""
+
+LOOKS = 2000
+"""So many events are looked at to find out who spins."""
 
 Calls = list[tuple[Callable[..., Any], tuple[Any, ...]]]
 
@@ -53,6 +66,20 @@ class Clock(simpy.Environment):
         super().__init__(0)
         self._due: dict[int, Calls] = {}
         self._empty = 0
+        self._most_events, self._most_waits = MOST_EVENTS, MOST_WAITS
+        self._waits, self._waited_us = 0, -1
+        self._ends, self._looks = False, 0
+
+    def expect(self, nodes: int) -> None:
+        """Allow as many events and waits in one microsecond as so many nodes can need, all of them with each other."""
+        self._most_events = min(MOST_EVENTS + 10 * nodes**2, 100 * MOST_EVENTS)
+        self._most_waits = MOST_WAITS + 10 * nodes
+
+    @property
+    def signs(self) -> int:
+        """How many events have been planned; asking takes a number of them, which changes no event's turn."""
+        self._looks += 1
+        return next(self._eid) - self._looks + 1
 
     @property
     def now(self) -> int:
@@ -72,6 +99,8 @@ class Clock(simpy.Environment):
         """
         if type(delay) is not int:
             raise TypeError(f"a delay is a whole number of microseconds, not {delay!r}; use micros(seconds)")
+        if self._now + delay > END_US:
+            delay = self._to_the_end()
         return simpy.Timeout(self, delay, value)
 
     def after(self, delay_us: int, call: Callable[..., Any], *args: Any) -> None:
@@ -87,6 +116,8 @@ class Clock(simpy.Environment):
         if delay_us < 0:
             raise ValueError(f"a delay is at least 0, not {delay_us}")
         due_us: int = self._now + delay_us  # type: ignore[assignment]  # as above
+        if due_us > END_US:
+            due_us, delay_us = END_US, self._to_the_end()
         calls = self._due.get(due_us)
         if calls is None:
             calls = self._due[due_us] = []
@@ -154,16 +185,77 @@ class Clock(simpy.Environment):
         Raises:
             StalledError: if nothing is left that could make it happen.
         """
-        step, wanted = self.step, cast(Any, event)
+        wanted = cast(Any, event)
+        self.count_wait()
         try:
-            while wanted.callbacks is not None:  # quicker than asking whether it has been processed
-                step()
+            self._step_while(wanted)
         except EmptySchedule:
             reason = f"nothing is left to happen, still waiting for {waiting_for()}"
             raise StalledError(reason, sim_time_s=self.now_s) from None
         if isinstance(event.value, BaseException) and not event.ok:
             raise event.value
         return event.value
+
+    def advance(self, done: Callable[[], bool]) -> None:
+        """Let time pass, event by event, until something holds.
+
+        Raises:
+            StalledError: if events go on and on, and no time passes.
+        """
+        while not done():
+            began_us = self._now
+            for _ in repeat(None, self._most_events):
+                self.step()
+                if done():
+                    return
+            self._check_moves(began_us)
+
+    def _step_while(self, pending: Any) -> None:
+        """Take steps until an event has been processed; between many of them, see whether time passes at all."""
+        step = self.step
+        while True:
+            began_us = self._now
+            for _ in repeat(None, self._most_events):
+                if pending.callbacks is None:  # quicker than asking whether it has been processed
+                    return
+                step()
+            self._check_moves(began_us)
+
+    def _check_moves(self, began_us: int | float) -> None:
+        if self._now > began_us:
+            return
+        seen: Counter[scene.Scene] = Counter()
+        for _ in repeat(None, LOOKS):
+            seen.update(scene.of_event(self._queue[0][-1]))
+            self.step()
+        node, line = seen.most_common(1)[0][0] if seen else scene.Scene(None, "")
+        reason = f"time stands still: more than {self._most_events} events in one microsecond"
+        raise StalledError(reason + (f", most of them from {line}" if line else ""), node, None, self.now_s)
+
+    def count_wait(self) -> None:
+        """Notice somebody who waits or asks again and again while no time passes, such as a loop of a server.
+
+        Raises:
+            StalledError: if that is too often in one microsecond; says where.
+        """
+        if self._now != self._waited_us:
+            self._waits, self._waited_us = 0, self.now
+        self._waits += 1
+        if self._waits > self._most_waits:
+            line = scene.of_thread(threading.get_ident()).line
+            reason = f"time stands still: {self._most_waits} waits or requests in one microsecond"
+            raise StalledError(f"{reason}, the last one at {line}", sim_time_s=self.now_s)
+
+    def _to_the_end(self) -> int:
+        """Return how long it is to the end of time, where whatever would come later ends the run."""
+        left_us = END_US - self.now
+        if not self._ends:
+            self._ends = True
+            self.schedule(_Moment(self, [(self._end, ())]), URGENT, left_us)
+        return left_us
+
+    def _end(self) -> None:
+        raise RunError("nothing happens any more until the end of simulated time", sim_time_s=self.now_s)
 
 
 class Timer:

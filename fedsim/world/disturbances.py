@@ -14,6 +14,7 @@ import numpy as np
 
 from fedsim.errors import MISSING, BadValue
 from fedsim.parts import Count, NotNegative, Positive, Share
+from fedsim.ranges import Times
 from fedsim.rng import stream
 from fedsim.world.clock import Process, micros
 from fedsim.world.network import Hazard, Transfer
@@ -39,7 +40,7 @@ def partition(
     cut: list[list[int]] | None = None,
     fraction: Share | None = None,
     every_s: Positive | None = None,
-    times: Count = 1,
+    times: Times = 1,
 ) -> Process:
     """The network falls apart into groups for a while: messages from one to another are lost.
 
@@ -138,7 +139,7 @@ def link_down(
     edge: list[int] | None = None,
     count: Count | None = None,
     every_s: Positive | None = None,
-    times: Count = 1,
+    times: Times = 1,
 ) -> Process:
     """Links stop working for a while; messages take another way if there is one, and are lost otherwise.
 
@@ -207,7 +208,7 @@ def message_loss(
     count: Count | None = None,
     fraction: Share | None = None,
     every_s: Positive | None = None,
-    times: Count = 1,
+    times: Times = 1,
 ) -> Process:
     """Messages are lost: all their bytes are sent, and nothing arrives.
 
@@ -249,7 +250,7 @@ def message_delay(
     count: Count | None = None,
     fraction: Share | None = None,
     every_s: Positive | None = None,
-    times: Count = 1,
+    times: Times = 1,
 ) -> Process:
     """Messages take longer than they should, each by another time, so that they may overtake each other.
 
@@ -294,7 +295,7 @@ def message_duplication(
     count: Count | None = None,
     fraction: Share | None = None,
     every_s: Positive | None = None,
-    times: Count = 1,
+    times: Times = 1,
 ) -> Process:
     """Messages are sent twice; the copy costs as many bytes as the original.
 

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from fedsim.errors import MISSING, BadValue
 from fedsim.parts import Count, NotNegative, Positive, Share
+from fedsim.ranges import Times
 from fedsim.rng import stream
 from fedsim.world.clock import Process, micros
 from fedsim.world.node import Corruption, Node
@@ -38,7 +39,7 @@ def crash(
     count: Count | None = None,
     fraction: Share | None = None,
     every_s: Positive | None = None,
-    times: Count = 1,
+    times: Times = 1,
 ) -> Process:
     """Nodes stop for good at a given time.
 
@@ -74,7 +75,7 @@ def crash_recover(
     count: Count | None = None,
     fraction: Share | None = None,
     every_s: Positive | None = None,
-    times: Count = 1,
+    times: Times = 1,
 ) -> Process:
     """Nodes stop at a given time and are back a while later.
 
@@ -106,7 +107,7 @@ def server_crash(
     at_s: NotNegative,
     down_s: Positive,
     every_s: Positive | None = None,
-    times: Count = 1,
+    times: Times = 1,
 ) -> Process:
     """The server stops at a given time and is back a while later, remembering everything.
 
@@ -190,7 +191,7 @@ def slow_down(
     count: Count | None = None,
     fraction: Share | None = None,
     every_s: Positive | None = None,
-    times: Count = 1,
+    times: Times = 1,
 ) -> Process:
     """Work takes longer for a while, also what is left of work that has begun.
 
@@ -234,7 +235,7 @@ def corrupt(
     count: Count | None = None,
     fraction: Share | None = None,
     every_s: Positive | None = None,
-    times: Count = 1,
+    times: Times = 1,
 ) -> Process:
     """The models that nodes send are not what they should be.
 

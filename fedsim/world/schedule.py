@@ -11,14 +11,12 @@ from typing import TypeVar
 import numpy as np
 
 from fedsim.errors import MISSING, BadValue
+from fedsim.ranges import MOST_S
 from fedsim.world.clock import Process, micros
 from fedsim.world.node import Node
 from fedsim.world.world import World
 
 Target = TypeVar("Target")
-
-MOST_S = 1e11
-"""The longest duration in seconds: random ones with such a mean still fit the event log's 64 bits of microseconds."""
 
 Step = tuple[int, Callable[[], None]]
 """A time in microseconds, and what happens then."""

@@ -11,14 +11,15 @@ import numpy as np
 
 from fedsim import parts, rng
 from fedsim.config import Draw, Experiment
-from fedsim.errors import BadValue
-from fedsim.world.clock import MICRO, Clock, micros
+from fedsim.errors import BadValue, FedsimError, RunError, StalledError
+from fedsim.world.clock import MICRO, Clock, Process, micros
 from fedsim.world.devices import Kit, kits
 from fedsim.world.graph import Graph
 from fedsim.world.log import EventLog
 from fedsim.world.matrix import Matrix, note, read
 from fedsim.world.network import Access, Network
 from fedsim.world.node import Node
+from fedsim.yamlfile import Steps
 
 MEGA = 1_000_000
 
@@ -121,6 +122,7 @@ def build(experiment: Experiment, graph: Graph, server: bool) -> World:
     clock = Clock()
     log = EventLog(clock)
     seed, size = experiment.seed, graph.number_of_nodes()
+    clock.expect(size)
     settings = experiment.network
     with experiment.blame("network"):
         matrix, notes = None, []
@@ -166,15 +168,36 @@ def start(world: World, experiment: Experiment) -> None:
     with experiment.blame("churn"):
         part, members = experiment.find("churn", experiment.churn.name), world.members
         live = parts.bind(part, experiment.churn.params, ("node", "rng", "n"))
+        draws = "rng" in parts.parameters(part)
         for node in members:
-            world.clock.process(live(node=node, rng=rng.stream(seed, "churn", node.id), n=len(members)))
+            own = rng.stream(seed, "churn", node.id) if draws else None
+            process = live(node=node, rng=own, n=len(members))
+            world.clock.process(_told(world.clock, experiment, ("churn",), process, node.id))
     for index, fault in enumerate(experiment.faults):
         with experiment.blame("faults", index):
             part = experiment.find("faults", fault.name)
             supplied = {"world": world, "rng": rng.stream(seed, "faults", round=index)}
-            world.clock.process(parts.call(part, fault.params, supplied))
-    while world.clock.peek() == 0:  # who is offline at the start must be so before anybody looks
-        world.clock.step()
+            process = parts.call(part, fault.params, supplied)
+            world.clock.process(_told(world.clock, experiment, ("faults", index), process))
+    try:  # who is offline at the start must be so before anybody looks
+        world.clock.advance(lambda: world.clock.peek() > 0)
+    except StalledError as error:
+        raise experiment.problem(("churn",), BadValue("name", experiment.churn.name, error.reason)) from error
+
+
+def _told(
+    clock: Clock, experiment: Experiment, block: Steps, process: Process, node: int | None = None
+) -> Process:
+    """Go through a process of churn or a fault; one that breaks ends check with one line, and a run with its scene."""
+    try:
+        yield from process
+    except (FedsimError, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        broken = experiment.broken(block, error) if clock.now == 0 else None
+        name = block[0] if isinstance(block[0], str) else ""
+        reason = f"{type(error).__name__}: {error}"
+        raise broken or RunError(reason, node, None, clock.now_s, name) from error
 
 
 def _pairs(experiment: Experiment, wired: Graph) -> Callable[[int, int], int]:

@@ -12,6 +12,7 @@ from fedsim.learn.draws import seeded
 from fedsim.learn.engines.base import Engine, TrainJob, metrics
 from fedsim.learn.local import CHUNK, State
 from fedsim.learn.task import Batch, Task
+from fedsim.pulse import beat
 
 
 class Sequential(Engine):
@@ -36,6 +37,7 @@ class Sequential(Engine):
             index = own[torch.from_numpy(row[row >= 0]).to(own.device)]
             batch = Batch(x[index], y[index], torch.ones(len(index), dtype=self.task.dtype, device=x.device))
             state = job.update.step(self.task.gradient, state, batch)
+            beat()
         return job.update.final(state)
 
     def scores(self, order: Order, job: TrainJob) -> Tensor:
@@ -61,6 +63,7 @@ def score(task: Task, weights: Tensor, x: Tensor, y: Tensor, chunk: int) -> dict
     losses = hits = 0.0
     for inputs, labels in zip(torch.split(x, chunk), torch.split(y, chunk), strict=True):
         outputs = task.predict(weights, inputs)
+        beat()
         losses += float(task.losses(outputs, labels).sum(dtype=torch.float64))
         if task.classifies:
             hits += float((outputs.argmax(-1) == labels).sum())

@@ -16,6 +16,7 @@ from fedsim.learn.engines.base import Engine, Shard, TrainJob, metrics
 from fedsim.learn.engines.sequential import score
 from fedsim.learn.local import CHUNK, LocalUpdate, State
 from fedsim.learn.task import Batch, Task
+from fedsim.pulse import beat
 
 SLOW = ".*performance drop.*"
 """What torch warns of where it does an operation for one client after another."""
@@ -67,6 +68,7 @@ class Stacked(Engine):
             batch = Batch(self.data.x[picked], self.data.y[picked], weight[:, step])
             new = vmap(lambda s, b: update.step(self.task.pure_gradient, s, b))(state, batch)
             state = _where(steps > step, new, state)
+            beat()
         final = vmap(update.final)(state)
         return [{name: rows[i].clone() for name, rows in final.items()} for i in range(len(jobs))]
 
@@ -137,6 +139,7 @@ class Stacked(Engine):
         hits = torch.zeros_like(losses)
         for inputs, labels in zip(torch.split(x, chunk), torch.split(y, chunk), strict=True):
             outputs = vmap(self.task.predict, in_dims=(0, None))(stack, inputs)
+            beat()
             losses += vmap(self.task.losses, in_dims=(0, None))(outputs, labels).sum(-1, dtype=torch.float64)
             if self.task.classifies:
                 hits += (outputs.argmax(-1) == labels).sum(-1)

@@ -1,0 +1,56 @@
+"""What the machine has, and whether what an experiment needs fits into it; asked before the memory itself is."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+from fedsim.errors import BadValue
+
+NODE_BYTES = 3000
+"""About what a node of the simulated world takes: itself, its process, its inbox, its place in the graph."""
+
+LINK_BYTES = 500
+"""About what a link takes in the graphs that are made on the way from a topology to a network."""
+
+LIMITS = "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"
+"""Where Linux says how much a container may use."""
+
+
+@functools.cache
+def memory_bytes() -> int:
+    """Return the memory of this machine, or of the container that this process is in.
+
+    >>> memory_bytes() > 2**26
+    True
+    """
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for limit in map(Path, LIMITS):
+        text = limit.read_text(encoding="utf-8").strip() if limit.exists() else ""
+        found += [int(text)] if text.isdecimal() else []
+    return min(found)
+
+
+def require_room(key: str, value: Any, need_bytes: float, what: str, hint: str = "") -> None:
+    """Refuse what does not fit into the memory of this machine.
+
+    Args:
+        key: the parameter to blame.
+        value: what that parameter was.
+        need_bytes: an estimate of what it takes.
+        what: what takes it, in words.
+        hint: what to do about it.
+
+    Raises:
+        BadValue: if it is more than the machine has; says both.
+
+    >>> require_room("n", 10**9, 2.0**70, "its links")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    fedsim.errors.BadValue: n: 1000000000: needs about 1.18e+12 GB for its links, and this machine has ...
+    """
+    have = memory_bytes()
+    if need_bytes > have:
+        rule = f"needs about {need_bytes / 1e9:.3g} GB for {what}, and this machine has {have / 1e9:.3g} GB"
+        raise BadValue(key, value, rule, hint)
