@@ -6,6 +6,7 @@ sample is lost or held twice, whatever the rule, and returns one sorted index ar
 
 from __future__ import annotations
 
+import heapq
 from typing import Any
 
 import numpy as np
@@ -258,14 +259,25 @@ def top_up(owner: Indices, clients: int, minimum: int, rng: np.random.Generator)
     >>> top_up(np.array([0, 0, 0, 1]), 3, 1, np.random.default_rng(0)).tolist().count(2)
     1
     """
-    owner, held = owner.copy(), np.bincount(owner, minlength=clients)
-    for client in np.flatnonzero(held < minimum):
+    owner, held = owner.copy(), np.bincount(owner, minlength=clients).tolist()
+    most = [(-count, client) for client, count in enumerate(held)]
+    heapq.heapify(most)
+    members: dict[int, Indices] = {}
+    for client in [client for client, count in enumerate(held) if count < minimum]:
         while held[client] < minimum:
-            # As there are clients * minimum samples, whoever holds most can spare one.
-            giver = int(held.argmax())
-            owner[rng.choice(np.flatnonzero(owner == giver))] = client
-            held[giver] -= 1
-            held[client] += 1
+            # As there are clients * minimum samples, whoever holds most can spare one; of several, the first.
+            while -most[0][0] != held[most[0][1]]:
+                heapq.heappop(most)  # what somebody held before
+            giver = most[0][1]
+            own = members.get(giver)
+            own = np.flatnonzero(owner == giver) if own is None else own
+            sample = rng.choice(own)
+            owner[sample] = client
+            members[giver] = own[own != sample]
+            members.pop(client, None)
+            for one, change in ((giver, -1), (client, 1)):
+                held[one] += change
+                heapq.heappush(most, (-held[one], one))
     return owner
 
 

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -24,6 +24,12 @@ from fedsim.world.traces import Availability, read_availability
 
 MOST_STEPS = 1_000_000
 """How finely a day may be divided; the times of one node take a megabyte or more."""
+
+MOST_VALUES = 10_000_000
+"""Time zones times steps of a day, at most."""
+
+MANY = 50
+"""From so many nodes on, it is quicker to find out first what is the same for all of them."""
 
 Shape = Annotated[float, Field(ge=0.1, le=100)]
 Zones = Annotated[int, Field(ge=1, le=10_000)]
@@ -105,6 +111,7 @@ def weibull(
 def diurnal(
     node: Node,
     rng: np.random.Generator,
+    n: int = 1,
     *,
     low: Share,
     high: Share,
@@ -122,6 +129,7 @@ def diurnal(
     Args:
         node: the node that comes and goes.
         rng: its own stream, from which it draws φ and b; after that, every day is the same.
+        n: number of clients or peers; many of them share what is the same for all.
         low: share online at the deepest point, at t = 3T/4.
         high: share online at the peak, at t = T/4.
         period_s: T, the length of a day in seconds.
@@ -132,32 +140,98 @@ def diurnal(
         The process.
 
     Raises:
-        BadValue: if low is above high, or the step does not divide the day into 1 to 1,000,000 parts.
+        BadValue: if low is above high, or the step does not divide the day into 1 to 1,000,000 parts, fewer where
+            there are many time zones.
     """
     if low > high:
         raise BadValue("low", low, f"must be at most high ({high:g})")
     period_us, step_us = max(micros(period_s), 1), max(micros(step_s), 1)
-    if not step_us <= period_us <= MOST_STEPS * step_us:
-        rule = f"a day of {period_s:g} s must have 1 to {MOST_STEPS} steps"
+    most = min(MOST_STEPS, MOST_VALUES // zones)
+    if not step_us <= period_us <= most * step_us:
+        rule = f"a day of {period_s:g} s must have 1 to {most} steps"
         raise BadValue("step_s", step_s, rule)
     zone, bias = int(rng.integers(zones)), float(rng.beta(2, 5))
-    begin_us = np.arange(0, period_us, step_us)
-    angle = 2 * np.pi * begin_us / period_us
-    share = low + (high - low) * (np.sin(angle) + 1) / 2
-    online = _higher(angle, 2 * np.pi * np.arange(zones) / zones, zone, bias) <= share
+    day = _Day(low, high, period_us, step_us, zones)
+    online = day.online(zone, bias) if n < MANY else _shared(day).online(zone, bias)
+    begin_us = day.begin_us
     switches = np.flatnonzero(np.diff(online, prepend=False, append=False))
     edges = np.append(begin_us, period_us)[switches].tolist()
     return _replay(node, list(zip(edges[::2], edges[1::2])), period_us)
 
 
-def _higher(angle: np.ndarray, phases: np.ndarray, zone: int, bias: float) -> np.ndarray:
-    """Return the probability that another node scores higher than one of a zone, at each angle."""
-    own = np.sin(angle + phases[zone]) + bias
-    above = np.zeros_like(angle)
-    for phase in phases:
-        x = np.clip(own - np.sin(angle + phase), 0, 1)
-        above += (1 - x) ** 5 * (1 + 5 * x)  # P(b > x) for b ~ Beta(2, 5)
-    return above / len(phases)
+class _Day(NamedTuple):
+    """What is the same for all nodes on a day of :func:`diurnal`."""
+
+    low: float
+    high: float
+    period_us: int
+    step_us: int
+    zones: int
+
+    @property
+    def begin_us(self) -> np.ndarray:
+        return np.arange(0, self.period_us, self.step_us)
+
+    @property
+    def angle(self) -> np.ndarray:
+        return 2 * np.pi * self.begin_us / self.period_us
+
+    @property
+    def phases(self) -> np.ndarray:
+        return 2 * np.pi * np.arange(self.zones) / self.zones
+
+    def share(self, angle: np.ndarray) -> np.ndarray:
+        """Return the share of the nodes that is online at each angle."""
+        share: np.ndarray = self.low + (self.high - self.low) * (np.sin(angle) + 1) / 2
+        return share
+
+    def online(self, zone: int, bias: float) -> np.ndarray:
+        """Return at which steps a node is online."""
+        angle = self.angle
+        online: np.ndarray = self.above(angle, np.sin(angle + self.phases[zone]) + bias) <= self.share(angle)
+        return online
+
+    def above(self, angle: np.ndarray, score: np.ndarray) -> np.ndarray:
+        """Return the probability that another node scores higher, at each angle."""
+        above = np.zeros_like(angle)
+        for phase in self.phases:
+            x = np.clip(score - np.sin(angle + phase), 0, 1)
+            above += (1 - x) ** 5 * (1 + 5 * x)  # P(b > x) for b ~ Beta(2, 5)
+        return above / self.zones
+
+
+class _Thresholds:
+    """The scores from which on a node is online, found once for many nodes, within a millionth.
+
+    Args:
+        day: says when a node is online; where a score is too near to a threshold, it is asked.
+    """
+
+    def __init__(self, day: _Day) -> None:
+        self.day, self.angle, self.phases = day, day.angle, day.phases
+        self.wave = functools.lru_cache(maxsize=24)(lambda zone: np.sin(self.angle + self.phases[zone]))
+        share = day.share(self.angle)
+        self.least, self.most = (
+            np.full_like(share, -2.0),
+            np.full_like(share, 3.0),
+        )  # scores are from -9/7 to 12/7
+        while (self.most - self.least).max() > 1e-6:
+            middle = (self.least + self.most) / 2
+            enough = day.above(self.angle, middle) <= share
+            self.most, self.least = np.where(enough, middle, self.most), np.where(enough, self.least, middle)
+
+    def online(self, zone: int, bias: float) -> np.ndarray:
+        """Return at which steps a node is online, the same as the day itself does."""
+        score = self.wave(zone) + bias
+        online: np.ndarray = score >= self.most
+        near = np.flatnonzero((self.least <= score) & ~online)
+        if near.size:
+            angle = self.angle[near]
+            online[near] = self.day.above(angle, score[near]) <= self.day.share(angle)
+        return online
+
+
+_shared = functools.lru_cache(maxsize=4)(_Thresholds)
 
 
 def trace(node: Node, *, path: str) -> Process:

@@ -160,8 +160,10 @@ def start(world: World, experiment: Experiment) -> None:
     with experiment.blame("churn"):
         part, members = parts.find("churn", experiment.churn.name), world.members
         live = parts.bind(part, experiment.churn.params, ("node", "rng", "n"))
+        draws = "rng" in parts.parameters(part)
         for node in members:
-            process = live(node=node, rng=rng.stream(seed, "churn", node.id), n=len(members))
+            own = rng.stream(seed, "churn", node.id) if draws else None
+            process = live(node=node, rng=own, n=len(members))
             world.clock.process(_told(world.clock, experiment, ("churn",), process, node.id))
     for index, fault in enumerate(experiment.faults):
         with experiment.blame("faults", index):

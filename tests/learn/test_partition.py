@@ -285,3 +285,18 @@ def test_stratified_split_keeps_the_proportions(labels, share, seed):
 def test_stratified_split_refuses_a_share(share):
     with pytest.raises(BadValue, match="test_share"):
         partition.stratified_split(np.arange(4), share, stream(0, "split"))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_topping_up_takes_from_whoever_holds_most_each_time(seed):
+    draw = np.random.default_rng(seed)
+    clients, minimum = int(draw.integers(1, 30)), int(draw.integers(1, 6))
+    owner = draw.integers(0, draw.integers(1, clients + 1), clients * minimum + int(draw.integers(0, 60)))
+    expected, rng = owner.copy(), np.random.default_rng(seed)
+    for client in range(clients):  # word by word, looking at everything again for every sample
+        while (expected == client).sum() < minimum:
+            giver = np.bincount(expected, minlength=clients).argmax()
+            expected[rng.choice(np.flatnonzero(expected == giver))] = client
+    found = partition.top_up(owner, clients, minimum, np.random.default_rng(seed))
+    assert found.tolist() == expected.tolist()
+    assert np.bincount(found, minlength=clients).min() >= minimum

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fedsim import parts
 from fedsim.errors import BadValue, ConfigError
+from fedsim.world import churn as churns
 from fedsim.world import world as worlds
 from fedsim.world.clock import MICRO, micros
 from fedsim.world.network import Message
@@ -111,6 +112,19 @@ def test_a_crashed_node_ends_its_churn(make):
 # diurnal
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "zones"), [(0.1, 0.8, 24), (0.0, 1.0, 1), (0.5, 0.5, 3), (0.0, 0.0, 7), (1, 1, 2)]
+)
+def test_many_nodes_come_and_go_as_each_of_them_alone(low, high, zones):
+    day = churns._Day(low, high, period_us=3_600_000_000, step_us=10_000_000, zones=zones)
+    shared = churns._Thresholds(day)
+    assert (shared.most - shared.least).max() <= 1e-6
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        zone, bias = int(rng.integers(zones)), float(rng.beta(2, 5))
+        assert np.array_equal(shared.online(zone, bias), day.online(zone, bias))
+
+
 def expected(time_s):
     return 0.1 + 0.7 * (math.sin(2 * math.pi * time_s / 3600) + 1) / 2
 
@@ -175,8 +189,8 @@ def test_a_step_need_not_divide_the_day(make):
     ("change", "message"),
     [
         ({"low": 0.9}, "churn.low: 0.9: must be at most high (0.8)"),
-        ({"step_s": 4000.0}, "churn.step_s: 4000.0: a day of 3600 s must have 1 to 1000000 steps"),
-        ({"step_s": 1e-4}, "churn.step_s: 0.0001: a day of 3600 s must have 1 to 1000000 steps"),
+        ({"step_s": 4000.0}, "churn.step_s: 4000.0: a day of 3600 s must have 1 to 416666 steps"),
+        ({"step_s": 1e-4}, "churn.step_s: 0.0001: a day of 3600 s must have 1 to 416666 steps"),
     ],
 )
 def test_impossible_days_are_refused(make, change, message):
