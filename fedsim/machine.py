@@ -33,6 +33,18 @@ def memory_bytes() -> int:
     return min(found)
 
 
+def require_threads(threads: int) -> None:
+    """Refuse more threads than are of any use here: 4 for each core, or 64 where those are fewer.
+
+    Raises:
+        BadValue: with the key ``threads``.
+    """
+    cores = os.cpu_count() or 1
+    most = max(64, 4 * cores)
+    if threads > most:
+        raise BadValue("threads", threads, f"must be at most {most} on this machine, which has {cores} cores")
+
+
 def require_room(key: str, value: Any, need_bytes: float, what: str, hint: str = "") -> None:
     """Refuse what does not fit into the memory of this machine.
 

@@ -21,6 +21,10 @@ HEAD = """# Reference
 Written by `make docs` from the code. A *part* is written as its name or as a block with its name and parameters.
 A *draw* is a number, or a distribution to draw one from: `{distribution: uniform, low, high}`,
 `{distribution: lognormal, median, sigma}` or `{distribution: exponential, mean}`.
+
+Every number has a range. Counts are at most 2147483647; durations (keys that end in `_s`) are at most 1e11 s, and at
+least 1e-06 s unless they may be 0; all other numbers are at most 1e12. What needs more memory than the machine has is
+refused with an estimate.
 """
 
 SUPPLIED = {

@@ -23,7 +23,7 @@ from fedsim.learn.data import Dataset
 from fedsim.learn.learner import Learner
 from fedsim.learn.local import LocalSGD, LocalUpdate, pace_of, steps_taken
 from fedsim.logs import once
-from fedsim.machine import NODE_BYTES, require_room
+from fedsim.machine import NODE_BYTES, require_room, require_threads
 from fedsim.memory import check_memory, need_mb
 from fedsim.peer import PeerStrategy
 from fedsim.world import world as worlds
@@ -77,6 +77,8 @@ def prepare(experiment: Experiment, dry: bool = False) -> Setup:
         ConfigError: if any part is unknown, refuses its parameters, or does not fit the others.
     """
     mistakes: list[ConfigError] = []
+    with experiment.blame("compute"):  # before anything is computed with so many
+        require_threads(experiment.compute.threads)
     with _collect(mistakes):
         strategy = make_strategy(experiment)
         if dry:

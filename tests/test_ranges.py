@@ -92,6 +92,22 @@ def test_a_number_beyond_its_range_is_told_with_the_range(key, value, said):
     assert said in str(caught.value)
 
 
+def test_more_threads_than_four_a_core_are_refused(monkeypatch):
+    base = {
+        "data": {"clients": 4},
+        "model": "softmax",
+        "strategy": "dpsgd",
+        "topology": "ring",
+        "stop": {"rounds": 1},
+    }
+    monkeypatch.setattr("os.cpu_count", lambda: 20)
+    fedsim.check(base, {"compute.threads": 80})
+    with pytest.raises(
+        ConfigError, match=r"threads: 81: must be at most 80 on this machine, which has 20 cores"
+    ):
+        fedsim.check(base, {"compute.threads": 81})
+
+
 def test_a_whole_number_of_ten_thousand_digits_is_told_shortly(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text(
