@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 MOST_DIGITS = 1000
-"""Of a longer whole number only so many are read: no key takes one, and Python reads and writes 4,300 at most."""
+"""A longer whole number is refused: no key takes one, and Python reads and writes 4,300 digits at most."""
 
 
 def _whole(text: str) -> int:
-    text = text[:MOST_DIGITS]
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"{len(text)} digits are too many")
     return int(text[2:], {"0o": 8, "0x": 16}[text[:2]]) if text[:2] in ("0o", "0x") else int(text)
 
 

@@ -126,7 +126,7 @@ def part_cases() -> Iterator[tuple[dict[str, Any], Path]]:
     for kind in parts.KINDS:
         for name in parts.names(kind):
             part = parts.find(kind, name)
-            hints, known = parts._hints(part), parts.parameters(part)
+            hints, known = parts.hints(part), parts.parameters(part)
             own = {key: known[key] for key in known if key not in SUPPLIED - {"shape"} and key in hints}
             needed = {
                 key: NEEDED[key] for key, one in own.items() if one.default is one.empty and key in NEEDED

@@ -13,6 +13,7 @@ EXAMPLES = [
     BadValue("degree", 3, "must be even", "take 4"),
     ConfigError([Problem("a", 1, "must be 2", source="x.yaml:3")]),
     RunError("it broke", 3, 2, 1.5, "train"),
+    errors.DiskError("summary.json cannot be written (No space left on device)"),
     errors.StalledError("nobody moves", None, 7, 2.0),
     errors.NotFiniteError("NaN in arrays", 1, 1, 0.0, "train"),
     errors.ValueNeeded("no values"),
