@@ -113,7 +113,7 @@ def test_a_whole_number_of_ten_thousand_digits_is_told_shortly(tmp_path):
     file.write_text(
         f"data: {{clients: {'9' * 10_000}}}\nstrategy: fedavg\nstop: {{rounds: 1}}\n", encoding="utf-8"
     )
-    with pytest.raises(ConfigError, match=r"a.yaml:1: data.clients: 9{57}\.\.\.: must be at most"):
+    with pytest.raises(ConfigError, match=r"a.yaml:1: data.clients: a number of 10000 digits is too long"):
         load(file)
     with pytest.raises(ConfigError, match="seed: a whole number of 33220 bits: must be less than"):
         load({"data": {"clients": 4}, "strategy": "fedavg", "stop": {"rounds": 1}, "seed": 10**10_000})
