@@ -29,8 +29,9 @@ slow: $(INSTALLED) ## run the tests that take longer
 	$(BIN)/python -m pytest -n 2 -m slow --ignore=tests/deploy
 	$(BIN)/python -m pytest -m slow tests/deploy
 
-soak: $(INSTALLED) ## run deployments that lose a node; takes a quarter of an hour
+soak: $(INSTALLED) ## run deployments that lose a node, and what takes longest besides; takes more than an hour
 	FEDSIM_SOAK=1 $(BIN)/python -m pytest -m slow tests/deploy
+	FEDSIM_SOAK=1 $(BIN)/python -m pytest -n 2 -m slow tests/test_growth.py tests/test_ranges.py
 
 bench: $(INSTALLED) ## measure speed, as ratios within one run
 	for file in experiments/benchmarks/*.py; do $(BIN)/python $$file || exit; done

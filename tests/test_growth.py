@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -56,6 +57,7 @@ def check(row: Row, found: list[Counter[str]], rounds: int) -> None:
 FEW = {"fedavg", "fedasync", "dpsgd", "choco", "gossip"}
 few = pytest.mark.parametrize("row", [row for row in ROWS if row.name in FEW], ids=lambda row: row.name)
 every = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+soak = pytest.mark.skipif("FEDSIM_SOAK" not in os.environ, reason="takes a quarter of an hour; make soak")
 
 
 @few
@@ -64,12 +66,20 @@ def test_a_long_run_that_keeps_time_does_not_grow(row: Row, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@few
+def test_two_thousand_rounds_of_a_few_do_not_grow(row: Row, tmp_path: Path) -> None:
+    check(row, held(row, tmp_path, 2000, timing_only=True), 2000)
+
+
+@pytest.mark.slow
+@soak
 @every
 def test_two_thousand_rounds_do_not_grow(row: Row, tmp_path: Path) -> None:
     check(row, held(row, tmp_path, 2000, timing_only=True), 2000)
 
 
 @pytest.mark.slow
+@soak
 @every
 def test_a_long_run_that_trains_does_not_grow(row: Row, tmp_path: Path) -> None:
     """Nobody evaluates in between: what waits to be computed must not pile up."""
