@@ -37,7 +37,7 @@ bench: $(INSTALLED) ## measure speed, as ratios within one run
 	for file in experiments/benchmarks/*.py; do $(BIN)/python $$file || exit; done
 
 docs: $(INSTALLED) ## write the reference of the experiment file and the parts
-	$(BIN)/python -m fedsim.reference > docs/reference.md
+	$(BIN)/python -m fedsim.spec.reference > docs/reference.md
 
 clean: ## remove everything that can be made again
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

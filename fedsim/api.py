@@ -14,16 +14,16 @@ import numpy as np
 
 from fedsim import parts as _parts
 from fedsim.beside import place
-from fedsim.config import Experiment
-from fedsim.config import load as _load
-from fedsim.ending import Ending, clock
 from fedsim.errors import BadValue, ConfigError, Problem, RunError, ValueNeeded
-from fedsim.progress import Progress
 from fedsim.record.files import write_text
+from fedsim.running.ending import Ending, clock
+from fedsim.running.progress import Progress
+from fedsim.spec.experiment import Experiment
+from fedsim.spec.experiment import load as _load
 
 if TYPE_CHECKING:
-    from fedsim.observer import Observer
-    from fedsim.setup import Setup
+    from fedsim.running.build import Setup
+    from fedsim.running.observer import Observer
     from fedsim.world.world import World
 
 __all__ = ["Progress", "Result", "check", "load", "parts", "remarks", "report", "run"]
@@ -103,7 +103,7 @@ def check(
     >>> check({"data": {"clients": 5}, "strategy": "fedavg", "topology": "ring", "stop": {"rounds": 2}}).name
     'experiment'
     """
-    from fedsim.setup import prepare
+    from fedsim.running.build import prepare
 
     experiment = _load(source, {**(overrides or {}), **_dotted(more)})
     prepare(experiment, dry=timing_only)
@@ -116,7 +116,7 @@ def remarks(experiment: Experiment) -> list[str]:
     >>> remarks(_load({"data": {"clients": 5}, "strategy": "fedavg", "stop": {"rounds": 2}}))
     []
     """
-    from fedsim.threads import remark
+    from fedsim.running.threads import remark
 
     threads = experiment.compute.threads
     said = remark(threads)
@@ -162,9 +162,9 @@ def run(
     """
     began = clock()
     experiment = _load(source, {**(overrides or {}), **_dotted(more)})
-    from fedsim.garbage import leave
-    from fedsim.setup import prepare
-    from fedsim.threads import limited
+    from fedsim.running.build import prepare
+    from fedsim.running.garbage import leave
+    from fedsim.running.threads import limited
 
     with limited(experiment.compute.threads):
         setup = prepare(experiment, dry=timing_only)
@@ -255,8 +255,8 @@ def _dump(experiment: Experiment) -> str:
 
 
 def _run(setup: Setup, ending: Ending, progress: Callable[[Progress], None] | None) -> Result:
-    from fedsim.observer import Observer
     from fedsim.record.store import FILE, Record
+    from fedsim.running.observer import Observer
 
     world, path = setup.world, ending.folder
     with Record(path) as record:
@@ -281,8 +281,8 @@ def _run(setup: Setup, ending: Ending, progress: Callable[[Progress], None] | No
 @contextmanager
 def scenes(setup: Setup, observer: Observer) -> Iterator[None]:
     """Say where a run hangs, or where somebody's code wants to end the whole program."""
-    from fedsim.patience import limited
     from fedsim.pulse import beats
+    from fedsim.running.patience import limited
 
     clock = setup.world.clock
 
@@ -303,19 +303,19 @@ def scenes(setup: Setup, observer: Observer) -> Iterator[None]:
 
 def _drive(setup: Setup, observer: Observer) -> None:
     if setup.has_server:
-        from fedsim.flower.server import run_server
+        from fedsim.flower.simulate.server import run_server
 
         run_server(setup.experiment, setup.strategy, setup.world, setup.learner, observer)
     else:
-        from fedsim.garbage import settled
-        from fedsim.peerrun import PeerRun
+        from fedsim.running.garbage import settled
+        from fedsim.running.peers import PeerRun
 
         with settled():
             PeerRun(setup.world, setup.learner, setup.strategy, observer).run()
 
 
 def _record_start(setup: Setup, record: Any) -> None:
-    from fedsim.setup import describe, ordering
+    from fedsim.running.build import describe, ordering
 
     for table, rows in describe(setup).items():
         record.write(table, rows)

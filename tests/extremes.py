@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from fedsim import parts
-from fedsim.config import Experiment
-from fedsim.reference import SUPPLIED
+from fedsim.spec.experiment import Experiment
+from fedsim.spec.reference import SUPPLIED
 
 Path = tuple[str | int, ...]
 

@@ -20,7 +20,7 @@ import yaml
 
 import fedsim
 from fedsim.errors import ConfigError, RunError
-from fedsim.progress import Progress
+from fedsim.running.progress import Progress
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -298,9 +298,9 @@ def test_a_user_can_bring_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyP
 OWN = """
 import numpy as np
 import torch
-from fedsim.learn.data import Dataset
+from fedsim.learn.data.datasets import Dataset
 from fedsim.learn.local import LocalSGD
-from fedsim.peer import PeerStrategy
+from fedsim.methods.peer import PeerStrategy
 
 def blobs(*, noise: float, seed: int):
     rng = np.random.default_rng(seed)

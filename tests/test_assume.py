@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fedsim
-from fedsim import cli
-from fedsim.config import Assume, load
+from fedsim.cli import app as cli
 from fedsim.errors import ConfigError, RunError, ValueNeeded
-from fedsim.flower.arrays import LazyMetrics
+from fedsim.flower.records import LazyMetrics
 from fedsim.learn.deferred import Deferred, combine, compute
 from fedsim.record.store import facts, read
+from fedsim.spec.experiment import Assume, load
 
 
 class Shrinks(FedAvg):

@@ -190,7 +190,7 @@ def test_a_module_that_is_mended_is_found(tmp_path):
 
 def test_a_dataset_around_one_that_lies_beside_finds_it(tmp_path):
     (tmp_path / "mydata.py").write_text(
-        "from fedsim.learn.data import digits\ndef load(*, seed: int): return digits(seed=3)\n"
+        "from fedsim.learn.data.datasets import digits\ndef load(*, seed: int): return digits(seed=3)\n"
     )
     text = FILE.replace("{clients: 2}", "{name: noisy, of: 'mydata:load', levels: [0.1], clients: 2}")
     assert fedsim.check(lab(tmp_path, text=text)).data.name == "noisy"

@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 import fedsim
-from fedsim.cli import app
-from fedsim.config import Local
+from fedsim.cli.app import app
 from fedsim.errors import ConfigError, RunError
+from fedsim.spec.experiment import Local
 
 
 def place(marker: str) -> str:

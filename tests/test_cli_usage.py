@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from fedsim import cli, parts
+from fedsim import parts
 from fedsim.api import Result
+from fedsim.cli import app as cli
 from fedsim.errors import MISSING, BadValue, ConfigError, Problem, RunError, StalledError
-from fedsim.observer import Progress
+from fedsim.running.observer import Progress
 from fedsim.version import __version__
 
 START = Progress(0, None, 0.0, None, None, None, 0, 0, 0, 0.0)
@@ -125,7 +126,7 @@ def test_an_output_folder_need_not_exist_and_is_not_made_by_looking(tmp_path, mo
 def test_help_needs_no_heavy_library():
     code = (
         "import sys; sys.argv = ['fedsim', '--help']\n"
-        "from fedsim.cli import main\n"
+        "from fedsim.cli.app import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "sys.exit(3 if {'torch', 'flwr', 'simpy', 'networkx'} & set(sys.modules) else 0)"

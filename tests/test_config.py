@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from fedsim.config import Constant, Draw, Experiment, Local, Part, load
 from fedsim.errors import MISSING, BadValue, ConfigError
-from fedsim.explain import _inside
 from fedsim.rng import stream
-from fedsim.yamlfile import parse
+from fedsim.spec.experiment import Constant, Draw, Experiment, Local, Part, load
+from fedsim.spec.explain import _inside
+from fedsim.spec.yamlfile import parse
 
 SMALL: dict[str, Any] = {"data": {"clients": 4}, "strategy": "fedavg", "stop": {"rounds": 2}}
 
@@ -622,7 +622,6 @@ def test_a_digest_depends_on_what_is_said_and_not_on_how(tmp_path):
 
 
 def test_loading_needs_no_heavy_library():
-    code = (
-        "import sys, fedsim.config; sys.exit(bool({'torch', 'simpy', 'flwr', 'networkx'} & set(sys.modules)))"
-    )
+    heavy = {"torch", "simpy", "flwr", "networkx"}
+    code = f"import sys, fedsim.spec.experiment; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

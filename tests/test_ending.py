@@ -23,10 +23,10 @@ import pytest
 import yaml
 
 import fedsim
-from fedsim import cli
-from fedsim.ending import Ending, clock
+from fedsim.cli import app as cli
 from fedsim.errors import DiskError
 from fedsim.record import facts, read
+from fedsim.running.ending import Ending, clock
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -142,7 +142,7 @@ def test_no_file_of_a_run_takes_the_place_of_a_closed_output(tmp_path):
 
     def act() -> None:
         os.close(1)
-        from fedsim import output
+        from fedsim.cli import output
 
         output.guard()
         with contextlib.suppress(OSError):

@@ -16,15 +16,15 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 import fedsim
 from fedsim import api, parts
-from fedsim.config import load
 from fedsim.errors import ConfigError, NotFiniteError, RunError, StalledError
 from fedsim.flower import compat
-from fedsim.flower.arrays import pack
-from fedsim.flower.grid import SimGrid, TimeUp
+from fedsim.flower.records import pack
+from fedsim.flower.simulate.grid import SimGrid, TimeUp
 from fedsim.learn.corrupt import corrupted
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Place
-from fedsim.threads import limited
+from fedsim.running.threads import limited
+from fedsim.spec.experiment import load
 from fedsim.world import world as worlds
 from topologies.graphs import star
 

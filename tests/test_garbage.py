@@ -5,8 +5,8 @@ import gc
 import pytest
 
 import fedsim
-from fedsim import garbage
 from fedsim.learn.learner import Learner
+from fedsim.running import garbage
 
 FILE = {
     "data": {"clients": 3},
@@ -43,8 +43,8 @@ def test_runs_that_hold_much_are_freed(monkeypatch, tmp_path):
 
 
 def test_a_run_knows_what_it_holds():
-    from fedsim.config import load
-    from fedsim.setup import prepare
+    from fedsim.running.build import prepare
+    from fedsim.spec.experiment import load
 
     learner = prepare(load(FILE)).learner
     samples, test = sum(learner.sizes), len(learner.y_test)

@@ -12,8 +12,8 @@ import pytest
 
 import fedsim
 from fedsim.learn.deferred import DEEP, Deferred, compute
-from fedsim.observer import PENDING
-from fedsim.progress import Progress
+from fedsim.running.observer import PENDING
+from fedsim.running.progress import Progress
 from fedsim.world.clock import EMPTY
 
 sys.path.insert(0, str(Path(__file__).parent / "conformance"))

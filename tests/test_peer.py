@@ -8,17 +8,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedsim.config import Local, load
 from fedsim.errors import NotFiniteError, RunError, StalledError
 from fedsim.learn.learner import Place
 from fedsim.learn.local import LocalSGD
-from fedsim.observer import Observer
-from fedsim.peer import PeerStrategy
-from fedsim.peerrun import PeerRun
+from fedsim.methods.peer import PeerStrategy
 from fedsim.record.store import Record, read
-from fedsim.setup import prepare
-from fedsim.threads import limited
-from strategies.dpsgd import DPSGD
+from fedsim.running.build import prepare
+from fedsim.running.observer import Observer
+from fedsim.running.peers import PeerRun
+from fedsim.running.threads import limited
+from fedsim.spec.experiment import Local, load
+from strategies.peer.dpsgd import DPSGD
 
 LOCAL = Local(steps=1, batch_size=10, lr=0.1)
 MODEL_BYTES = 4 * 650  # 64 x 10 weights and 10 biases as float32

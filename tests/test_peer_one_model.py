@@ -9,14 +9,14 @@ import math
 
 import pytest
 
-from fedsim.config import Local, load
 from fedsim.errors import StalledError
 from fedsim.learn.local import LocalSGD
-from fedsim.observer import SYSTEM, Observer
-from fedsim.peer import PeerStrategy
-from fedsim.peerrun import PeerRun
+from fedsim.methods.peer import PeerStrategy
 from fedsim.record.store import Record
-from fedsim.setup import prepare
+from fedsim.running.build import prepare
+from fedsim.running.observer import SYSTEM, Observer
+from fedsim.running.peers import PeerRun
+from fedsim.spec.experiment import Local, load
 
 UPDATE = LocalSGD(Local(steps=1, batch_size=10, lr=0.1))
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 import fedsim
 from fedsim import machine
-from fedsim.config import load
 from fedsim.errors import BadValue, ConfigError, RunError
-from fedsim.learn.data import synthetic
+from fedsim.learn.data.datasets import synthetic
 from fedsim.ranges import LARGEST, LEAST_S, MOST_COUNT, MOST_S
+from fedsim.spec.experiment import load
 from fedsim.world.clock import END_US, Clock, micros
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -162,7 +162,7 @@ def little_memory(monkeypatch):
     ],
 )
 def test_links_are_estimated_before_they_are_made(little_memory, topology, key, links):
-    from fedsim.setup import make_graph
+    from fedsim.running.build import make_graph
 
     experiment = load(
         {"data": {"clients": 1001}, "strategy": "dpsgd", "topology": topology, "stop": {"rounds": 1}}

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 import fedsim
-from fedsim.config import load
+from fedsim.spec.experiment import load
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,7 +40,7 @@ def test_the_python_runs(
 
 def test_the_strategy_shown_is_the_strategy(tmp_path: Path) -> None:
     shown = [line.strip() for line in blocks("python")[1].splitlines() if line.strip()]
-    source = (ROOT / "strategies" / "dpsgd.py").read_text(encoding="utf-8")
+    source = (ROOT / "strategies" / "peer" / "dpsgd.py").read_text(encoding="utf-8")
     wanted = [line for line in shown if not line.startswith(("class", "def"))]
     assert all(line in source for line in wanted)
 

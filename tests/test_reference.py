@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedsim import parts
-from fedsim.config import Experiment
-from fedsim.reference import keys, markdown
+from fedsim.spec.experiment import Experiment
+from fedsim.spec.reference import keys, markdown
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference.md"
 

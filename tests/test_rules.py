@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from fedsim.rules import either, hint, rule
 from fedsim.scalars import SCALARS, kind
-from fedsim.yamlfile import parse, write
+from fedsim.spec.yamlfile import parse, write
 
 
 def refused(annotation: Any, value: Any) -> list[Any]:

@@ -12,12 +12,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 import fedsim
-from fedsim.config import Local
 from fedsim.errors import RunError, StalledError
-from fedsim.peer import Peer, PeerStrategy
+from fedsim.methods.peer import Peer, PeerStrategy
+from fedsim.spec.experiment import Local
 from fedsim.world import clock
 from fedsim.world.clock import Clock, Process
-from fedsim.world.network import Message
+from fedsim.world.net.network import Message
 
 
 def lines(marker: str, above: int = 0) -> str:

@@ -7,10 +7,10 @@ import pytest
 from matplotlib.image import imread
 from typer.testing import CliRunner
 
-from fedsim import cli
+from fedsim.cli import app as cli
+from fedsim.cli.trace import describe, generate
 from fedsim.errors import ConfigError
-from fedsim.tracecli import describe, generate
-from fedsim.world.traces import Availability, Device, read, write
+from fedsim.world.traces.files import Availability, Device, read, write
 
 HOUR = ("--nodes", "20", "--hours", "1")
 STAYS = ("--online-s", "300", "--offline-s", "100")

@@ -10,11 +10,11 @@ import pytest
 import fedsim
 from fedsim.errors import ConfigError
 from fedsim.learn.local import LocalSGD
-from fedsim.memory import check_memory, held_bytes, need_mb
 from fedsim.record.store import read
-from fedsim.setup import Setup, prepare
+from fedsim.running.build import Setup, prepare
+from fedsim.running.memory import check_memory, held_bytes, need_mb
 from fedsim.world.devices import Kit
-from fedsim.world.traces import Device, write
+from fedsim.world.traces.files import Device, write
 
 SECOND = 1_000_000
 PACE_S = [0.01, 0.02, 0.03, 0.1]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.errors import ConfigError
-from fedsim.yamlfile import Document, dotted, parse, read, set_value, steps, write
+from fedsim.spec.yamlfile import Document, dotted, parse, read, set_value, steps, write
 
 TEXT = """\
 # a comment

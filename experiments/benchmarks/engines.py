@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from fedsim.config import Local
 from fedsim.learn.engines import Engine, Sequential, Shard, Stacked, TrainJob
 from fedsim.learn.local import LocalSGD
-from fedsim.learn.models import build, lenet5, mlp, softmax
+from fedsim.learn.models.builtin import build, lenet5, mlp, softmax
 from fedsim.learn.task import Task
 from fedsim.rng import stream
+from fedsim.spec.experiment import Local
 
 CASES: dict[str, tuple[Any, tuple[int, ...]]] = {
     "softmax": (softmax, (1, 8, 8)),

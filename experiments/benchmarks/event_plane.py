@@ -25,12 +25,12 @@ from typing import Any
 import networkx as nx
 import simpy
 
-from fedsim.config import load
-from fedsim.garbage import settled
-from fedsim.observer import Observer
-from fedsim.peerrun import PeerRun
 from fedsim.record.store import Record
-from fedsim.setup import prepare
+from fedsim.running.build import prepare
+from fedsim.running.garbage import settled
+from fedsim.running.observer import Observer
+from fedsim.running.peers import PeerRun
+from fedsim.spec.experiment import load
 from fedsim.world.world import build, start
 
 DEVICES = {

@@ -106,7 +106,7 @@ def measure(engine: str, case: dict[str, Any], given: argparse.Namespace) -> dic
 
 
 def write_images(case: dict[str, Any], mnist: bool) -> None:
-    from fedsim.learn.data import mnist as read
+    from fedsim.learn.data.datasets import mnist as read
     from fedsim.rng import stream
 
     if mnist:
@@ -185,12 +185,12 @@ def overhead_us(take: Any, nodes: int = 100, rounds: int = 30) -> float:
     from flwr.app import Context, Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
 
-    from fedsim.config import load
     from fedsim.flower import compat
-    from fedsim.flower.app import build
-    from fedsim.flower.appclient import AppClients
-    from fedsim.flower.grid import SimGrid
-    from fedsim.flower.project import Project, Settings
+    from fedsim.flower.apps.app import build
+    from fedsim.flower.apps.client import AppClients
+    from fedsim.flower.apps.project import Project, Settings
+    from fedsim.flower.simulate.grid import SimGrid
+    from fedsim.spec.experiment import load
 
     app = ClientApp()
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from fedsim.config import load
-from fedsim.observer import Observer
-from fedsim.peerrun import PeerRun
 from fedsim.record.store import Record
-from fedsim.setup import prepare
+from fedsim.running.build import prepare
+from fedsim.running.observer import Observer
+from fedsim.running.peers import PeerRun
+from fedsim.spec.experiment import load
 
 
 def main() -> None:

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedsim.config import load
 from fedsim.learn.deferred import compute
 from fedsim.learn.engines import Stacked
-from fedsim.observer import Observer
-from fedsim.peerrun import PeerRun
 from fedsim.record.store import Record
 from fedsim.rng import stream
-from fedsim.setup import Setup, prepare
+from fedsim.running.build import Setup, prepare
+from fedsim.running.observer import Observer
+from fedsim.running.peers import PeerRun
+from fedsim.spec.experiment import load
 from topologies.mixing import neighbour_weights
 
 

@@ -11,19 +11,19 @@ from packaging.version import Version
 from fedsim.errors import MISSING, ConfigError, Problem
 
 if TYPE_CHECKING:
-    from fedsim.flower.app import run_app
-    from fedsim.flower.bypartition import ByPartition
-    from fedsim.flower.client import ServerSide, client_app, server_side
+    from fedsim.flower.apps.app import run_app
+    from fedsim.flower.deploy.bypartition import ByPartition
+    from fedsim.flower.deploy.client import ServerSide, client_app, server_side
 
 __all__ = ["ByPartition", "ServerSide", "client_app", "run_app", "server_side"]
 
 OLDEST = "1.33"
 HOMES = {
-    "run_app": "app",
-    "ByPartition": "bypartition",
-    "ServerSide": "client",
-    "client_app": "client",
-    "server_side": "client",
+    "run_app": "apps.app",
+    "ByPartition": "deploy.bypartition",
+    "ServerSide": "deploy.client",
+    "client_app": "deploy.client",
+    "server_side": "deploy.client",
 }
 
 

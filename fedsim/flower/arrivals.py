@@ -13,10 +13,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy, strategy_utils
 
 from fedsim.errors import BadValue
-from fedsim.flower.arrays import layout_of, pack, unpack
 from fedsim.flower.cohort import online
+from fedsim.flower.gridview import Shown
+from fedsim.flower.records import layout_of, pack, unpack
 from fedsim.flower.select import Selector, Uniform
-from fedsim.flower.shown import Shown
 from fedsim.flower.strategy import Reply, heard
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.local import LocalSGD, LocalUpdate, State

@@ -11,8 +11,8 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from fedsim import rng
-from fedsim.flower.arrays import repack, unpack
-from fedsim.flower.wrapped import Changed, Wrapped
+from fedsim.flower.around_strategy import Changed, Wrapped
+from fedsim.flower.records import repack, unpack
 from fedsim.learn.around import Clip
 from fedsim.learn.deferred import apply
 from fedsim.learn.local import LocalUpdate

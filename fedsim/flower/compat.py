@@ -27,8 +27,8 @@ from flwr.supercore.run import Run
 from numpy.random import mtrand
 
 from fedsim import rng
-from fedsim.garbage import settled
 from fedsim.logs import quiet
+from fedsim.running.garbage import settled
 
 RUN_ID, TASK_ID = 1, 1
 NODE_UNAVAILABLE = int(ErrorCode.NODE_UNAVAILABLE)

@@ -1,7 +1,7 @@
 """Who takes part in a round: selectors, which any server strategy can take.
 
 A part named in ``strategy.select``. Our strategies ask it themselves; for one of Flower's,
-:class:`fedsim.flower.chosen.Chosen` does.
+:class:`fedsim.flower.with_selector.Chosen` does.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 
 from fedsim import rng
-from fedsim.config import Weighting
 from fedsim.errors import BadValue
 from fedsim.flower.cohort import draw, online
 from fedsim.learn.local import LocalUpdate
 from fedsim.parts import Count, Positive
+from fedsim.spec.experiment import Weighting
 
 QUERY_SIZE = "query.size"
 """The message type that asks a client how many samples it has."""

@@ -16,8 +16,8 @@ from flwr.serverapp import Grid
 
 from fedsim.flower.cohort import online
 from fedsim.flower.select import Fact, Selector, ask
-from fedsim.learn.curriculum import Family, Ordering, Score, Start, pace
-from fedsim.learn.curriculum_update import ClientScore
+from fedsim.learn.curriculum.pacing import Family, Ordering, Score, Start, pace
+from fedsim.learn.curriculum.update import ClientScore
 from fedsim.parts import Count, NotNegative, Positive
 from fedsim.rng import stream
 

@@ -11,16 +11,16 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedsim.config import Weighting
 from fedsim.errors import BadValue, RunError, ValueNeeded, few
-from fedsim.flower.arrays import layout_of, pack, real, unpack
 from fedsim.flower.central import Central
 from fedsim.flower.cohort import online
-from fedsim.flower.instruction import Query, Vectors
+from fedsim.flower.records import layout_of, pack, real, unpack
 from fedsim.flower.select import Selector, Uniform
+from fedsim.flower.simulate.instruction import Query, Vectors
 from fedsim.learn.around import Transform
 from fedsim.learn.deferred import Deferred, mean
 from fedsim.learn.local import LocalUpdate
+from fedsim.spec.experiment import Weighting
 
 
 @dataclass(frozen=True)

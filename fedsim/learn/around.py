@@ -131,7 +131,7 @@ class Around(LocalUpdate):
     Raises:
         BadValue: if the transform follows one that compresses.
 
-    >>> from fedsim.config import Local
+    >>> from fedsim.spec.experiment import Local
     >>> from fedsim.learn.local import LocalSGD
     >>> Around(LocalSGD(Local()), TopK(share=0.1), "train.0").keeps
     ('train.0.kept.arrays',)

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from fedsim import parts
-from fedsim.config import Experiment
 from fedsim.errors import BadValue, FedsimError
-from fedsim.learn import models
-from fedsim.learn.curriculum_expert import Judge
-from fedsim.learn.data import Dataset
+from fedsim.learn.curriculum.expert import Judge
+from fedsim.learn.data.datasets import Dataset
 from fedsim.learn.engines import Shard
 from fedsim.learn.engines.choose import choose
 from fedsim.learn.learner import Learner
+from fedsim.learn.models import builtin as models
 from fedsim.learn.task import Task
 from fedsim.learn.trial import tried
 from fedsim.rng import stream
+from fedsim.spec.experiment import Experiment
 
 log = logging.getLogger("fedsim")
 

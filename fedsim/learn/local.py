@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.config import Local
 from fedsim.errors import MISSING, BadValue
 from fedsim.learn.codec import Codec
-from fedsim.learn.curriculum import Curriculum, budget, pass_sizes, plan, plan_counts
-from fedsim.learn.curriculum_order import Order
+from fedsim.learn.curriculum.order import Order
+from fedsim.learn.curriculum.pacing import Curriculum, budget, pass_sizes, plan, plan_counts
 from fedsim.learn.task import Batch, Gradient
+from fedsim.spec.experiment import Local
 
 State = dict[str, Tensor]
 

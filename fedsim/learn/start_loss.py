@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from fedsim.config import Local
 from fedsim.learn.local import LocalSGD, State, batch_width, chunks
 from fedsim.learn.task import Batch, Gradient
+from fedsim.spec.experiment import Local
 
 START_LOSS = "start_loss"
 """The metric: the mean loss over all of a client's samples at the weights received."""

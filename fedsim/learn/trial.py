@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fedsim.errors import BadValue, RunError
 from fedsim.learn.contents import Leaf, changes, contents, equal
-from fedsim.learn.data import Dataset
+from fedsim.learn.data.datasets import Dataset
 from fedsim.learn.draws import seeded, states
 from fedsim.learn.raised import passes, told
 from fedsim.learn.task import Batch, Task

@@ -12,12 +12,12 @@ import numpy as np
 import pydantic
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from fedsim import yamlfile
 from fedsim.errors import BadValue, ConfigError
 from fedsim.record.files import from_json, write_text
 from fedsim.record.schema import Summary
 from fedsim.record.store import FILE, WIDE, Table, facts, faults, first, metrics, read, settled
 from fedsim.record.style import Array, human_bytes, human_time, percentiles, round_times_s
+from fedsim.spec import yamlfile
 
 KEYS = (
     *("name", "strategy", "seed", "rounds", "sim_time_s", "wall_time_s", "time_to_target_s"),

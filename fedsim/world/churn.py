@@ -20,7 +20,7 @@ from fedsim.errors import BadValue
 from fedsim.parts import Count, NotNegative, Positive, Share
 from fedsim.world.clock import Process, micros
 from fedsim.world.node import Node
-from fedsim.world.traces import Availability, read_availability
+from fedsim.world.traces.files import Availability, read_availability
 
 MOST_STEPS = 1_000_000
 """How finely a day may be divided; the times of one node take a megabyte or more."""

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedsim.blocks import Draw
 from fedsim.errors import BadValue
 from fedsim.rng import stream
-from fedsim.world.traces import Device, read_capacity
-from fedsim.worldblocks import EXTRAS, Devices
+from fedsim.spec.blocks import Draw
+from fedsim.spec.world import EXTRAS, Devices
+from fedsim.world.traces.files import Device, read_capacity
 
 PICOS = 10**12
 

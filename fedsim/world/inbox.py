@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import simpy
 
 from fedsim.world.clock import Timer
-from fedsim.world.messages import Message
+from fedsim.world.net.messages import Message
 
 if TYPE_CHECKING:
     from fedsim.world.node import Node

@@ -9,17 +9,17 @@ from typing import NamedTuple
 
 import simpy
 
-from fedsim.world.broadcast import Broadcast
 from fedsim.world.clock import Clock, Process
 from fedsim.world.inbox import Inbox, Match
 from fedsim.world.log import EventLog
-from fedsim.world.network import Message, Network, Transfer
+from fedsim.world.net.broadcast import Broadcast
+from fedsim.world.net.network import Message, Network, Transfer
 
 PICOS_PER_MICRO = 1_000_000
 
 
 class Corruption(NamedTuple):
-    """How what a node sends is corrupted; see :func:`fedsim.world.faults.corrupt`."""
+    """How what a node sends is corrupted; see :func:`fedsim.world.faults.nodes.corrupt`."""
 
     kind: str
     scale: float

@@ -10,16 +10,16 @@ from typing import NamedTuple
 import numpy as np
 
 from fedsim import parts, rng
-from fedsim.config import Draw, Experiment
 from fedsim.errors import BadValue, FedsimError, RunError, StalledError
+from fedsim.spec.experiment import Draw, Experiment
+from fedsim.spec.yamlfile import Steps
 from fedsim.world.clock import MICRO, Clock, Process, micros
 from fedsim.world.devices import Kit, kits
 from fedsim.world.graph import Graph
 from fedsim.world.log import EventLog
-from fedsim.world.matrix import Matrix, note, read
-from fedsim.world.network import Access, Network
+from fedsim.world.net.matrix import Matrix, note, read
+from fedsim.world.net.network import Access, Network
 from fedsim.world.node import Node
-from fedsim.yamlfile import Steps
 
 MEGA = 1_000_000
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedsim.learn.data import Dataset, digits, quadratic
-from fedsim.learn.models import linear
+from fedsim.learn.data.datasets import Dataset, digits, quadratic
+from fedsim.learn.models.builtin import linear
 
 Gradient = Callable[[np.ndarray], np.ndarray]
 Alone = Callable[[Gradient, np.ndarray, float], np.ndarray]

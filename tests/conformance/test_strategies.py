@@ -13,11 +13,11 @@ from conformance_rows import ROWS, Gradient, Row, calm, experiment, flat
 from torch import nn
 
 import fedsim
-from fedsim.config import load
 from fedsim.learn.build import build
 from fedsim.parts import names
 from fedsim.record.store import read
-from fedsim.setup import prepare
+from fedsim.running.build import prepare
+from fedsim.spec.experiment import load
 
 every = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 

@@ -12,7 +12,7 @@ from conformance_rows import ROWS, Row, experiment
 import fedsim
 from fedsim.errors import ConfigError
 from fedsim.parts import names
-from fedsim.setup import depends_on_values, make_strategy
+from fedsim.running.build import depends_on_values, make_strategy
 
 STORM = [
     {"name": "message_loss", "probability": 0.2},

@@ -11,7 +11,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from fedsim.flower import run_app
-from fedsim.flower.template import write_app
+from fedsim.flower.deploy.template import write_app
 
 sys.path.insert(0, str(Path(__file__).parent))
 from loopback import deployed

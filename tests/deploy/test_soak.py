@@ -13,8 +13,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedsim.flower import run_app
-from fedsim.flower.template import write_app
-from strategies.modest_sampling import order
+from fedsim.flower.deploy.template import write_app
+from strategies.modest.sampling import order
 
 sys.path.insert(0, str(Path(__file__).parent))
 from loopback import deployed, is_open, members

@@ -9,8 +9,8 @@ import pytest
 
 import fedsim
 from fedsim.errors import ConfigError
-from fedsim.flower.app import run_app
-from fedsim.flower.template import write_app
+from fedsim.flower.apps.app import run_app
+from fedsim.flower.deploy.template import write_app
 
 EXPERIMENT = """
 data: {clients: 2, partition: {name: dirichlet, alpha: 1.0}}

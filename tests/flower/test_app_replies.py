@@ -13,11 +13,12 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from typer.testing import CliRunner
 
 import fedsim
-from fedsim.cli import app as cli
+from fedsim.cli.app import app as cli
 from fedsim.errors import RunError, ValueNeeded
-from fedsim.flower import appclient, compat, run_app
-from fedsim.flower.appclient import examples
-from fedsim.flower.project import importable
+from fedsim.flower import compat, run_app
+from fedsim.flower.apps import client as appclient
+from fedsim.flower.apps.client import examples
+from fedsim.flower.apps.project import importable
 from fedsim.record.store import read
 
 ALL = "fraction-train=1.0 num-server-rounds=1"

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.errors import ValueNeeded
-from fedsim.flower.arrays import (
+from fedsim.flower.records import (
     LazyMetrics,
     TensorArray,
     isolate,

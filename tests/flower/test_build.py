@@ -13,11 +13,11 @@ from flwr.serverapp.strategy import FedAvg
 from torch.nn.functional import cross_entropy
 
 from fedsim import api
-from fedsim.config import load
 from fedsim.errors import ConfigError
 from fedsim.record import read
-from fedsim.setup import make_strategy, prepare
-from fedsim.threads import limited
+from fedsim.running.build import make_strategy, prepare
+from fedsim.running.threads import limited
+from fedsim.spec.experiment import load
 
 LOCAL = {"steps": 2, "batch_size": 8, "lr": 0.1}
 

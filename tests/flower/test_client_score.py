@@ -9,11 +9,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 import fedsim
 from fedsim import rng
-from fedsim.config import load
 from fedsim.flower import client_app, compat, run_app
+from fedsim.flower.deploy.template import write_app
 from fedsim.flower.select_curriculum import QUERY_SCORE
-from fedsim.flower.template import write_app
 from fedsim.learn import build as learning
+from fedsim.spec.experiment import load
 
 SEED, CLIENTS, PARTITION = 6, 4, 2
 DATA = {"name": "digits", "partition": {"name": "dirichlet", "alpha": 0.5}}

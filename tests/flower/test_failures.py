@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import fedsim
-from fedsim.config import Local, load
 from fedsim.errors import ConfigError, NotFiniteError, RunError
 from fedsim.learn.build import build
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Failed, Place
 from fedsim.learn.local import LocalSGD
+from fedsim.spec.experiment import Local, load
 
 TOO_FAST = 1e39
 """A learning rate that float32 cannot hold."""

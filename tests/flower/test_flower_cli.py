@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fedsim.cli import app as cli
+from fedsim.cli.app import app as cli
 
 APPS = Path(__file__).parent / "apps"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fedsim.cli import app as cli
-from fedsim.flower.project import Settings
+from fedsim.cli.app import app as cli
+from fedsim.flower.apps.project import Settings
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "flower.md").read_text(encoding="utf-8")
 

@@ -14,13 +14,13 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import strategy_utils
 
-from fedsim.config import load
 from fedsim.errors import RunError, StalledError
 from fedsim.flower import compat
-from fedsim.flower.arrays import pack
-from fedsim.flower.grid import SimGrid, TimeUp
-from fedsim.flower.instruction import Watch, round_of
+from fedsim.flower.records import pack
+from fedsim.flower.simulate.grid import SimGrid, TimeUp
+from fedsim.flower.simulate.instruction import Watch, round_of
 from fedsim.learn.deferred import Deferred
+from fedsim.spec.experiment import load
 from fedsim.world import world as worlds
 from topologies.graphs import star
 

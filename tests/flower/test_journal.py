@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from fedsim.errors import RunError
 from fedsim.flower import run_app
-from fedsim.flower.names import Names
-from fedsim.flower.replies import Report, means, numbers
+from fedsim.flower.apps.names import Names
+from fedsim.flower.apps.replies import Report, means, numbers
 from fedsim.record.store import Record, read
 
 CLIENT = """
@@ -173,8 +173,8 @@ def test_an_evaluation_without_any_examples_stops_flowers_strategy_in_one_line(l
 
 
 OWN = """
-from fedsim.config import Local
-from strategies.{module} import {name}
+from fedsim.spec.experiment import Local
+from strategies.server.{module} import {name}
 more = {{"mu": 0.1}} if "{name}" == "FedProx" else {{}}
 {name}(participants=3, local=Local(epochs=1, batch_size=4), **more).start(grid, w, num_rounds=1)
 """

@@ -8,11 +8,11 @@ import weakref
 import torch
 from flwr.app import RecordDict
 
-from fedsim.config import Local
-from fedsim.flower import kept as module
-from fedsim.flower.kept import Kept, keep_in, kept_in
+from fedsim.flower.simulate import client_state as module
+from fedsim.flower.simulate.client_state import Kept, keep_in, kept_in
 from fedsim.learn.deferred import Deferred, apply
-from strategies.feddyn import GRADIENT, Dynamic
+from fedsim.spec.experiment import Local
+from strategies.server.feddyn import GRADIENT, Dynamic
 
 UPDATE = Dynamic(Local(steps=1), 0.1)
 ZEROS = Deferred.known(torch.zeros(3))

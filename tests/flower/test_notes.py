@@ -10,11 +10,11 @@ import pytest
 from flwr.serverapp.strategy import FedAvg
 
 from fedsim import api
-from fedsim.config import load
 from fedsim.record import read
-from fedsim.setup import make_strategy
-from fedsim.threads import limited
-from strategies.fedprox import FedProx
+from fedsim.running.build import make_strategy
+from fedsim.running.threads import limited
+from fedsim.spec.experiment import load
+from strategies.server.fedprox import FedProx
 
 
 @pytest.fixture(autouse=True)

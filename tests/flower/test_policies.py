@@ -15,7 +15,7 @@ import pytest
 import fedsim
 from fedsim.errors import ConfigError
 from fedsim.flower import compat
-from fedsim.flower.grid import SimGrid
+from fedsim.flower.simulate.grid import SimGrid
 
 spec = importlib.util.spec_from_file_location("grid_world", Path(__file__).with_name("test_grid.py"))
 grid_world = importlib.util.module_from_spec(spec)

@@ -14,7 +14,7 @@ from flwr.serverapp import ServerApp
 
 from fedsim.errors import ConfigError
 from fedsim.flower import check_version
-from fedsim.flower.project import importable, load_client, load_server, read_project
+from fedsim.flower.apps.project import importable, load_client, load_server, read_project
 
 APPS = Path(__file__).parent / "apps"
 
@@ -200,7 +200,7 @@ def version(name):
 
 metadata.version, sys.modules["flwr"] = version, None
 sys.argv = ["fedsim", *sys.argv[1:]]
-from fedsim.cli import main
+from fedsim.cli.app import main
 main()
 """
 

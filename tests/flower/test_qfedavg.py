@@ -8,12 +8,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from fedsim import api
-from fedsim.config import load
 from fedsim.errors import ConfigError
 from fedsim.learn.start_loss import StartLoss
 from fedsim.rng import stream
-from fedsim.setup import make_strategy, prepare
-from fedsim.threads import limited
+from fedsim.running.build import make_strategy, prepare
+from fedsim.running.threads import limited
+from fedsim.spec.experiment import load
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from fedsim import api
 from fedsim.errors import BadValue, ConfigError
-from fedsim.flower.chosen import Chosen
 from fedsim.flower.cohort import draw
 from fedsim.flower.select import (
     QUERY_SIZE,
@@ -27,8 +26,9 @@ from fedsim.flower.select import (
     Uniform,
     weighted,
 )
+from fedsim.flower.with_selector import Chosen
 from fedsim.rng import stream
-from fedsim.setup import prepare
+from fedsim.running.build import prepare
 
 ARRAYS = ArrayRecord({})
 

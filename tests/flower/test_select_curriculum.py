@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fedsim
-from fedsim.config import load
 from fedsim.errors import ConfigError
 from fedsim.flower import compat
-from fedsim.flower.arrays import pack, unpack
+from fedsim.flower.records import pack, unpack
 from fedsim.flower.select_curriculum import QUERY_SCORE, ClientCurriculum
-from fedsim.flower.server import updates_of
-from fedsim.flower.simclient import BuiltinClients
+from fedsim.flower.simulate.clients import BuiltinClients
+from fedsim.flower.simulate.server import updates_of
 from fedsim.flower.strategy import Reply
 from fedsim.record.store import read
-from fedsim.setup import prepare
+from fedsim.running.build import prepare
+from fedsim.spec.experiment import load
 
 ARRAYS = ArrayRecord({})
 STARTS = (0, 20, 42, 66, 92, 121, 153, 188, 226, 268, 314, 365, 421, 483, 551, 626, 708, 798, 897, 997)

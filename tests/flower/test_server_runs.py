@@ -15,15 +15,15 @@ from flwr.supercore.task_identity import TaskIdentity
 from torch import nn
 
 from fedsim import api
-from fedsim.config import load
 from fedsim.errors import ConfigError, RunError, StalledError
-from fedsim.flower.server import check_strategy, run_server, updates_of
+from fedsim.flower.simulate.server import check_strategy, run_server, updates_of
 from fedsim.learn.local import LocalSGD
-from fedsim.observer import Observer
 from fedsim.record.store import Record
 from fedsim.rng import stream
-from fedsim.setup import prepare
-from fedsim.threads import limited
+from fedsim.running.build import prepare
+from fedsim.running.observer import Observer
+from fedsim.running.threads import limited
+from fedsim.spec.experiment import load
 
 FLOWERS = {
     "FedAvg": {},

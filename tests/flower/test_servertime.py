@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from fedsim.flower import compat
-from fedsim.flower.servertime import CLOCKS, READINGS, ServerTime
+from fedsim.flower.apps.servertime import CLOCKS, READINGS, ServerTime
 
 FLOATS = ("time", "monotonic", "perf_counter")
 

@@ -6,16 +6,16 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from fedsim.config import Local, load
 from fedsim.errors import RunError
 from fedsim.flower import compat
-from fedsim.flower.arrays import pack, unpack
+from fedsim.flower.records import pack, unpack
 from fedsim.flower.select import QUERY_SIZE
-from fedsim.flower.simclient import BuiltinClients
+from fedsim.flower.simulate.clients import BuiltinClients
 from fedsim.learn.around import Around, Clip
 from fedsim.learn.build import build
 from fedsim.learn.local import LocalSGD
-from strategies.feddyn import GRADIENT, Dynamic
+from fedsim.spec.experiment import Local, load
+from strategies.server.feddyn import GRADIENT, Dynamic
 
 LOCAL = Local(steps=2, batch_size=4, lr=0.1)
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from fedsim.config import Local
 from fedsim.errors import BadValue
 from fedsim.flower import compat
-from fedsim.flower.arrays import pack, unpack
+from fedsim.flower.records import pack, unpack
 from fedsim.flower.select import RoundRobin
 from fedsim.flower.strategy import Ask, Rounds, ask_all, average, heard, uniform_mean
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.local import LocalSGD
-from strategies.mifa import MIFA
+from fedsim.spec.experiment import Local
+from strategies.server.mifa import MIFA
 
 LAYOUT = [("weight", (1, 2)), ("bias", (1,))]
 HUGE = 2**63 + 7  # node ids of a real deployment are any integers

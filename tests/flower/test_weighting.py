@@ -12,13 +12,13 @@ from flwr.serverapp.strategy import FedAvg
 from fedsim import api
 from fedsim.errors import ConfigError
 from fedsim.flower import compat, run_app
+from fedsim.flower.deploy.template import write_app
 from fedsim.flower.select import Uniform, weighted
-from fedsim.flower.template import write_app
-from fedsim.flower.weighting import Uniform as Alike
-from fedsim.learn.data import Dataset
+from fedsim.flower.simulate.weighting import Uniform as Alike
+from fedsim.learn.data.datasets import Dataset
 from fedsim.record import facts
 from fedsim.rng import stream
-from fedsim.threads import limited
+from fedsim.running.threads import limited
 
 SIZES = [1] * 50 + [9] * 50
 ROUNDS = 20

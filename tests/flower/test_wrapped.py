@@ -11,17 +11,17 @@ from flwr.app import RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from fedsim import api
-from fedsim.config import load
 from fedsim.errors import ConfigError
 from fedsim.flower import compat
-from fedsim.flower.arrays import pack, unpack, wire_bytes
+from fedsim.flower.around_strategy import Decoded, Wrapped, written
 from fedsim.flower.central import CentralNoise
-from fedsim.flower.grid import SimGrid
-from fedsim.flower.server import transforms_of, updates_of
-from fedsim.flower.simclient import BuiltinClients
-from fedsim.flower.wrapped import Decoded, Wrapped, written
+from fedsim.flower.records import pack, unpack, wire_bytes
+from fedsim.flower.simulate.clients import BuiltinClients
+from fedsim.flower.simulate.grid import SimGrid
+from fedsim.flower.simulate.server import transforms_of, updates_of
 from fedsim.learn.around import Around
-from fedsim.setup import prepare
+from fedsim.running.build import prepare
+from fedsim.spec.experiment import load
 
 AVERAGING = {"name": "fedavg", "fraction_evaluate": 0.0}
 SCAFFOLD = {"name": "scaffold", "participants": 4}
@@ -214,7 +214,7 @@ def test_bad_transforms(around, line):
 def test_a_record_keeps_its_codec_when_it_is_copied():
     given = load(experiment(["quantise"]))
     codec = updates_of(FedAvg(), given)["train"].codec
-    from fedsim.flower.arrays import isolate, repack
+    from fedsim.flower.records import isolate, repack
     from fedsim.learn.deferred import Deferred
 
     record = pack(Deferred.known(torch.ones(650)), [("w", (650,))], "float32", codec)

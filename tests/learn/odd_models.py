@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from fedsim.learn.data import Dataset
+from fedsim.learn.data.datasets import Dataset
 
 WIDTH = 6
 

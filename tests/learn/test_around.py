@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.config import Local
 from fedsim.errors import BadValue
 from fedsim.learn.around import Around, Clip, Noise, Quantise, TopK
 from fedsim.learn.engines import Sequential, Shard, Stacked
 from fedsim.learn.learner import Learner, Place
 from fedsim.learn.local import LocalSGD, MeanGradient
-from fedsim.learn.models import linear
+from fedsim.learn.models.builtin import linear
 from fedsim.learn.task import Task
-from strategies.scaffold import Controlled
+from fedsim.spec.experiment import Local
+from strategies.server.scaffold import Controlled
 
 P = 6
 TRANSFORMS = {

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.config import load
 from fedsim.errors import BadValue, ConfigError
 from fedsim.learn.build import build, find_device
 from fedsim.learn.engines import Sequential, Stacked
+from fedsim.spec.experiment import load
 
 BASE = {
     "data": {"name": "digits", "clients": 5},
@@ -27,7 +27,7 @@ PARTS = """
     import numpy as np
     import torch
     from torch import nn
-    from fedsim.learn.data import Dataset
+    from fedsim.learn.data.datasets import Dataset
 
     def points(*, clients, seed, spread: float = 1.0, classes: int = 3):
         rng = np.random.default_rng(seed)

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.config import Local
 from fedsim.errors import BadValue
-from fedsim.learn import models
 from fedsim.learn.engines import Sequential, Shard, Stacked, TrainJob
 from fedsim.learn.engines.choose import choose, probe
 from fedsim.learn.local import LocalSGD
+from fedsim.learn.models import builtin as models
 from fedsim.learn.task import Task
 from fedsim.rng import stream
-from fedsim.threads import limited
+from fedsim.running.threads import limited
+from fedsim.spec.experiment import Local
 
 
 @pytest.fixture(autouse=True)

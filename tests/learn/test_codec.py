@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import vmap
 
-from fedsim.flower.arrays import encoded_bytes, npy_bytes
+from fedsim.flower.records import encoded_bytes, npy_bytes
 from fedsim.learn.codec import Quantised, Sparse
 
 CODECS = [Sparse(0.01), Sparse(0.3), Sparse(1.0), Quantised(8), Quantised(16)]

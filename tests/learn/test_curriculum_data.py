@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedsim.config import load
 from fedsim.errors import BadValue, ConfigError
 from fedsim.learn.build import build
-from fedsim.learn.cifar import cifar10, cifar100
-from fedsim.learn.curriculum import Expert
-from fedsim.learn.curriculum_data import noisy
-from fedsim.learn.curriculum_expert import Judge, consistency
-from fedsim.learn.curriculum_partition import by_difficulty
-from fedsim.setup import ordering, prepare
-from fedsim.threads import limited
+from fedsim.learn.curriculum.expert import Judge, consistency
+from fedsim.learn.curriculum.noisy import noisy
+from fedsim.learn.curriculum.pacing import Expert
+from fedsim.learn.curriculum.partition import by_difficulty
+from fedsim.learn.data.cifar import cifar10, cifar100
+from fedsim.running.build import ordering, prepare
+from fedsim.running.threads import limited
+from fedsim.spec.experiment import load
 
 FILE = {
     "data": {"name": "noisy", "of": "digits", "levels": [0.0, 0.3, 0.9], "clients": 10},

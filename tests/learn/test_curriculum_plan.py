@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.config import Local
 from fedsim.errors import ConfigError
-from fedsim.learn.curriculum import Curriculum, budget, growth, pace, pass_sizes, plan, plan_counts
+from fedsim.learn.curriculum.pacing import Curriculum, budget, growth, pace, pass_sizes, plan, plan_counts
 from fedsim.learn.local import LocalSGD, local_batches, local_samples, pace_of, steps_taken
 from fedsim.rng import stream
+from fedsim.spec.experiment import Local
 
 TIMES = (0, 1, 51, 102, 204, 306, 407, 408, 510)
 GOLDEN = {
@@ -211,7 +211,7 @@ def test_a_clock_over_rounds_stands_still_in_a_visit():
     ],
 )
 def test_mistakes_in_the_block_are_refused(change, words):
-    from fedsim.config import load
+    from fedsim.spec.experiment import load
 
     local = {"curriculum": change}
     file = {"data": {"clients": 2}, "strategy": {"name": "fedavg", "local": local}, "stop": {"rounds": 1}}

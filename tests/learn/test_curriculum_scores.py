@@ -9,21 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedsim.config import Local
 from fedsim.errors import BadValue, FedsimError
-from fedsim.learn import models
 from fedsim.learn.around import Around, TopK
-from fedsim.learn.curriculum import Curriculum
-from fedsim.learn.curriculum_order import OWN, Order
-from fedsim.learn.curriculum_update import ClientScore, Ordered, ordered
+from fedsim.learn.curriculum.order import OWN, Order
+from fedsim.learn.curriculum.pacing import Curriculum
+from fedsim.learn.curriculum.update import ClientScore, Ordered, ordered
 from fedsim.learn.engines import Sequential, Shard, Stacked, TrainJob
 from fedsim.learn.local import LocalSGD, MeanGradient
+from fedsim.learn.models import builtin as models
 from fedsim.learn.task import Task
 from fedsim.rng import stream
-from fedsim.threads import limited
-from strategies.fedamd import Anchor
-from strategies.feddyn import Dynamic
-from strategies.scaffold import Controlled
+from fedsim.running.threads import limited
+from fedsim.spec.experiment import Local
+from strategies.fedamd.fedamd import Anchor
+from strategies.server.feddyn import Dynamic
+from strategies.server.scaffold import Controlled
 
 SIZES = [1, 40, 70, 300, 33]  # below the floor of 32, and above one chunk of 256
 FLOAT = {"dtype": torch.float64}

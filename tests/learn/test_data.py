@@ -14,7 +14,8 @@ import torch
 
 from fedsim import parts
 from fedsim.errors import BadValue
-from fedsim.learn import curriculum_data, data
+from fedsim.learn.curriculum import noisy as curriculum_data
+from fedsim.learn.data import datasets as data
 
 DATA = Path(os.environ.get("FEDSIM_DATA") or Path(__file__).parents[3] / "shared" / "data")
 

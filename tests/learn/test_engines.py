@@ -10,16 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.config import Local
-from fedsim.learn import models
 from fedsim.learn.engines import Sequential, Shard, Stacked, TrainJob
 from fedsim.learn.local import LocalSGD
+from fedsim.learn.models import builtin as models
 from fedsim.learn.task import Task
 from fedsim.rng import stream
-from fedsim.threads import limited
-from strategies.fedamd import Anchor, Miner
-from strategies.feddyn import Dynamic
-from strategies.scaffold import Controlled
+from fedsim.running.threads import limited
+from fedsim.spec.experiment import Local
+from strategies.fedamd.fedamd import Anchor, Miner
+from strategies.server.feddyn import Dynamic
+from strategies.server.scaffold import Controlled
 
 RAGGED = [1, 40, 7, 16, 5]
 MODELS = {

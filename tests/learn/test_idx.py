@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.errors import BadValue
-from fedsim.learn import idx
+from fedsim.learn.data import idx
 
 DATA = Path(os.environ.get("FEDSIM_DATA") or Path(__file__).parents[3] / "shared" / "data")
 

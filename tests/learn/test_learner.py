@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.config import Local
 from fedsim.errors import NotFiniteError, RunError, StalledError, ValueNeeded
-from fedsim.learn import models
 from fedsim.learn.deferred import Deferred, compute
 from fedsim.learn.engines import Sequential, Shard, Stacked
 from fedsim.learn.learner import Learner, Place
 from fedsim.learn.local import LocalSGD
+from fedsim.learn.models import builtin as models
 from fedsim.learn.task import Task
-from strategies.fedamd import Anchor, Miner
+from fedsim.spec.experiment import Local
+from strategies.fedamd.fedamd import Anchor, Miner
 
 START = Place(0, 1, 0.0)
 ENGINES = pytest.mark.parametrize(

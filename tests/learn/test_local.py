@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedsim.config import Local
 from fedsim.errors import BadValue
-from fedsim.learn import models
 from fedsim.learn.local import LocalSGD, shuffled_batches
+from fedsim.learn.models import builtin as models
 from fedsim.learn.task import Batch, Task
 from fedsim.rng import stream
-from strategies.fedamd import Anchor, Miner
+from fedsim.spec.experiment import Local
+from strategies.fedamd.fedamd import Anchor, Miner
 
 DOUBLE = torch.float64
 

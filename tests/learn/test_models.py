@@ -13,7 +13,7 @@ from torch.func import functional_call, grad, vmap
 
 from fedsim import parts
 from fedsim.errors import BadValue
-from fedsim.learn import models
+from fedsim.learn.models import builtin as models
 from fedsim.rng import stream
 
 CLASSIFIERS = {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedsim import parts
 from fedsim.errors import BadValue
-from fedsim.learn import partition
+from fedsim.learn.data import partition
 from fedsim.rng import stream
 
 RULES = {

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedsim.learn import models
+from fedsim.learn.models import builtin as models
 from fedsim.learn.task import Batch, Task
 from fedsim.rng import stream
-from fedsim.threads import limited
+from fedsim.running.threads import limited
 
 DOUBLE = torch.float64
 MODELS = {

@@ -12,14 +12,14 @@ import torch
 from safetensors.numpy import load_file
 
 import fedsim
-from fedsim.config import Local
 from fedsim.errors import BadValue, ConfigError, NotFiniteError, RunError
 from fedsim.learn import build as learning
-from fedsim.learn.curriculum import Expert
-from fedsim.learn.curriculum_expert import Judge
+from fedsim.learn.curriculum.expert import Judge
+from fedsim.learn.curriculum.pacing import Expert
 from fedsim.learn.draws import seeded
 from fedsim.learn.local import LocalSGD
-from fedsim.memory import need_mb
+from fedsim.running.memory import need_mb
+from fedsim.spec.experiment import Local
 from tests.learn import odd_models
 
 KEPT = "all clients share the module"

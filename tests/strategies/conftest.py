@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedsim.config import load
-from fedsim.observer import Observer
-from fedsim.peerrun import PeerRun
 from fedsim.record.store import Record
-from fedsim.setup import prepare
+from fedsim.running.build import prepare
+from fedsim.running.observer import Observer
+from fedsim.running.peers import PeerRun
+from fedsim.spec.experiment import load
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests and experiments name parts that live beside them
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fedsim.learn.data import Dataset
+from fedsim.learn.data.datasets import Dataset
 from fedsim.rng import stream
 
 

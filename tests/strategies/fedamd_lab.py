@@ -10,18 +10,18 @@ import math
 import numpy as np
 import torch
 
-from fedsim.config import Local, load
 from fedsim.flower import compat
-from fedsim.flower.arrays import pack, unpack
-from fedsim.flower.grid import SimGrid
-from fedsim.flower.simclient import BuiltinClients
+from fedsim.flower.records import pack, unpack
+from fedsim.flower.simulate.clients import BuiltinClients
+from fedsim.flower.simulate.grid import SimGrid
 from fedsim.learn.engines import Sequential, Shard, TrainJob
 from fedsim.learn.learner import Learner
-from fedsim.learn.models import linear
+from fedsim.learn.models.builtin import linear
 from fedsim.learn.task import Task
 from fedsim.rng import stream
+from fedsim.spec.experiment import Local, load
 from fedsim.world import world as worlds
-from strategies.fedamd import FedAMD
+from strategies.fedamd.fedamd import FedAMD
 from topologies.graphs import star
 
 H, C = (1.0, 2.0, 4.0), (1.0, -1.0, 2.0)

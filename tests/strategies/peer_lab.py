@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fedsim.config import load
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.local import LocalUpdate
-from fedsim.observer import Observer
-from fedsim.peer import Peer
-from fedsim.peerrun import PeerRun
+from fedsim.methods.peer import Peer
 from fedsim.record.store import Record
-from fedsim.setup import Setup, prepare
-from fedsim.threads import limited
+from fedsim.running.build import Setup, prepare
+from fedsim.running.observer import Observer
+from fedsim.running.peers import PeerRun
+from fedsim.running.threads import limited
+from fedsim.spec.experiment import load
 
 LR = 0.1
 LOCAL = {"steps": 1, "batch_size": None, "lr": LR}

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peer_lab import HEADER, LR, drive, experiment, gradient, initial, spread, step
 
-from fedsim.config import Local
-from strategies.adpsgd import ADPSGD
+from fedsim.spec.experiment import Local
+from strategies.peer.adpsgd import ADPSGD
 from topologies.graphs import complete, erdos_renyi, ring
 
 

@@ -11,19 +11,19 @@ from server_lab import C, H, local, quadratics, trained, walk
 
 import fedsim
 from fedsim import api
-from fedsim.config import Local, load
 from fedsim.errors import ConfigError
 from fedsim.flower import compat
-from fedsim.flower.appgrid import AppGrid
-from fedsim.flower.arrays import pack, unpack
+from fedsim.flower.apps.grid import AppGrid
 from fedsim.flower.arrivals import POLL_S
-from fedsim.flower.grid import SimGrid
-from fedsim.flower.shown import Shown
-from fedsim.flower.simclient import BuiltinClients
+from fedsim.flower.gridview import Shown
+from fedsim.flower.records import pack, unpack
+from fedsim.flower.simulate.clients import BuiltinClients
+from fedsim.flower.simulate.grid import SimGrid
 from fedsim.record import store
+from fedsim.spec.experiment import Local, load
 from fedsim.world import world as worlds
-from strategies.fedasync import FedAsync
-from strategies.fedbuff import FedBuff
+from strategies.server.fedasync import FedAsync
+from strategies.server.fedbuff import FedBuff
 from topologies.graphs import star
 
 SLOW = {"copies": (2, 5), "h": H[:2], "c": C[:2]}

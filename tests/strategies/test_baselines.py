@@ -10,20 +10,20 @@ from flwr.app import ConfigRecord
 from server_lab import OPTIMUM, C, H, local, quadratics, trained, walk
 
 from fedsim import api
-from fedsim.config import Local, load
 from fedsim.errors import BadValue, ConfigError
 from fedsim.flower import compat
-from fedsim.flower.arrays import pack, unpack
-from fedsim.flower.grid import SimGrid
-from fedsim.flower.simclient import BuiltinClients
+from fedsim.flower.records import pack, unpack
+from fedsim.flower.simulate.clients import BuiltinClients
+from fedsim.flower.simulate.grid import SimGrid
 from fedsim.learn.engines import Sequential, Stacked, TrainJob
 from fedsim.rng import stream
+from fedsim.spec.experiment import Local, load
 from fedsim.world import world as worlds
-from strategies.fedavgm import FedAvgM
-from strategies.feddyn import GRADIENT, Dynamic, FedDyn
-from strategies.fednova import FedNova
-from strategies.fedprox import FedProx
-from strategies.scaffold import OWN, SCAFFOLD, Controlled
+from strategies.server.fedavgm import FedAvgM
+from strategies.server.feddyn import GRADIENT, Dynamic, FedDyn
+from strategies.server.fednova import FedNova
+from strategies.server.fedprox import FedProx
+from strategies.server.scaffold import OWN, SCAFFOLD, Controlled
 from topologies.graphs import star
 
 # FedAvgM

@@ -12,17 +12,17 @@ from hypothesis import strategies as some
 from server_lab import OPTIMUM, C, H, local, quadratics, trained, walk
 
 from fedsim import api
-from fedsim.config import Local
 from fedsim.errors import BadValue, ConfigError
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.engines import Sequential, Stacked, TrainJob
 from fedsim.rng import stream
-from strategies.bvr_l_sgd import BVRLSGD
-from strategies.bvr_l_sgd import Change as GradientChange
-from strategies.fedpage import FULL, PARTIAL, CarryOn, FedPAGE
-from strategies.fedvarp import FedVARP
-from strategies.mifa import MIFA, REFRESH, Memory
-from strategies.mimelite import MimeLite, Mimic
+from fedsim.spec.experiment import Local
+from strategies.server.bvr_l_sgd import BVRLSGD
+from strategies.server.bvr_l_sgd import Change as GradientChange
+from strategies.server.fedpage import FULL, PARTIAL, CarryOn, FedPAGE
+from strategies.server.fedvarp import FedVARP
+from strategies.server.mifa import MIFA, REFRESH, Memory
+from strategies.server.mimelite import MimeLite, Mimic
 
 MEAN_H = sum(H) / 3
 EVERYBODY = {0, 1, 2}

@@ -8,7 +8,7 @@ from peer_lab import HEADER, drive, experiment, initial, step
 
 from fedsim import api
 from fedsim.errors import ConfigError
-from strategies.choco import Choco
+from strategies.peer.choco import Choco
 from topologies.graphs import ring
 from topologies.mixing import metropolis_hastings
 

@@ -12,20 +12,20 @@ import pytest
 import torch
 
 import fedsim
-from fedsim.config import Local, load
 from fedsim.errors import ConfigError
-from fedsim.learn.curriculum import Curriculum
-from fedsim.learn.curriculum_update import ordered
+from fedsim.learn.curriculum.pacing import Curriculum
+from fedsim.learn.curriculum.update import ordered
 from fedsim.learn.engines import Sequential, Shard, TrainJob
 from fedsim.learn.local import LocalSGD
 from fedsim.learn.task import Task
 from fedsim.record.store import facts
 from fedsim.rng import stream
-from fedsim.setup import prepare
-from strategies.fednova import FedNova
-from strategies.fedprox import FedProx
-from strategies.scaffold import CONTROL, SCAFFOLD
-from strategies.scaffold import OWN as OWN_CONTROL
+from fedsim.running.build import prepare
+from fedsim.spec.experiment import Local, load
+from strategies.server.fednova import FedNova
+from strategies.server.fedprox import FedProx
+from strategies.server.scaffold import CONTROL, SCAFFOLD
+from strategies.server.scaffold import OWN as OWN_CONTROL
 
 DATA = {"clients": 6, "test_share": 0.7, "partition": {"name": "dirichlet", "alpha": 0.5, "minimum": 10}}
 LOCAL = {"epochs": 2, "batch_size": 7, "lr": 0.1}

@@ -9,17 +9,17 @@ import torch
 from safetensors.numpy import load_file
 
 from fedsim import api
-from fedsim.config import Local, load
 from fedsim.errors import ConfigError, StalledError
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Place
 from fedsim.learn.local import LocalSGD
-from fedsim.observer import Observer
-from fedsim.peerrun import PeerRun
 from fedsim.record.store import Record
-from fedsim.setup import prepare
-from fedsim.threads import limited
-from strategies.dpsgd import DPSGD
+from fedsim.running.build import prepare
+from fedsim.running.observer import Observer
+from fedsim.running.peers import PeerRun
+from fedsim.running.threads import limited
+from fedsim.spec.experiment import Local, load
+from strategies.peer.dpsgd import DPSGD
 from topologies.graphs import ring, torus
 from topologies.mixing import metropolis_hastings, spectral_gap
 

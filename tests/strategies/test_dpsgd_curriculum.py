@@ -12,12 +12,12 @@ from peer_lab import HEADER, drive, experiment, initial, spread, step
 
 import fedsim
 from fedsim import api
-from fedsim.config import Local
 from fedsim.errors import ConfigError
-from fedsim.learn.curriculum import pace
+from fedsim.learn.curriculum.pacing import pace
 from fedsim.learn.deferred import Deferred
 from fedsim.rng import stream
-from strategies.dpsgd_curriculum import LOSS_BYTES, DPSGDCurriculum
+from fedsim.spec.experiment import Local
+from strategies.peer.dpsgd_curriculum import LOSS_BYTES, DPSGDCurriculum
 from topologies.mixing import neighbour_weights
 
 REGULAR = {"name": "random_regular", "degree": 4}

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from peer_lab import HEADER, drive, experiment, initial, spread, step
 
 from fedsim import api
-from fedsim.config import Local
 from fedsim.errors import ConfigError
-from strategies.epidemic import Epidemic
+from fedsim.spec.experiment import Local
+from strategies.peer.epidemic import Epidemic
 
 
 def made(n, receivers, variant, seed=0):

@@ -26,17 +26,17 @@ from flwr.app import ConfigRecord
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.config import Local
 from fedsim.flower import compat
-from fedsim.flower.arrays import pack, unpack
 from fedsim.flower.cohort import draw
-from fedsim.flower.instruction import round_of
-from fedsim.flower.simclient import BuiltinClients
+from fedsim.flower.records import pack, unpack
+from fedsim.flower.simulate.clients import BuiltinClients
+from fedsim.flower.simulate.instruction import round_of
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.task import Batch
 from fedsim.rng import stream
-from fedsim.threads import limited
-from strategies.fedamd import ANCHOR, MINER, FedAMD, Miner
+from fedsim.running.threads import limited
+from fedsim.spec.experiment import Local
+from strategies.fedamd.fedamd import ANCHOR, MINER, FedAMD, Miner
 
 
 @pytest.fixture(autouse=True)

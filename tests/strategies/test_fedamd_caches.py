@@ -14,19 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim import api
-from fedsim.config import Local
 from fedsim.errors import BadValue, ConfigError
 from fedsim.flower import compat, run_app
-from fedsim.flower.arrays import pack
-from fedsim.flower.instruction import numbers_of, round_of
-from fedsim.flower.simclient import BuiltinClients
-from fedsim.flower.template import write_app
+from fedsim.flower.deploy.template import write_app
+from fedsim.flower.records import pack
+from fedsim.flower.simulate.clients import BuiltinClients
+from fedsim.flower.simulate.instruction import numbers_of, round_of
 from fedsim.learn.around import Around, TopK
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.task import Batch
 from fedsim.rng import stream
-from strategies.fedamd import ANCHOR, CACHE, LATEST, MINER, FedAMD, KeepingAnchor
-from strategies.fedamd_caches import BLOCK, Held, Spilled
+from fedsim.spec.experiment import Local
+from strategies.fedamd.caches import BLOCK, Held, Spilled
+from strategies.fedamd.fedamd import ANCHOR, CACHE, LATEST, MINER, FedAMD, KeepingAnchor
 
 SCRIPT = {"participants": [{0, 1}, {0, 2}, {1}], "anchors": [{0}, {2}, {1}]}
 

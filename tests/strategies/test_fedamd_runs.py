@@ -19,17 +19,17 @@ from fedamd_lab import (
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedsim import api
-from fedsim.config import Local, load
 from fedsim.errors import BadValue, ConfigError
 from fedsim.flower import compat
-from fedsim.flower.arrays import pack
 from fedsim.flower.cohort import draw
-from fedsim.flower.simclient import BuiltinClients
+from fedsim.flower.records import pack
+from fedsim.flower.simulate.clients import BuiltinClients
 from fedsim.learn.deferred import Deferred
 from fedsim.rng import stream
-from fedsim.setup import prepare
-from fedsim.threads import limited
-from strategies.fedamd import Anchor, FedAMD, Miner
+from fedsim.running.build import prepare
+from fedsim.running.threads import limited
+from fedsim.spec.experiment import Local, load
+from strategies.fedamd.fedamd import Anchor, FedAMD, Miner
 
 
 @pytest.fixture(autouse=True)

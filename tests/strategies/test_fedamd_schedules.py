@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim import api, parts
-from fedsim.config import Local
 from fedsim.errors import BadValue
-from strategies.fedamd import FedAMD
-from strategies.fedamd_schedules import bound, choose, decaying, opt_a, opt_b, opt_c, sequential
+from fedsim.spec.experiment import Local
+from strategies.fedamd.fedamd import FedAMD
+from strategies.fedamd.schedules import bound, choose, decaying, opt_a, opt_b, opt_c, sequential
 
 
 def make(**given):

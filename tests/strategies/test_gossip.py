@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from peer_lab import HEADER, LR, drive, experiment, gradient, initial, spread, step
 
 from fedsim import api
-from fedsim.config import Local
 from fedsim.errors import ConfigError
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.local import LocalSGD
 from fedsim.record.store import read
 from fedsim.rng import stream
-from strategies.gossip import AGE_BYTES, Aged
+from fedsim.spec.experiment import Local
+from strategies.peer.gossip import AGE_BYTES, Aged
 
 ages = st.integers(0, 10**6)
 

@@ -13,10 +13,10 @@ import torch
 from fedsim import api
 from fedsim.errors import ConfigError
 from fedsim.learn.learner import Place
-from fedsim.threads import limited
-from fedsim.world.network import Message
-from strategies.modest_registry import View
-from strategies.modest_sampling import least_window, order
+from fedsim.running.threads import limited
+from fedsim.world.net.network import Message
+from strategies.modest.registry import View
+from strategies.modest.sampling import least_window, order
 
 MODEL_BYTES = 4 * 650
 PING = 179

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedsim.errors import StalledError
-from strategies.modest_sampling import order
+from strategies.modest.sampling import order
 
 SEEDS = range(12)
 

@@ -14,20 +14,20 @@ from server_lab import local, quadratics, trained, walk
 
 import fedsim
 from fedsim import api
-from fedsim.config import load
 from fedsim.errors import BadValue, ConfigError, RunError, StalledError
 from fedsim.flower import client_app, compat, run_app
-from fedsim.flower.arrays import pack, solid, unpack, wire_bytes
-from fedsim.flower.grid import SimGrid
-from fedsim.flower.shown import Shown
-from fedsim.flower.simclient import BuiltinClients
+from fedsim.flower.deploy.template import write_app
+from fedsim.flower.gridview import Shown
+from fedsim.flower.records import pack, solid, unpack, wire_bytes
+from fedsim.flower.simulate.clients import BuiltinClients
+from fedsim.flower.simulate.grid import SimGrid
 from fedsim.flower.strategy import Rounds, ask_all, uniform_mean
-from fedsim.flower.template import write_app
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.local import LocalSGD
+from fedsim.spec.experiment import load
 from fedsim.world import world as worlds
-from strategies.modest_flower import AVERAGE, PING, Hasty, LiveNodes, MoDeSTRelay, averaged
-from strategies.modest_sampling import order, quorum
+from strategies.modest.relay import AVERAGE, PING, Hasty, LiveNodes, MoDeSTRelay, averaged
+from strategies.modest.sampling import order, quorum
 from topologies.graphs import star
 
 SGD = {"epochs": 1, "batch_size": 8, "lr": 0.1}

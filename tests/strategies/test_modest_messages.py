@@ -8,9 +8,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedsim.world.network import Message
-from strategies.modest_registry import View
-from strategies.modest_sampling import order
+from fedsim.world.net.network import Message
+from strategies.modest.registry import View
+from strategies.modest.sampling import order
 
 IDS = [str(node) for node in range(20)]
 

@@ -10,8 +10,8 @@ import torch
 from fedsim.learn.deferred import Deferred, mean
 from fedsim.world.clock import MICRO, Clock
 from fedsim.world.log import EventLog
-from fedsim.world.matrix import Matrix
-from fedsim.world.network import Access, Message, Network
+from fedsim.world.net.matrix import Matrix
+from fedsim.world.net.network import Access, Message, Network
 from fedsim.world.node import Node
 from topologies.sequences import one_peer_exponential
 

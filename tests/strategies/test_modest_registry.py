@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies.modest_registry import FOLD, Entry, View
+from strategies.modest.registry import FOLD, Entry, View
 
 SIZE = 6
 

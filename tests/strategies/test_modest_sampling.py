@@ -10,7 +10,7 @@ import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies.modest_sampling import LiveSample, digest, fastest_first, least_window, order, quorum
+from strategies.modest.sampling import LiveSample, digest, fastest_first, least_window, order, quorum
 
 DIGITS = list("0123456789")
 NAMED = [f"node{index:03d}" for index in range(100)]

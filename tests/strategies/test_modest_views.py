@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import fedsim
 from fedsim.record.store import read
-from strategies import modest as protocol
-from strategies.modest_registry import View, view_sizes
+from strategies.modest import modest as protocol
+from strategies.modest.registry import View, view_sizes
 
 NAMES = ("view_mean", "view_min", "view_max", "views_read")
 

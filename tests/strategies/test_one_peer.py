@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peer_lab import HEADER, drive, experiment, initial, spread, step
 
-from fedsim.config import Local
-from strategies.one_peer import OnePeer
+from fedsim.spec.experiment import Local
+from strategies.peer.one_peer import OnePeer
 from topologies.graphs import complete
 
 

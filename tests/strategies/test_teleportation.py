@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from peer_lab import HEADER, drive, experiment, initial, spread, step
 
 from fedsim import api
-from fedsim.config import Local
 from fedsim.errors import ConfigError
-from strategies.teleportation import Teleportation
+from fedsim.spec.experiment import Local
+from strategies.peer.teleportation import Teleportation
 from topologies.mixing import metropolis_hastings
 from topologies.sequences import base_graph
 

@@ -8,7 +8,7 @@ from typing import Any
 import networkx as nx
 import pytest
 
-from fedsim.config import Experiment, load
+from fedsim.spec.experiment import Experiment, load
 from fedsim.world import world as worlds
 from fedsim.world.world import World
 

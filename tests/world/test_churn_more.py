@@ -14,8 +14,8 @@ from fedsim.errors import BadValue, ConfigError
 from fedsim.world import churn as churns
 from fedsim.world import world as worlds
 from fedsim.world.clock import MICRO, micros
-from fedsim.world.network import Message
-from fedsim.world.traces import Availability, write
+from fedsim.world.net.network import Message
+from fedsim.world.traces.files import Availability, write
 
 HALF_DAY = {"name": "diurnal", "low": 0.1, "high": 0.8, "period_s": 3600.0, "step_s": 10.0}
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fedsim import rng
-from fedsim.blocks import Constant, Lognormal, Uniform
+from fedsim.spec.blocks import Constant, Lognormal, Uniform
 from fedsim.world.devices import speeds
 
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim import rng
-from fedsim.config import Devices, load
 from fedsim.errors import ConfigError
+from fedsim.spec.experiment import Devices, load
 from fedsim.world.devices import PICOS, apportion, kits, speeds
-from fedsim.world.traces import Device, write
+from fedsim.world.traces.files import Device, write
 
 PHONES = [
     {"share": 0.5, "seconds_per_sample": 0.001},

@@ -8,7 +8,7 @@ import pytest
 from fedsim import rng
 from fedsim.errors import BadValue, ConfigError
 from fedsim.world import world as worlds
-from fedsim.world.faults import choose, crash
+from fedsim.world.faults.nodes import choose, crash
 
 
 def crashes(make, watch, faults, server=False, nodes=6, **blocks):

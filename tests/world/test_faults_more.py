@@ -16,11 +16,11 @@ from fedsim import parts
 from fedsim.errors import BadValue, ConfigError
 from fedsim.rng import stream
 from fedsim.world import world as worlds
-from fedsim.world.disturbances import partition
-from fedsim.world.faults import corrupt, slow_down
+from fedsim.world.faults.links import partition
+from fedsim.world.faults.nodes import corrupt, slow_down
+from fedsim.world.faults.schedule import moments
 from fedsim.world.log import FAULTS, KINDS
-from fedsim.world.network import Message
-from fedsim.world.schedule import moments
+from fedsim.world.net.network import Message
 
 NETWORK = {"latency_ms": 10, "edge_mbps": 1, "header_bytes": 0}
 SIZE = 1250

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from fedsim.errors import BadValue
 from fedsim.world.clock import micros
-from fedsim.world.fedscale import read_fedscale
-from fedsim.world.traces import Availability, Device, read, write
+from fedsim.world.traces.fedscale import read_fedscale
+from fedsim.world.traces.files import Availability, Device, read, write
 
 MICRO = {
     "duration": 10,

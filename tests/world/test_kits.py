@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.config import Devices, load
 from fedsim.errors import ConfigError
+from fedsim.spec.experiment import Devices, load
 from fedsim.world.devices import EXTRAS, Kit, kits
-from fedsim.world.network import Message
-from fedsim.world.traces import Device, write
+from fedsim.world.net.network import Message
+from fedsim.world.traces.files import Device, write
 
 FAST = {"share": 0.5, "seconds_per_sample": 0.001}
 SLOW = {"share": 0.5, "seconds_per_sample": 0.1}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedsim.world.clock import Clock
 from fedsim.world.log import BUFFER, KINDS, EventLog, pack_pair
-from fedsim.world.network import Message
+from fedsim.world.net.network import Message
 
 SMALL = st.integers(-1, 2**31 - 1)
 ENTRY = st.tuples(st.integers(0, 10**9), st.sampled_from(KINDS), SMALL, SMALL, st.integers(0, 2**40), SMALL)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedsim.errors import BadValue, ConfigError
-from fedsim.world.matrix import Matrix, read
+from fedsim.world.net.matrix import Matrix, read
 
 DATA = Path(os.environ.get("FEDSIM_DATA", Path(__file__).parents[3] / "shared" / "data"))
 CITIES = DATA / "latency" / "wondernetwork-2022-05.csv"

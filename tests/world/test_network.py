@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedsim.world.clock import Clock
 from fedsim.world.log import EventLog
-from fedsim.world.network import Access, Message, Network, Traffic
+from fedsim.world.net.network import Access, Message, Network, Traffic
 
 PLAIN = {"latency_ms": 20, "edge_mbps": 8}  # 8 Mbit/s is one byte in each microsecond
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.world.network import Message
+from fedsim.world.net.network import Message
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from scipy.stats import binom
 from worlds import PEERS, Witness, check_books, event_hash, experiments, play, settle, write_files
 
 from fedsim import parts
-from fedsim.world.network import Message
+from fedsim.world.net.network import Message
 
 
 def worlds(count: int) -> settings:

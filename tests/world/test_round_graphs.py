@@ -6,9 +6,9 @@ import networkx as nx
 import pytest
 
 from fedsim import api
-from fedsim.config import load
 from fedsim.errors import ConfigError
-from fedsim.setup import prepare
+from fedsim.running.build import prepare
+from fedsim.spec.experiment import load
 from fedsim.world.graph import joined, of_round, receivers, rounds, senders
 
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.world import network as networks
 from fedsim.world.clock import Clock
 from fedsim.world.log import EventLog
-from fedsim.world.network import Access, Network
+from fedsim.world.net import network as networks
+from fedsim.world.net.network import Access, Network
 
 
 def made(graph, delay_us=None):

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedsim.world.broadcast import Fan
 from fedsim.world.clock import Clock
 from fedsim.world.log import EventLog
-from fedsim.world.network import Access, Message, Network, Traffic, Transfer
+from fedsim.world.net.broadcast import Fan
+from fedsim.world.net.network import Access, Message, Network, Traffic, Transfer
 from fedsim.world.node import Node
 
 OnEnd = Callable[[bool], None] | None

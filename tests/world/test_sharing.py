@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.world.clock import MICRO, Clock
-from fedsim.world.flows import Flow, Link, Path, Sharing
-from fedsim.world.maxmin import MaxMin
-from fedsim.world.sharing import KINDS
+from fedsim.world.net.flows import Flow, Link, Path, Sharing
+from fedsim.world.net.maxmin import MaxMin
+from fedsim.world.net.sharing import KINDS
 
 BYTE_S = 8 / MICRO
 """One byte in a second, in bits per microsecond."""

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedsim.cli.trace import generate
 from fedsim.errors import BadValue
-from fedsim.tracecli import generate
 from fedsim.world.clock import micros
-from fedsim.world.traces import (
+from fedsim.world.traces.files import (
     Availability,
     Device,
     read,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fedsim import rng
 from fedsim.world import world as worlds
-from fedsim.world.network import Access, Message
+from fedsim.world.net.network import Access, Message
 
 SPREAD = {
     "latency_ms": {"distribution": "uniform", "low": 5, "high": 50},

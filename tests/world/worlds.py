@@ -13,11 +13,11 @@ import networkx as nx
 from hypothesis import strategies as st
 
 from fedsim import api
-from fedsim.config import load
 from fedsim.errors import StalledError
-from fedsim.observer import Observer
-from fedsim.setup import prepare
-from fedsim.world.network import Transfer
+from fedsim.running.build import prepare
+from fedsim.running.observer import Observer
+from fedsim.spec.experiment import load
+from fedsim.world.net.network import Transfer
 from fedsim.world.world import World
 
 NEAR = 1e-6

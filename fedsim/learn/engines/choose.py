@@ -9,7 +9,6 @@ import warnings
 import torch
 from torch import nn
 
-from fedsim.config import Local
 from fedsim.errors import BadValue
 from fedsim.learn.engines.base import Engine, Shard, TrainJob
 from fedsim.learn.engines.sequential import Sequential
@@ -18,6 +17,7 @@ from fedsim.learn.local import LocalSGD
 from fedsim.learn.raised import passes, told
 from fedsim.learn.task import Task
 from fedsim.rng import stream
+from fedsim.spec.experiment import Local
 
 CPU_SLOTS, ACCELERATOR_SLOTS = 10, 64
 TOLERANCE = 1e-10

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedsim.learn.curriculum_order import Order
+from fedsim.learn.curriculum.order import Order
 from fedsim.learn.draws import seeded
 from fedsim.learn.engines.base import Engine, TrainJob, metrics
 from fedsim.learn.local import CHUNK, State

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fedsim.learn.curriculum_order import Order
+from fedsim.learn.curriculum.order import Order
 from fedsim.learn.engines.base import Engine, Shard, TrainJob, metrics
 from fedsim.learn.engines.sequential import score
 from fedsim.learn.local import CHUNK, LocalUpdate, State

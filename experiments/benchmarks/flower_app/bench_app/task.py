@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedsim.learn.models import build, lenet5, mlp
+from fedsim.learn.models.builtin import build, lenet5, mlp
 from fedsim.rng import stream
 
 MODELS: dict[str, Any] = {"lenet5": lenet5, "mlp": mlp}

@@ -1,0 +1,68 @@
+"""The command line's ``flower`` commands: run a Flower app in simulated time, and write one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Flower apps: simulate them, or write one that runs a strategy.")
+
+Out = Annotated[Path, typer.Option(help="Folder in which each run gets its own folder.")]
+
+
+@app.command()
+def run(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The folder of a Flower app.")],
+    nodes: Annotated[int, typer.Option(help="How many clients.")],
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="An experiment file that describes the world alone.")
+    ] = None,
+    run_config: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Replace values of the app's own config; may be repeated."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace one value of the world."),
+    ] = None,
+    out: Out = Path("runs"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+) -> None:
+    """Run an unmodified Flower app in simulated time."""
+    from fedsim.cli import app as cli
+
+    with cli._explained():
+        overrides = cli._overrides(settings)
+        from fedsim.flower.apps.app import run_app
+
+        with cli._shown(quiet) as show:
+            result = run_app(
+                path,
+                nodes=nodes,
+                world=config,
+                run_config=" ".join(run_config or ()),
+                overrides=overrides,
+                out=out,
+                progress=show,
+            )
+        cli._print_result(result)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    strategy: Annotated[str, typer.Option(help="A server strategy: fedsim list strategies.")] = "fedavg",
+    experiment: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Take over this experiment instead.")
+    ] = None,
+) -> None:
+    """Write a small, complete Flower app, for ``flwr run`` and for ``fedsim flower run``."""
+    from fedsim.cli import app as cli
+
+    with cli._explained():
+        from fedsim.flower.deploy.template import write_app
+
+        for file in write_app(folder, strategy, experiment):
+            typer.echo(file)

@@ -1,0 +1,1 @@
+"""Users' own Flower apps in simulated time."""

@@ -1,0 +1,267 @@
+"""Runs a user's unmodified Flower app in simulated time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+from fedsim import api
+from fedsim.errors import MISSING, ConfigError, Problem, RunError
+from fedsim.flower import compat
+from fedsim.flower.apps.client import AppClients, import_seeded
+from fedsim.flower.apps.grid import AppGrid, Ended
+from fedsim.flower.apps.journal import Journal
+from fedsim.flower.apps.project import Project, importable, load_client, load_server, read_project
+from fedsim.flower.apps.replies import remark
+from fedsim.flower.apps.servertime import ServerTime
+from fedsim.flower.apps.workers import workers_of
+from fedsim.flower.simulate.failures import warn
+from fedsim.record import weights
+from fedsim.record.store import FILE, Record
+from fedsim.running.ending import Ending, clock
+from fedsim.running.progress import Progress
+from fedsim.spec.experiment import Experiment, load
+from fedsim.spec.yamlfile import read
+from fedsim.world import world as worlds
+from fedsim.world.world import World
+
+FOREIGN = ("data", "model", "strategy", "evaluate", "compute.engine", "stop.rounds", "stop.target")
+"""What an app brings itself, so that a world cannot choose it."""
+ENDLESS = 10**9
+
+log = logging.getLogger("fedsim")
+
+
+def run_app(
+    path: str | Path,
+    *,
+    nodes: int,
+    world: str | Path | None = None,
+    run_config: str = "",
+    overrides: Mapping[str, Any] | None = None,
+    out: str | Path = "runs",
+    progress: Callable[[Progress], None] | None = None,
+) -> api.Result:
+    """Run a Flower app in simulated time and leave a folder with its record and a report.
+
+    The app is run as it is: its ServerApp on a simulated grid, its ClientApp in this process (or in worker
+    processes, if ``[tool.fedsim] workers`` in its pyproject.toml says that it is safe there), once for each of the
+    simulated clients.
+
+    Args:
+        path: the app's folder, with a pyproject.toml.
+        nodes: how many clients there are.
+        world: an experiment file with nothing but the world: seed, topology, network, devices, churn, faults and
+            ``stop.sim_time_s``; None is a world without delays.
+        run_config: values that replace those of the app, such as ``"num-server-rounds=5 lr=0.1"``.
+        overrides: values of the world by dotted key.
+        out: the folder in which the run gets a folder of its own.
+        progress: called after every round.
+
+    Returns:
+        The result. Its metrics are those of the strategy's own evaluation by their names, and means over the
+        clients' replies (weighted by num-examples) as ``train_…`` and ``eval_…``.
+
+    Raises:
+        ConfigError: for a mistake in the app's pyproject.toml, in the world or in ``run_config``.
+        RunError: if the app breaks; it names node, round and simulated time, and the cause has the traceback. Its
+            ``run_path`` is the folder with what was recorded until then.
+    """
+    from fedsim.running.threads import limited
+
+    began = clock()
+    project = read_project(path, run_config)
+    experiment = read_world(project, nodes, world, overrides or {})
+    times = ServerTime(project.root)
+    with limited(experiment.compute.threads), importable(project.root), times.kept():
+        with import_seeded(experiment.seed):
+            client = load_client(project)
+        place = build(experiment)
+        folder = api.make_folder(Path(out), experiment, False)
+        ending = Ending(folder, experiment, began)
+        try:
+            return _run(project, ending, place, client, progress, times)
+        except (RunError, KeyboardInterrupt) as error:
+            ending.add_to(error)
+            error.add_note(f"what was recorded is kept in {folder}")
+            error.run_path = folder  # type: ignore[union-attr]
+            error.again = _command(path, nodes, world, run_config, overrides or {}, out)  # type: ignore[union-attr]
+            raise
+
+
+def _command(
+    path: str | Path,
+    nodes: int,
+    world: str | Path | None,
+    run_config: str,
+    overrides: Mapping[str, Any],
+    out: str | Path,
+) -> str:
+    """Return what to type to run an app again.
+
+    >>> _command("my app", 3, None, "lr=0.1", {"seed": 2, "network.latency_ms": "5"}, "runs")
+    "fedsim flower run 'my app' --nodes 3 --run-config lr=0.1 --set seed=2 --set network.latency_ms=5"
+    """
+    words = ["fedsim", "flower", "run", str(path), "--nodes", str(nodes)]
+    words += [] if world is None else ["--config", str(world)]
+    words += ["--run-config", run_config] if run_config else []
+    for key, value in overrides.items():
+        words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    words += ["--out", str(out)] if Path(out) != Path("runs") else []
+    return shlex.join(words)
+
+
+def read_world(
+    project: Project, nodes: int, file: str | Path | None, overrides: Mapping[str, Any]
+) -> Experiment:
+    """Return the experiment that an app makes of a world.
+
+    Raises:
+        ConfigError: if the world is wrong, or chooses what the app brings itself.
+    """
+    if nodes < 1:
+        raise ConfigError([Problem("--nodes", nodes, "must be at least 1")])
+    document = read(file) if file is not None else None
+    data = document.data if document is not None else {}
+    given = {key for key in FOREIGN if _there(data, key)} | {
+        key for key in overrides if any(key == one or key.startswith(f"{one}.") for one in FOREIGN)
+    }
+    if given:
+        rule = "an app brings this itself; a file for it describes the world alone"
+        sources = {key: document.source(tuple(key.split("."))) if document else "" for key in given}
+        raise ConfigError([Problem(key, MISSING, rule, source=sources[key]) for key in sorted(given)])
+    own: dict[str, Any] = {
+        "name": f"'{_plain(project.name)}'",  # in quotes, as 2024 and 1e3 are names, too
+        "data": {"clients": nodes},
+        "strategy": {
+            "name": project.serverapp,
+            "clientapp": project.clientapp,
+            "run_config": project.run_config,
+        },
+    }
+    if not (_there(data, "stop") or any(key.startswith("stop") for key in overrides)):
+        own["stop"] = {"rounds": ENDLESS}  # the app itself knows when it is done
+    if "name" in data:
+        del own["name"]
+    return load(file if file is not None else {}, {**own, **overrides})
+
+
+def _there(data: Mapping[str, Any], key: str) -> bool:
+    block, _, inner = key.partition(".")
+    found = data.get(block)
+    return found is not None and (not inner or (isinstance(found, Mapping) and found.get(inner) is not None))
+
+
+def _plain(name: str) -> str:
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name)
+    return plain.strip(".") or "app"
+
+
+def build(experiment: Experiment) -> World:
+    """Build the world that an app runs in, at t=0, with its churn and faults set going.
+
+    Raises:
+        ConfigError: if a part refuses its parameters.
+    """
+    from fedsim.running.build import make_graph
+
+    world = worlds.build(experiment, make_graph(experiment, True), True)
+    worlds.start(world, experiment)
+    return world
+
+
+def _run(
+    project: Project,
+    ending: Ending,
+    world: World,
+    client: ClientApp,
+    progress: Callable[[Progress], None] | None,
+    times: ServerTime,
+) -> api.Result:
+    from fedsim.running.build import describe_world
+
+    experiment, folder = ending.experiment, ending.folder
+    with Record(folder) as record, workers_of(project) as workers:
+        for table, rows in describe_world(world).items():
+            record.write(table, rows)
+        record.fact("app", project.name)
+        if world.notes:
+            record.fact("notes", world.notes)
+        api.record_events(world, record, experiment.record.events)
+        journal = Journal(experiment, world, record, progress)
+        clients = AppClients(client, project, len(world.members), experiment.seed, world.clock, workers)
+        watches = [clients, journal]
+        limits = experiment.network.detect_s, experiment.stop.sim_time_s
+        journal.grid = times.grid = grid = AppGrid(world, clients, *limits, watches=watches)
+        try:
+            _drive(project, experiment, grid, journal)
+            weights_hash = save_weights(journal.arrays, ending)
+        finally:
+            times.grid = None
+            with ending.tried(FILE):
+                journal.end_round()
+                api.record_totals(world, record)
+                record.fact("error_replies", [asdict(one) for one in journal.failed])
+                record.close()
+            warn(journal.failed, "replies were errors")
+    summary = {**journal.summary(), **api.costs(world), "engine": "flower"}
+    summary["event_hash"] = world.log.hexdigest()
+    summary["weights_hash"] = weights_hash
+    marks = f"{summary['event_hash']}{summary['weights_hash']}"
+    summary["run_hash"] = hashlib.sha256(marks.encode()).hexdigest()
+    return api.Result(folder, ending.finish(summary, api.try_report))
+
+
+def _drive(project: Project, experiment: Experiment, grid: AppGrid, journal: Journal) -> None:
+    """Let the ServerApp run until it returns, or until the simulated time is over."""
+    try:
+        with (
+            compat.session(experiment.seed, grid.server.id, grid.sleep, logging.WARNING),
+            compat.observed(journal.take, journal.measure),
+            compat.together(grid, grid.sleep, journal.take),
+        ):
+            server: ServerApp = load_server(project)
+            server(grid, compat.make_context(grid.server.id, {}, dict(project.run_config)))
+    except Ended:
+        pass
+    except RunError as error:
+        if error.sim_time_s is not None:
+            raise
+        place = grid.server.id, journal.round, grid.world.clock.now_s, error.phase or "server"
+        raise RunError(error.reason, *place) from error
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        if grid.ended is None and not (isinstance(error, SystemExit) and error.code in (0, None)):
+            reason = f"the ServerApp raised {type(error).__name__}: {error}{remark(journal.replies)}"
+            place = grid.server.id, journal.round, grid.world.clock.now_s, "server"
+            raise RunError(reason, *place) from error
+    if isinstance(grid.ended, RunError):
+        raise grid.ended
+
+
+def save_weights(arrays: ArrayRecord | None, ending: Ending) -> str | None:
+    """Write a server's model as ``weights.safetensors``, if there is one that can be, and return its SHA-256."""
+    from safetensors import SafetensorError
+
+    if arrays is None:
+        return None
+    # A file holds rows one after the other, whatever the order in memory.
+    tensors = {name: np.asarray(array.numpy(), order="C") for name, array in arrays.items()}
+    try:
+        with ending.tried(weights.FILE):
+            weights.save_arrays(ending.folder / weights.FILE, tensors, list(tensors))
+    except SafetensorError as error:
+        log.warning("the run is done, but its model has arrays that cannot be saved: %s", error)
+    return hashlib.sha256(b"".join(array.tobytes() for array in tensors.values())).hexdigest()

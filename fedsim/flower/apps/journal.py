@@ -1,0 +1,178 @@
+"""What a Flower app's run leaves in its record: rounds, and the numbers of the server and of its clients."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from flwr.app import ArrayRecord, Message, MessageType, MetricRecord
+
+from fedsim.errors import few
+from fedsim.flower.apps.names import SERVER, Names, clients
+from fedsim.flower.apps.replies import Report, means
+from fedsim.flower.simulate.failures import Dropped, errors
+from fedsim.flower.simulate.grid import SimGrid
+from fedsim.flower.simulate.instruction import Watch, evaluates, named_round, trains
+from fedsim.record.store import Record
+from fedsim.running.progress import Progress
+from fedsim.spec.experiment import Experiment
+from fedsim.world.world import World
+
+log = logging.getLogger("fedsim")
+
+
+class Journal(Watch):
+    """Writes down an app's rounds and metrics as they show in its messages.
+
+    A round is what the messages' configuration calls ``server-round`` (or, with Flower's former API, their group);
+    messages that name no round open one whenever the server trains again. Those that it sends one by one, at one
+    moment or as one group, belong together until it has had a reply. What clients report is averaged over all
+    replies to one message type that the server has had in a round, in whatever groups it has pulled them.
+
+    Args:
+        experiment: whose run it is.
+        world: counts bytes and work.
+        record: where everything is written.
+        progress: called after every round, or None.
+    """
+
+    grid: SimGrid
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        world: World,
+        record: Record,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self._experiment, self._world, self._record, self._progress = experiment, world, record, progress
+        self.round = 0
+        self.arrays: ArrayRecord | None = None
+        self.replies: Sequence[Message] = ()
+        self.failed: list[Dropped] = []
+        self._names = Names(self._rename)
+        self._reports: dict[str, list[Report]] = defaultdict(
+            list
+        )  # of the round that is open, by message type
+        self._heard_us = 0
+        self._told: set[tuple[str, str]] = set()
+        self._last: dict[str, float] = {}
+        self._best: float | None = None
+        self._group: str | None = None
+        self._began = time.perf_counter()
+
+    def sent(self, messages: Sequence[Message]) -> None:
+        """Open the round that the messages belong to."""
+        first = messages[0].metadata
+        number = named_round(messages[0])
+        if number < 0 and first.message_type.startswith(MessageType.TRAIN):
+            group = first.group_id or str(self._world.clock.now)
+            number = self.round + (group != self._group)
+            self._group = group
+        if number > self.round:
+            if self.round:
+                self.end_round()
+            self._average()
+            self.round = number
+
+    def pulled(self, replies: Sequence[Message]) -> None:
+        """Take note of what the clients report."""
+        self.replies, self._group = replies, None
+        self.failed += errors(replies, self.round, self._world.clock.now_s)
+        for reply in replies:
+            kind = reply.metadata.message_type
+            if reply.has_content() and (trains(kind) or evaluates(kind)):
+                self._reports[kind].append(Report.of(reply))
+                self._heard_us = self._world.clock.now
+
+    def take(self, arrays: ArrayRecord) -> None:
+        """Keep the server's model."""
+        self.arrays = arrays
+
+    def measure(self, server_round: int, metrics: MetricRecord) -> None:
+        """Write down what the server's own evaluation gives."""
+        for name, value in metrics.items():
+            if isinstance(value, int | float):
+                self._metric(SERVER, name, float(value), server_round, self._world.clock.now)
+
+    def end_round(self) -> None:
+        """Close the round that is open."""
+        self._average()
+        world, totals = self._world, self._world.totals()
+        if self.round:
+            world.log.add("round", -1, round=self.round)
+        self._record.round(self.round, world.clock.now, clients=self.grid.updates, **totals)
+        if self._progress is not None:
+            self._progress(
+                Progress(
+                    self.round,
+                    None,
+                    world.clock.now_s,
+                    self._experiment.stop.sim_time_s,
+                    self._last.get("accuracy"),
+                    self._last.get("loss"),
+                    totals["bytes_up"],
+                    totals["bytes_down"],
+                    self.grid.updates,
+                    time.perf_counter() - self._began,
+                )
+            )
+
+    def summary(self) -> dict[str, Any]:
+        """Return the run's final numbers by name, except for its costs."""
+        return {
+            "name": self._experiment.name,
+            "strategy": self._experiment.strategy.name,
+            "seed": self._experiment.seed,
+            "rounds": self.round,
+            "sim_time_s": self._world.clock.now_s,
+            "wall_time_s": round(time.perf_counter() - self._began, 3),
+            "accuracy": self._last.get("accuracy"),
+            "best_accuracy": self._best,
+            "loss": self._last.get("loss"),
+            "time_to_target_s": None,
+            "error_replies": len(self.failed),
+            "notes": self._world.notes or None,
+            "stalled": None,
+            "memory_mb": None,
+            "assumed": None,
+            "metrics": self._last,
+        }
+
+    def _average(self) -> None:
+        """Write down the means of what the clients have reported in the round that is open."""
+        for kind, reports in sorted(self._reports.items()):
+            self._remark(kind, reports)
+            for name, value in means(reports).items():
+                self._metric(clients(kind), name, value, self.round, self._heard_us)
+        self._reports.clear()
+
+    def _remark(self, kind: str, reports: Sequence[Report]) -> None:
+        """Say, once for each message type, that the examples which clients name are no weights."""
+        silent = {one.node for one in reports if one.examples is None}
+        nodes = {one.node for one in reports}
+        if 0 < len(silent) < len(nodes):
+            self._tell(kind, silent, "do not say num-examples, so the recorded means count all clients alike")
+        elif not any(one.examples is None or one.examples for one in reports):
+            self._tell(kind, nodes, "have used 0 examples, so no mean of what they report is recorded")
+
+    def _tell(self, kind: str, nodes: Iterable[int], why: str) -> None:
+        if (kind, why) not in self._told:
+            self._told.add((kind, why))
+            log.warning("round %d, %s: clients %s %s", self.round, kind, few(sorted(nodes)), why)
+
+    def _metric(self, whose: str, given: str, value: float, round: int, time_us: int) -> None:
+        name = self._names.of(whose, given)
+        self._last[name] = value
+        if name == "accuracy" and math.isfinite(value):
+            self._best = max(value, self._best or 0.0)
+        self._record.metric(round, time_us, name, value)
+
+    def _rename(self, old: str, new: str) -> None:
+        self._record.rename(old, new)
+        if old in self._last:
+            self._last[new] = self._last.pop(old)

@@ -1,0 +1,103 @@
+"""The time that a Flower app's server lives in."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedsim.flower import compat
+from fedsim.flower.apps.grid import AppGrid
+from fedsim.world.clock import MICRO
+
+CLOCKS = ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns")
+READINGS = 1_000_000
+"""Reading clocks so often at one moment is waiting for time to pass."""
+
+
+class ServerTime:
+    """Makes the time of a grid that of a server's own code: sleeping passes it, and Python's clocks show it.
+
+    The grid may come later: a module may keep ``sleep`` from the moment on at which it is imported, which for a
+    ClientApp is before the run. Only code in the app's folder is shown simulated time.
+    Libraries measure real time: they wait for other processes with it.
+
+    Args:
+        root: the app's folder.
+    """
+
+    _sleep = staticmethod(time.sleep)
+
+    def __init__(self, root: Path) -> None:
+        self.grid: AppGrid | None = None
+        self._root = root
+        self._readings = 0, 0  # the moment of the last one in microseconds, and how many there were at it
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Replace ``time.sleep`` and the clocks for this thread's server code."""
+        before = {name: getattr(time, name) for name in CLOCKS}
+        thread, active = threading.get_ident(), True
+
+        def simulated(file: str) -> bool:
+            own = active and threading.get_ident() == thread and not compat.in_client()
+            return own and _is_below(file, self._root)
+
+        with compat.slow_time(self.pause):
+            try:
+                for name, real in before.items():
+                    setattr(time, name, _clock(name, real, simulated, self._read))
+                yield
+            finally:
+                active = False
+                for name, real in before.items():
+                    setattr(time, name, real)
+
+    def pause(self, seconds: float) -> None:
+        """Let simulated time pass, as soon as there is some."""
+        (self._sleep if self.grid is None else self.grid.pause)(seconds)
+
+    def _read(self) -> int:
+        """Return the simulated microseconds; for a server that does nothing but ask for them, they have to pass."""
+        now_us = self._now_us()
+        last_us, count = self._readings
+        count = count + 1 if now_us == last_us else 1
+        if count > READINGS:
+            self.pause(1.0)
+            now_us = self._now_us()
+        self._readings = now_us, count
+        return now_us
+
+    def _now_us(self) -> int:
+        return self.grid.world.clock.now if self.grid is not None else 0
+
+
+def _clock(
+    name: str, real: Callable[[], Any], simulated: Callable[[str], bool], read_us: Callable[[], int]
+) -> Any:
+    """Return what replaces one of Python's clocks.
+
+    The date begins with a whole second, and the others with 0: so differences round alike in every run.
+    """
+    start_s = int(real()) if name == "time" else 0
+    start_ns = real() if name == "time_ns" else 0
+
+    def clock() -> Any:
+        if not simulated(sys._getframe(1).f_code.co_filename):
+            return real()
+        us = read_us()
+        return start_ns + us * 1000 if name.endswith("_ns") else start_s + us / MICRO
+
+    return clock
+
+
+@functools.cache
+def _is_below(file: str, root: Path) -> bool:
+    """Tell whether a file is an app's own; packages that are installed inside the app's folder are not."""
+    path = Path(file)
+    return root in path.parents and "site-packages" not in path.parts

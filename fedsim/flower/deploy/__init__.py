@@ -1,0 +1,1 @@
+"""The simulation's strategies in real Flower deployments."""

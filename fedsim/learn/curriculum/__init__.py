@@ -1,0 +1,1 @@
+"""Which samples come first, and how many."""

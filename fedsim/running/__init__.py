@@ -1,0 +1,1 @@
+"""A run from t = 0 to its folder: what is built, driven and observed."""

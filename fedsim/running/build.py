@@ -1,0 +1,383 @@
+"""From an experiment to everything that a run needs, before t=0: whatever can be refused is refused here."""
+
+from __future__ import annotations
+
+import math
+import re
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import networkx as nx
+import numpy as np
+
+from fedsim import parts
+from fedsim.errors import MISSING, BadValue, ConfigError, FedsimError
+from fedsim.learn import build as learning
+from fedsim.learn.curriculum.expert import consistency
+from fedsim.learn.curriculum.update import ordered
+from fedsim.learn.data.datasets import Dataset
+from fedsim.learn.learner import Learner
+from fedsim.learn.local import LocalSGD, LocalUpdate, pace_of, steps_taken
+from fedsim.logs import once
+from fedsim.machine import NODE_BYTES, require_room, require_threads
+from fedsim.methods.peer import PeerStrategy
+from fedsim.running.memory import check_memory, need_mb
+from fedsim.spec.experiment import Experiment, Strategy
+from fedsim.world import world as worlds
+from fedsim.world.graph import Graph, joined, rounds
+from fedsim.world.world import World
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run that is ready to begin.
+
+    Args:
+        experiment: what is to be done.
+        strategy: a :class:`PeerStrategy`, or one of Flower's.
+        world: the event plane.
+        learner: the compute plane.
+        graph: the topology.
+        dataset: the data.
+        owned: the training samples of each client.
+        needs_mb: the memory that each client needs, where the experiment says how much it has.
+    """
+
+    experiment: Experiment
+    strategy: Any
+    world: World
+    learner: Learner
+    graph: Graph
+    dataset: Dataset
+    owned: list[np.ndarray]
+    needs_mb: list[float] | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What whoever reads the results must know, one sentence each."""
+        return [*filter(None, [self.dataset.note]), *self.world.notes]
+
+    @property
+    def has_server(self) -> bool:
+        """Whether the strategy is one of Flower's."""
+        return not isinstance(self.strategy, PeerStrategy)
+
+
+def prepare(experiment: Experiment, dry: bool = False) -> Setup:
+    """Build everything that an experiment describes.
+
+    Args:
+        experiment: the experiment.
+        dry: keep time only.
+
+    Raises:
+        ConfigError: if any part is unknown, refuses its parameters, or does not fit the others.
+    """
+    mistakes: list[ConfigError] = []
+    with experiment.blame("compute"):  # before anything is computed with so many
+        require_threads(experiment.compute.threads)
+    with _collect(mistakes):
+        strategy = make_strategy(experiment)
+        if dry:
+            check_timing_only(experiment, strategy)
+        server = not isinstance(strategy, PeerStrategy)
+        graph = make_graph(experiment, server)
+        check_use(experiment, strategy, graph)
+    with _collect(mistakes):
+        learner, dataset, owned = learning.build(experiment, dry)
+    with _collect(mistakes), experiment.blame("churn"):
+        supplied = dict.fromkeys(("node", "rng", "n"))
+        parts.check(experiment.find("churn", experiment.churn.name), experiment.churn.params, supplied)
+    for index, fault in enumerate(experiment.faults):
+        with _collect(mistakes), experiment.blame("faults", index):
+            parts.check(experiment.find("faults", fault.name), fault.params, {"world": 0, "rng": 0})
+    if mistakes:
+        raise ConfigError([problem for mistake in mistakes for problem in mistake.problems]) from mistakes[0]
+    if dry and depends_on_values(strategy) is not False:
+        learner = replace(learner, assumed=experiment.assume.numbers)
+    if server:
+        from fedsim.flower.simulate.build import say_cost
+
+        say_cost(strategy, learner)
+    world = worlds.build(experiment, graph, server)
+    needs = None
+    if any(kit.memory_mb is not None for kit in world.kits):
+        needs = need_mb(learner.engine, _updates(strategy, experiment))
+        with experiment.blame("devices"):
+            check_memory(world.kits, needs)
+    worlds.start(world, experiment)
+    return Setup(experiment, strategy, world, learner, graph, dataset, owned, needs)
+
+
+@contextmanager
+def _collect(mistakes: list[ConfigError]) -> Iterator[None]:
+    """Keep the mistakes of one step, so that the next step can report its own as well."""
+    try:
+        yield
+    except ConfigError as error:
+        mistakes.append(error)
+
+
+def make_strategy(experiment: Experiment) -> Any:
+    """Make the strategy and check it against the number of clients."""
+    block = experiment.strategy
+    with experiment.blame("strategy"):
+        part = experiment.find("strategies", block.name)
+        supplied: dict[str, Any] = {
+            "local": block.local,
+            "seed": experiment.seed,
+            "timeout_s": block.timeout_s,
+        }
+        select = make_selector(experiment)
+        if select is not None:
+            supplied["select"] = select
+        strategy = _call(part, block, supplied)
+        if isinstance(strategy, PeerStrategy):
+            _check_peers(block)
+            strategy.check(experiment.data.clients)
+            _order(strategy, block)
+            return strategy
+    from fedsim.flower.simulate.build import as_server
+
+    return as_server(experiment, part, strategy, select)
+
+
+def _call(part: parts.Part, block: Strategy, supplied: dict[str, Any]) -> Any:
+    """Make the strategy; whatever its constructor raises has to do with its parameters, or with its own code."""
+    if not (isinstance(part, type) and issubclass(part, PeerStrategy)):
+        from fedsim.flower.simulate.build import maker
+
+        part = maker(part, block.local)
+    try:
+        with once("flwr", "fraction_evaluate is set to 0"):
+            return parts.call(part, block.params, supplied)
+    except FedsimError:
+        raise
+    except Exception as error:
+        text = str(error).strip().rstrip(".")
+        key = next((key for key in block.params if re.search(rf"\b{re.escape(key)}\b", text)), None)
+        if key is not None:
+            raise BadValue(key, block.params[key], text) from error
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        rule = f"cannot be made with these parameters: {type(error).__name__}: {text}"
+        raise BadValue("name", block.name, rule, f"raised at {frame.filename}:{frame.lineno}") from error
+
+
+def _order(strategy: Any, block: Strategy) -> None:
+    """Put the curriculum, if there is one, around what the peers of a strategy train with."""
+    own = {"train": strategy.update} if hasattr(strategy, "update") else {}
+    if own or block.local.curriculum is not None or block.local.lr_decay:
+        strategy.update = ordered(own, block.local)["train"]
+
+
+def make_selector(experiment: Experiment) -> Any:
+    """Make what chooses the clients of a round; None if the experiment names nothing."""
+    block = experiment.strategy.select
+    if block is None:
+        return None
+    supplied = {"seed": experiment.seed, "timeout_s": experiment.strategy.timeout_s}
+    with experiment.blame("strategy", "select"):
+        select = parts.call(experiment.find("selectors", block.name), block.params, supplied)
+        if not hasattr(select, "choose"):
+            raise BadValue("name", block.name, "is not a selector; it has no method choose")
+        select.check(experiment.data.clients)
+    return select
+
+
+def _check_peers(block: Strategy) -> None:
+    defaults = {"on_failure": "stop", "quorum": 1.0, "retries": 0}
+    defaults |= {"select": None, "weighting": None, "around": []}
+    for key, default in defaults.items():
+        value = getattr(block, key)
+        if value != default:
+            shown = MISSING if key in ("select", "around") else value
+            raise BadValue(key, shown, f"belongs to a server, and {block.name} has only peers")
+
+
+def make_graph(experiment: Experiment, server: bool) -> Graph:
+    """Make the topology: one node for each client or peer, and one more, the last, for a server."""
+    size = experiment.data.clients + server
+    with experiment.blame("data"):
+        require_room("clients", experiment.data.clients, size * NODE_BYTES, "their nodes")
+    with experiment.blame("topology"):
+        if size == 1:
+            alone = Graph()
+            alone.add_node(0)
+            return alone
+        part = experiment.find("topologies", experiment.topology.name)
+        made = parts.call(part, experiment.topology.params, {"n": size, "seed": experiment.seed})
+        graph = _one_graph(experiment.topology.name, made, size)
+        _check_graph(experiment.topology.name, graph, experiment.network.overlay)
+    return graph
+
+
+def _one_graph(name: str, made: Any, size: int) -> Graph:
+    """Return an ordinary graph as it is, and the links of a directed one or of a sequence of graphs."""
+    graphs = list(made) if isinstance(made, list | tuple) else [made]
+    if not graphs or not all(isinstance(graph, nx.Graph) for graph in graphs):
+        raise BadValue(
+            "name", name, "must return a networkx.Graph or a list of such graphs, one for each round"
+        )
+    for graph in graphs:
+        if not all(isinstance(node, int) for node in graph) or sorted(graph) != list(range(size)):
+            rule = f"must return a graph with the nodes 0 to {size - 1}; this one has {len(graph)} nodes"
+            raise BadValue("name", name, rule)
+    if any(graph.is_directed() for graph in graphs):
+        arrows: nx.DiGraph[int] = nx.compose_all([nx.DiGraph(graph) for graph in graphs])
+        if not nx.is_strongly_connected(arrows):
+            count = nx.number_strongly_connected_components(arrows)
+            rule = f"must let every node reach every other one; this one has {count} strong components"
+            raise BadValue("name", name, rule)
+    return graphs[0] if len(graphs) == 1 and not graphs[0].is_directed() else joined(graphs)
+
+
+def check_use(experiment: Experiment, strategy: Any, graph: Graph) -> None:
+    """Refuse a topology whose links have directions, or change, for a strategy that has no use for that.
+
+    Raises:
+        ConfigError: naming the topology.
+    """
+    graphs, name, method = rounds(graph), experiment.topology.name, experiment.strategy.name
+    with experiment.blame("topology"):
+        if any(one.is_directed() for one in graphs) and not getattr(strategy, "directed", False):
+            rule = f"is directed, and {method} needs links that work both ways"
+            raise BadValue("name", name, rule, "take an undirected topology, or push_sum")
+        if len(graphs) > 1 and not getattr(strategy, "varying", False):
+            rule = f"is a sequence of {len(graphs)} graphs, and {method} needs one that does not change"
+            raise BadValue("name", name, rule)
+
+
+def _check_graph(name: str, graph: Graph, overlay: bool) -> None:
+    for a, b, edge in graph.edges(data=True):
+        for key, least in (("latency_ms", 0.0), ("mbps", 1e-6)):
+            value = edge.get(key, 1.0)
+            if not (isinstance(value, int | float) and least <= value < math.inf):
+                raise BadValue(
+                    "name", name, f"gives edge {a}-{b} {key} = {value!r}; it must be at least {least:g}"
+                )
+    if not overlay and not nx.is_connected(graph):
+        count = nx.number_connected_components(graph)
+        raise BadValue("name", name, f"must return a connected graph; this one has {count} components")
+
+
+def _updates(strategy: Any, experiment: Experiment) -> list[LocalUpdate]:
+    """Return what clients or peers compute: a strategy's own updates, or plain local SGD."""
+    if isinstance(strategy, PeerStrategy):
+        return [getattr(strategy, "update", None) or LocalSGD(experiment.strategy.local)]
+    from fedsim.flower.simulate.server import updates_of
+
+    return list(updates_of(strategy, experiment).values())
+
+
+def innermost(strategy: Any) -> Any:
+    """Return the strategy that others are wrapped around."""
+    while hasattr(strategy, "strategy"):
+        strategy = strategy.strategy
+    return strategy
+
+
+def depends_on_values(strategy: Any) -> bool | None:
+    """Tell whether what happens when depends on computed numbers; None if the strategy does not say."""
+    declared = getattr(strategy, "timing_depends_on_values", None)
+    if declared is None and type(innermost(strategy)).__module__.startswith("flwr."):
+        return False  # none of Flower's own strategies chooses clients by values
+    return declared
+
+
+def check_timing_only(experiment: Experiment, strategy: Any) -> None:
+    """Refuse to keep time only where what happens depends on values, and nothing is assumed of them.
+
+    Raises:
+        ConfigError: naming the choice that does.
+    """
+    _check_target(experiment)
+    depends = depends_on_values(strategy)
+    if depends is not False and not experiment.assume.numbers:
+        with experiment.blame("strategy"):
+            name = type(innermost(strategy)).__name__
+            why = "its choices depend on values" if depends else "it does not say whether its choices do not"
+            asked = ["loss"] if experiment.strategy.select is not None else []  # what selectors ask for
+            sent = [name for one in _updates(strategy, experiment) for name in one.metrics]
+            names = dict.fromkeys([*asked, *sent])
+            hint = f"say what to assume of them: assume: {{{', '.join(f'{one}: 1.0' for one in names)}}}"
+            if not depends:
+                hint = f"if they do not, set {name}.timing_depends_on_values = False; if they do, {hint}"
+            raise BadValue("name", experiment.strategy.name, f"cannot run timing-only: {why}", hint)
+
+
+def _check_target(experiment: Experiment) -> None:
+    stop, assumed = experiment.stop, experiment.assume.accuracy
+    if stop.target is None:
+        return
+    with experiment.blame("stop"):
+        if assumed is None:
+            hint = "leave it out with --set stop.target=null, or say what to assume: --set assume.accuracy=1"
+            raise BadValue("target", MISSING, "a timing-only run has no accuracy to compare with", hint)
+        if assumed < stop.target.accuracy and stop.rounds is None and stop.sim_time_s is None:
+            rule = f"the assumed accuracy of {assumed:g} never reaches {stop.target.accuracy:g}"
+            raise BadValue("target", MISSING, rule, "give stop.rounds or stop.sim_time_s as well")
+
+
+def describe(setup: Setup) -> dict[str, Any]:
+    """Return what the start of a run is recorded with: presence, edges, labels."""
+    dataset = setup.dataset
+    labels = np.asarray(dataset.y)
+    counts = []
+    if dataset.classes:
+        for client, own in enumerate(setup.owned):
+            found, count = np.unique(labels[own], return_counts=True)
+            counts += [(client, int(label), int(k)) for label, k in zip(found, count, strict=True)]
+    return {**describe_world(setup.world), "labels": counts}
+
+
+def ordering(setup: Setup) -> dict[str, Any]:
+    """Return what there is to record of a curriculum: the pace of a client of median size, and how clients differ."""
+    local, samples = setup.experiment.strategy.local, int(np.median(setup.learner.sizes))
+    found: dict[str, Any] = {}
+    pace = pace_of(local, samples)
+    if pace:
+        assert local.curriculum is not None  # without one, there is no pace
+        rounds = local.curriculum.rounds
+        clock, end = ("step", steps_taken(local, samples)) if rounds is None else ("round", rounds + 1)
+        found["pace"] = {"clock": clock, "sizes": pace, "end": end}
+    judge = _judge(setup)
+    if judge:
+        known = judge == "known"
+        losses = setup.dataset.difficulty if known else setup.learner.engine.data.expert_losses().cpu()
+        hard = np.asarray(losses)
+        between, within = consistency(hard, setup.owned)
+        found |= {"difficulty_between_clients": between, "difficulty_within_clients": within}
+        found["difficulty_unit"] = "known difficulty" if known else "loss of the expert"
+        found["difficulty_of_clients"] = [round(float(hard[own].mean()), 9) for own in setup.owned]
+    return found
+
+
+def _judge(setup: Setup) -> str:
+    """Say who tells how hard samples are: whom the partition asked, the data, or an expert that is used anyway."""
+    partition, local = setup.experiment.data.partition, setup.experiment.strategy.local.paced
+    if partition.name == "by_difficulty":
+        return str(partition.params.get("by", "expert"))
+    if setup.dataset.difficulty is not None:
+        return "known"
+    if setup.learner.dry:
+        return ""  # nobody asks the expert, and its training takes long
+    select = setup.experiment.strategy.select
+    asked = local is not None and local.scored and local.score == "expert"
+    if select is not None and select.params.get("order") not in ("random", "vanilla"):
+        asked |= select.params.get("score") == "expert"
+    return "expert" if asked else ""
+
+
+def describe_world(world: World) -> dict[str, Any]:
+    """Return what the start of a run in this world is recorded with: presence and edges."""
+    edges = world.network.graph.edges(data=True)
+    return {
+        "edges": [
+            (a, b, e["latency_us"] / 1000, e["bits_per_s"] / 1e6 if e["bits_per_s"] else None)
+            for a, b, e in edges
+        ],
+        "presence": [(0, node.id, int(node.online)) for node in world.nodes],
+    }

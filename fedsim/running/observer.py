@@ -1,0 +1,219 @@
+"""Watches a run: measures models, writes the record, reports progress, and says when to stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+
+from fedsim.errors import NotFiniteError, RunError
+from fedsim.learn.deferred import Deferred, compute
+from fedsim.learn.learner import Learner
+from fedsim.record.store import Record
+from fedsim.rng import stream
+from fedsim.running.progress import Progress
+from fedsim.spec.experiment import Experiment
+from fedsim.world.clock import MICRO
+from fedsim.world.world import World
+
+Models = Mapping[int, Deferred]
+"""Models by node; the server's one model has the key -1."""
+
+SYSTEM = -1
+
+PENDING = 25
+"""After so many rounds that nobody evaluates, their models are computed all the same, lest what waits grows on."""
+
+
+class Observer:
+    """Called by a runner at the end of every round.
+
+    Args:
+        experiment: says what to measure and when to stop.
+        learner: evaluates.
+        world: counts bytes and work.
+        record: where everything is written.
+        progress: called after every round, or None.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        learner: Learner,
+        world: World,
+        record: Record,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        self.experiment, self.learner, self.world = experiment, learner, world
+        self.record, self.progress = record, progress
+        self.round = 0
+        self.scores: dict[str, float] = {}
+        self.best_accuracy: float | None = None
+        self.time_to_target_s: float | None = None
+        self.dropped = 0
+        self.models: Models = {}
+        self.subject = ""
+        self.stalled = ""
+        numbers = experiment.assume.numbers
+        self._assumed: dict[str, float] = {
+            name: numbers[name] for name in ("loss", "accuracy") if name in numbers
+        }
+        self._measured, self._computed = -1, 0
+        self._time_us = 0
+        self._began = time.perf_counter()
+
+    @property
+    def wall_time_s(self) -> float:
+        """Real seconds since the run began."""
+        return time.perf_counter() - self._began
+
+    @property
+    def _has_scores(self) -> bool:
+        return bool(self._assumed) or not self.learner.dry
+
+    def due(self, round: int) -> bool:
+        """Whether the models of a round will be measured, or assumed to have been."""
+        return self._has_scores and round % self.experiment.evaluate.every == 0
+
+    def on_round(self, round: int, models: Models, updates: int) -> bool:
+        """Take note of a round that has ended.
+
+        Args:
+            round: its number; 0 is the start.
+            models: the models at its end.
+            updates: client updates that have arrived since the start.
+
+        Returns:
+            Whether the run has reached its target.
+        """
+        self.round, self.models, self._time_us = round, models, self.world.clock.now
+        world, totals = self.world, self.world.totals()
+        if round:
+            world.log.add("round", SYSTEM, round=round)
+        self.record.round(round, world.clock.now, clients=updates, **totals)
+        if self.due(round):
+            self._measure()
+            self._computed = round
+        elif round - self._computed >= PENDING and not self.learner.dry:
+            compute(models.values())
+            self._computed = round
+        if self.progress is not None:
+            self.progress(self._progress(updates, totals))
+        return self.time_to_target_s is not None
+
+    def close(self) -> None:
+        """Measure the last models if that has not been done."""
+        if self._has_scores and self._measured != self.round:
+            self._measure()
+
+    def _measure(self) -> None:
+        self._measured = self.round
+        if self.learner.dry:
+            self.scores = self._assumed
+            self._judge(self.scores.get("accuracy"))
+            return
+        each = {node: self.learner.evaluate(self.models[node]) for node in self._chosen()}
+        self._compute(each.values())
+        scores = {node: dict(result.value()) for node, result in each.items()}
+        for node, values in scores.items():
+            values |= self._distance(self.models[node])
+            self._check(node, values)
+        self.scores = self._named(scores[SYSTEM]) if SYSTEM in scores else self._summarise(scores)
+        now = self._time_us
+        for name, value in self.scores.items():
+            self.record.metric(self.round, now, name, value)
+        if SYSTEM not in scores:
+            for node, values in scores.items():
+                for name, value in values.items():
+                    self.record.metric(self.round, now, name, value, node)
+        self._judge(self.scores.get("accuracy"))
+
+    def _compute(self, wanted: Iterable[Deferred]) -> None:
+        """Compute scores; an error in evaluation itself is told with its round and time."""
+        try:
+            compute(wanted)
+        except RunError as error:
+            if error.round is not None:
+                raise
+            now_s = self.world.clock.now_s
+            raise RunError(error.reason, error.node, self.round, now_s, error.phase) from error.__cause__
+
+    def _distance(self, model: Deferred) -> dict[str, float]:
+        """Return how far a model is from the best one, where that is known."""
+        if self.learner.optimum is None:
+            return {}
+        gap = model.value().double() - self.learner.optimum.double()
+        return {"distance": float(torch.linalg.vector_norm(gap))}
+
+    def _chosen(self) -> list[int]:
+        """Return the nodes whose own models are evaluated: all of them, or a share drawn for the round."""
+        nodes, share = list(self.models), self.experiment.evaluate.nodes
+        if share == 1 or len(nodes) == 1:
+            return nodes
+        count = max(1, math.ceil(share * len(nodes) - 1e-9))
+        rng = stream(self.learner.seed, "evaluate", round=self.round)
+        return [nodes[i] for i in sorted(rng.choice(len(nodes), count, replace=False))]
+
+    def _named(self, scores: dict[str, float]) -> dict[str, float]:
+        """Return the scores of a round's one model; where it is not a server's, also under what it is."""
+        return scores | {f"{name}_of_{self.subject}": scores[name] for name in scores if self.subject}
+
+    def _summarise(self, scores: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+        """Return scores by what was evaluated.
+
+        ``accuracy`` is the mean over the ``nodes_evaluated`` nodes, ``accuracy_min``, ``accuracy_max`` and
+        ``accuracy_worst_decile`` are theirs, too (the last is the mean of the worst tenth); ``accuracy_of_average`` is
+        the score of the average of all nodes' models, and ``consensus_distance`` is how far all models are from it.
+        """
+        summary = {"nodes_evaluated": float(len(scores))}
+        for name in next(iter(scores.values())):
+            values = sorted(one[name] for one in scores.values())
+            summary[name] = math.fsum(values) / len(values)
+            summary[f"{name}_min"], summary[f"{name}_max"] = values[0], values[-1]
+            tenth = math.ceil(len(values) / 10)
+            worst = values[:tenth] if name == "accuracy" else values[-tenth:]
+            summary[f"{name}_worst_decile"] = math.fsum(worst) / tenth
+        stack = torch.stack([model.value() for model in self.models.values()]).double()
+        average = stack.mean(0)
+        found = self.learner.evaluate(Deferred.known(average.to(self.learner.engine.task.dtype)))
+        self._compute([found])
+        summary |= {f"{name}_of_average": value for name, value in found.value().items()}
+        summary["consensus_distance"] = float((stack - average).norm(dim=1).pow(2).mean().sqrt())
+        return summary
+
+    def _check(self, node: int, scores: Mapping[str, float]) -> None:
+        bad = [name for name, value in scores.items() if not math.isfinite(value)]
+        if bad:
+            place = None if node == SYSTEM else node
+            why = (
+                "a smaller learning rate may help"
+                if self.round
+                else "it is the initial model's, before any step"
+            )
+            reason = f"the test {bad[0]} is {scores[bad[0]]}; {why}"
+            raise NotFiniteError(reason, place, self.round, self.world.clock.now_s, "evaluate")
+
+    def _judge(self, accuracy: float | None) -> None:
+        if accuracy is None:
+            return
+        self.best_accuracy = max(accuracy, self.best_accuracy or 0.0)
+        target = self.experiment.stop.target
+        if target is not None and accuracy >= target.accuracy:
+            self.time_to_target_s = self._time_us / MICRO
+
+    def _progress(self, updates: int, totals: Mapping[str, int]) -> Progress:
+        stop = self.experiment.stop
+        return Progress(
+            self.round,
+            stop.rounds,
+            self.world.clock.now_s,
+            stop.sim_time_s,
+            self.scores.get("accuracy"),
+            self.scores.get("loss"),
+            totals["bytes_up"],
+            totals["bytes_down"],
+            updates,
+            self.wall_time_s,
+        )

@@ -1,0 +1,1 @@
+"""Links, bandwidth and messages: when what is sent arrives."""

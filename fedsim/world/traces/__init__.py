@@ -1,0 +1,1 @@
+"""Recorded availability and devices."""

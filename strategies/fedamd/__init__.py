@@ -1,0 +1,1 @@
+"""FedAMD: anchors and miners."""

@@ -1,0 +1,1 @@
+"""MoDeST: decentralized sampling."""

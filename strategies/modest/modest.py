@@ -1,0 +1,403 @@
+"""MoDeST: decentralized learning with a small sample of nodes in each round, and no server.
+
+The first version of: A. Dhasade, A.-M. Kermarrec, E. Lavoie, J. Pouwelse, R. Sharma, M. de Vos: Practical Federated
+Learning without a Server (Plexus). EuroMLSys 2025. Preprint: arXiv 2302.13837, 2023.
+
+Everybody finds a round's sample by hashing ids with the round's number. The sample trains; the first nodes of the next
+sample average what it has trained and pass the average on to that next sample. A node works only when a model comes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import islice
+from typing import Literal
+
+import simpy
+
+from fedsim.errors import BadValue, few
+from fedsim.learn.deferred import Deferred, mean
+from fedsim.learn.local import LocalSGD
+from fedsim.methods.peer import Peer, PeerStrategy
+from fedsim.parts import Count, NotNegative, Positive, Share
+from fedsim.rng import stream
+from fedsim.spec.experiment import Local
+from fedsim.world.clock import Process, micros
+from fedsim.world.graph import Graph
+from fedsim.world.net.network import Message
+from fedsim.world.node import Node
+from strategies.modest.registry import NEVER, VIEWS, View, view_sizes
+from strategies.modest.sampling import LiveSample, Probes, fastest_first, least_window, order, quorum
+
+PING_BYTES, ACK_BYTES, ADVERT_BYTES = 179, 172, 195
+"""Sizes of the datagrams of the authors' implementation, signatures included."""
+
+ENVELOPE_BYTES = 70
+"""What a message with a model has besides the model and the view."""
+
+log = logging.getLogger("fedsim")
+
+
+class MoDeST(PeerStrategy):
+    """Train a small sample of nodes that everybody finds alike, and average at some of the next sample (2023).
+
+    Measured are ``view_mean``, ``view_min`` and ``view_max``: how many nodes a node counts as active by the round that
+    it knows of, over the ``views_read`` nodes that are online, among all or, where there are more, 100 drawn anew.
+
+    Args:
+        local: the local training of a round.
+        seed: names the streams of the shuffles and of the receivers of adverts.
+        sample_size: s, the number of nodes that train in a round.
+        aggregators: a, how many nodes of the next sample average what they have trained.
+        success_fraction: sf, which share of the sample's models makes an average; above 0.
+        ping_timeout_s: how long a node has to answer before the next one is asked, in seconds.
+        window: for how many rounds a node that nobody has heard of is still a candidate; None is the least number that
+            keeps nodes that are there, ln(100 n) / -ln(1 - s/n).
+        aggregator_timeout_s: after how many seconds an aggregator makes do with fewer models; None never does.
+        minimum_models: with how many at least, which should be fewer than are enough; with fewer, it drops them.
+        resend_s: after how many seconds a node whose model nobody has acknowledged sends it again, and each time after
+            twice as many; None never does, and nothing is acknowledged.
+        heartbeat_s: seconds between two signs of life of an idle node; None gives none.
+        aggregator_choice: ``hash`` takes the first of the next sample, ``bandwidth`` those of it with the most.
+        entry_bytes: the size of a view in a message, for each node that it knows.
+    """
+
+    one_model = True
+
+    def __init__(
+        self,
+        *,
+        local: Local,
+        seed: int = 0,
+        sample_size: Count = 10,
+        aggregators: Count = 1,
+        success_fraction: Share = 1.0,
+        ping_timeout_s: Positive = 5.0,
+        window: Count | None = None,
+        aggregator_timeout_s: Positive | None = None,
+        minimum_models: Count = 3,
+        resend_s: Positive | None = None,
+        heartbeat_s: Positive | None = None,
+        aggregator_choice: Literal["hash", "bandwidth"] = "hash",
+        entry_bytes: NotNegative = 87.2,
+    ) -> None:
+        if aggregators > sample_size:
+            rule = f"must be at most sample_size ({sample_size}): the aggregators are the first of the sample"
+            raise BadValue("aggregators", aggregators, rule)
+        if not success_fraction > 0:
+            raise BadValue("success_fraction", success_fraction, "must be above 0 and at most 1")
+        self.update, self.seed = LocalSGD(local), seed
+        self.sample_size, self.aggregators = sample_size, aggregators
+        self.success_fraction, self.ping_timeout_s = success_fraction, ping_timeout_s
+        self.aggregator_timeout_s, self.minimum_models = aggregator_timeout_s, minimum_models
+        self._window, self.resend_s, self.heartbeat_s = window, resend_s, heartbeat_s
+        self.fastest, self.entry_bytes = aggregator_choice == "bandwidth", entry_bytes
+
+    def check(self, clients: int) -> None:
+        """Refuse a sample that is larger than the network; warn of what makes other parameters useless."""
+        if self.sample_size > clients:
+            raise BadValue("sample_size", self.sample_size, f"must be at most {clients}, the number of peers")
+        least = least_window(clients, self.sample_size)
+        if self._window is not None and self._window < least:
+            text = "window %d: nodes that are there will be forgotten; %d nodes in samples of %d need at least %d"
+            log.warning(text, self._window, clients, self.sample_size, least)
+        enough = self.quorum(self.sample_size)
+        if self.aggregator_timeout_s is not None and self.minimum_models >= enough:
+            text = "aggregator_timeout_s makes no average of fewer models: minimum_models %d, and %d make one anyway"
+            log.warning(text, self.minimum_models, enough)
+
+    def setup(self, graph: Graph) -> None:
+        """Name the nodes, and prepare what all of them compute alike."""
+        ids = [str(node) for node in range(len(graph))]
+        self.window = self._window or least_window(len(ids), self.sample_size)
+        self.order = lru_cache(maxsize=16)(lambda round: order(ids, round))
+        self.members: dict[int, Member] = {}
+        self.first_view = lru_cache(maxsize=1)(lambda founders: View(len(ids), list(founders)))
+
+    def measure(self, round: int) -> Mapping[str, float]:
+        """Count the candidates for the next round that each of :data:`VIEWS` drawn nodes knows of, if it is online."""
+        drawn = stream(self.seed, "modest views", round=round).permutation(len(self.members))[:VIEWS]
+        online = [one for one in map(self.members.__getitem__, drawn) if one.peer.node.online]
+        return view_sizes([one.view.count(one.round + 1 - self.window) for one in online])
+
+    def run(self, node: Peer) -> Process:
+        """One node's life: it reads messages, and acts on each."""
+        member = self.members[node.id] = Member(self, node)
+        member.begin()
+        while True:
+            message = yield node.node.receive()
+            member.acts[message.kind](message)
+
+    def quorum(self, invited: int) -> int:
+        """Return how many models make an average, of so many nodes that were asked to train."""
+        return quorum(self.success_fraction, self.sample_size, invited)
+
+
+class Member:
+    """A node and what it knows.
+
+    Args:
+        rules: the parameters that all nodes share.
+        peer: the node.
+    """
+
+    def __init__(self, rules: MoDeST, peer: Peer) -> None:
+        self.rules, self.peer, self.id = rules, peer, peer.id
+        self.view = rules.first_view(tuple(peer.founders)).copy()
+        self.leaving = self.trained = self.averaged = False
+        self.train_round = self.average_round = self.acknowledged = self.events = self.unreached = 0
+        self.boxes = 0
+        self.training: simpy.Process | None = None
+        self.averaging: simpy.Process | None = None
+        self.average = peer.initial_model
+        self.box: dict[int, Deferred] = {}
+        self.invited, self.receivers = rules.sample_size, list[int]()
+        self.owed: set[int] = set()
+        self.samples: dict[LiveSample, None] = {}
+        self.probes = Probes(peer, rules.ping_timeout_s, self._call)
+        self.acts = {
+            "ping": self._ping,
+            "pong": self._pong,
+            "advert": self._advert,
+            "ack": self._ack,
+            "aggregated": self._aggregated,
+            "trained": self._trained,
+        }
+
+    @property
+    def round(self) -> int:
+        """The latest round that it knows of."""
+        return max(self.train_round, self.average_round, self.view.latest)
+
+    def begin(self) -> None:
+        """Take up its life; the first sample starts from the initial model."""
+        peer = self.peer
+        peer.waiting_for = self.waiting_for
+        peer.node.on_change.append(self._changed)
+        peer.on_retire(self._retire)
+        if self.rules.heartbeat_s is not None:
+            peer.start(self._beat(self.rules.heartbeat_s))
+        if peer.node.online:
+            first = list(islice(self.candidates(1), self.rules.sample_size))
+            if self.id in first:
+                peer.send([self.id], (peer.initial_model, self.view.copy(), len(first)), 0, 1, "aggregated")
+
+    def waiting_for(self) -> str:
+        """Say what has to come before it goes on, or nothing if it has no part in what is going on."""
+        if self.box:
+            enough, round = self.rules.quorum(self.invited), self.average_round - 1
+            lacks = few(sorted({*islice(self.candidates(round), self.invited)} - {*self.box}))
+            return f"{enough} models of round {round}; it has those of {sorted(self.box)}, not of {lacks}"
+        if self.trained and self.train_round == self.round - 1:
+            return f"the average of round {self.train_round} from {few(self.receivers)}"
+        return ""
+
+    def candidates(self, round: int) -> Iterator[int]:
+        """Return those that may be in a round's sample, in its order, as they are known now."""
+        view, least = self.view.copy(), round - self.rules.window
+        return (node for node in self.rules.order(round) if node == self.id or view.is_candidate(node, least))
+
+    def _sample(self, round: int, size: int, fastest: bool = False) -> Process:
+        """Find the first nodes of a round's sample that answer; a node that was away begins again."""
+        while True:
+            yield self.peer.node.back()
+            candidates = self.candidates(round)
+            if fastest:
+                candidates = fastest_first(candidates, self.rules.sample_size, self.peer.mbps)
+            sample = LiveSample(self.peer.node.clock, candidates, size, self.probes.ask)
+            self.samples[sample] = None
+            try:
+                found = yield sample
+            finally:
+                del self.samples[sample]
+                sample.stop()
+            if found is not None:
+                return found
+
+    def _call(self, node: int, number: int) -> None:
+        self.peer.send([node], (number,), PING_BYTES, self.round, "ping")
+
+    def _ping(self, message: Message) -> None:
+        if message.src in self.view:
+            self.view.touch(message.src, max(self.round, message.round))
+        if not self.leaving:
+            self.peer.send([message.src], message.payload, PING_BYTES, self.round, "pong")
+
+    def _pong(self, message: Message) -> None:
+        self.view.touch(message.src, max(self.round, message.round))
+        self.probes.end(message.payload[0], True)
+
+    def _aggregated(self, message: Message) -> None:
+        """An average has come: train in its round, unless that has been done."""
+        round, (model, view, invited) = message.round, message.payload
+        self._hear(message, view)
+        if round > self.train_round:
+            self.train_round, self.trained = round, False
+            if self.training is not None:
+                self.training.interrupt("a newer round")
+                self.training = None
+        if round == self.train_round and self.training is None and not self.trained:
+            self.training = self.peer.start(self._train(round, model, invited))
+        else:
+            self._drop(message)
+
+    def _train(self, round: int, model: Deferred, invited: int) -> Process:
+        model = yield from self.peer.train(self.rules.update, model, round)
+        self.receivers = yield from self._sample(round + 1, self.rules.aggregators, self.rules.fastest)
+        self.training, self.trained = None, True
+        self._push("trained", self.receivers, round + 1, model, invited)
+        if self.rules.resend_s is not None:
+            self.peer.start(self._insist(self.rules.resend_s, round, model, invited))
+
+    def _insist(self, wait_s: float, round: int, model: Deferred, invited: int) -> Process:
+        """Send a trained model again until it has become part of an average, or a newer round has come."""
+        while True:
+            yield from self.peer.sleep(wait_s)
+            if self.train_round > round or self.acknowledged > round:
+                return
+            self.receivers = yield from self._sample(round + 1, self.rules.aggregators, self.rules.fastest)
+            self._push("trained", self.receivers, round + 1, model, invited)
+            wait_s *= 2
+
+    def _ack(self, message: Message) -> None:
+        self.acknowledged = max(self.acknowledged, message.round)
+
+    def _trained(self, message: Message) -> None:
+        """A trained model has come: average when there are enough."""
+        round, (model, view, invited) = message.round, message.payload
+        self._hear(message, view)
+        if round > self.average_round:
+            self.average_round, self.averaged = round, False
+            self.box, self.owed, self.invited = {}, set(), invited
+        elif round < self.average_round or self.averaged:
+            self._drop(message)
+            self._owe(message)
+            return
+        if not self.box and (after_s := self.rules.aggregator_timeout_s) is not None:
+            self.boxes += 1
+            self.peer.after(after_s, self._time_up, after_s, self.boxes)
+        self.box.setdefault(message.src, model)
+        self.owed.add(message.src)
+        self.invited = min(self.invited, invited)
+        if len(self.box) >= self.rules.quorum(self.invited):
+            self._average()
+
+    def _time_up(self, after_s: float, box: int) -> None:
+        """Make do with what is in a box, which is known by its number, lest its models are kept until then."""
+        if box != self.boxes or not self.box or self.peer.node.crashed:
+            return
+        if not self.peer.node.online:
+            self.peer.after(after_s, self._time_up, after_s, box)
+        elif len(self.box) >= min(self.rules.minimum_models, self.rules.quorum(self.invited)):
+            self._average()
+        else:
+            self.box = {}
+
+    def _average(self) -> None:
+        """Average what has come, in the order of ids, and pass it on."""
+        box, self.box, self.averaged = self.box, {}, True
+        self.average = mean([box[node] for node in sorted(box)])
+        self.unreached = 1
+        self.peer.conclude(self.average_round - 1, self.average, len(box))
+        self.averaging = self.peer.start(self._pass_on(self.average_round, self.average))
+
+    def _pass_on(self, round: int, average: Deferred) -> Process:
+        found = yield from self._sample(round, self.rules.sample_size)
+        if self.average_round > round:
+            return
+        self.unreached = self.rules.quorum(len(found))
+        self.view.fold()
+        self._push("aggregated", found, round, average, len(found))
+        if self.id in found:
+            self._reached()
+
+    def _owe(self, message: Message) -> None:
+        """Acknowledge a late model, or pass the average on again if one that comes once more tells of a standstill."""
+        if message.round < self.average_round or self.unreached <= 0:
+            self._acknowledge([message.src], message.round)
+        elif message.src not in self.owed:
+            self.owed.add(message.src)
+        elif self.averaging is not None and not self.averaging.is_alive:
+            self.averaging = self.peer.start(self._pass_on(message.round, self.average))
+
+    def _acknowledge(self, nodes: Sequence[int], round: int) -> None:
+        if self.rules.resend_s is not None:
+            self.peer.send(nodes, (), ACK_BYTES, round, "ack")
+
+    def _hear(self, message: Message, view: View) -> None:
+        self.view.merge(view)
+        self.view.touch(message.src, max(self.round, message.round))
+
+    def _push(self, kind: str, to: Sequence[int], round: int, model: Deferred, invited: int) -> None:
+        """Send a model with the view of this moment; joins that have been announced count from now on."""
+        size = self.peer.model_bytes + ENVELOPE_BYTES + int(self.view.known * self.rules.entry_bytes + 0.5)
+        shuffle = stream(self.rules.seed, f"modest {kind}", self.id, round).permutation(len(to))
+
+        def sent(node: int, delivered: bool) -> None:
+            if delivered:
+                self.view.touch(node, self.round)
+                if kind == "aggregated" and round == self.average_round:
+                    self._reached()
+
+        payload = (model, self.view.copy(), invited)
+        self.peer.send([to[index] for index in shuffle], payload, size, round, kind, sent)
+        self.view.admit()
+
+    def _reached(self) -> None:
+        """Acknowledge the models of an average when enough nodes have it to go on."""
+        self.unreached -= 1
+        if self.unreached == 0:
+            self._acknowledge(sorted(self.owed), self.average_round)
+
+    def _drop(self, message: Message) -> None:
+        self.peer.node.log.add("late", self.id, message.src, message.size_bytes, message.round)
+
+    def _changed(self, node: Node) -> None:
+        if node.online:
+            self._announce(joined=True)
+        for sample in self.samples:
+            sample.stop()
+
+    def _announce(self, joined: bool) -> None:
+        """Tell some others that this node has joined or leaves; one that joins may know little of who is there."""
+        self.events += 1
+        self.view.change(self.id, self.events, joined)
+        self._advertise(joined, NEVER if joined else self.round - self.rules.window, "advert", self.events)
+
+    def _advertise(self, joined: bool, least: int, purpose: str, number: int) -> None:
+        others = [node for node in self.view.candidates(least) if node != self.id]
+        rng = stream(self.rules.seed, f"modest {purpose}", self.id, number)
+        chosen = rng.choice(len(others), min(self.rules.sample_size, len(others)), replace=False)
+        receivers = [others[index] for index in sorted(chosen)]
+        self.peer.send(receivers, (self.events, joined), ADVERT_BYTES, self.round, "advert")
+
+    def _advert(self, message: Message) -> None:
+        (counter, joined), round = message.payload, max(message.round, self.round)
+        if joined and message.src in self.view and self.view[message.src].counter >= counter:
+            self.view.touch(message.src, round)
+        elif joined:
+            self.view.expect(message.src, round, counter)
+        else:
+            self.view.change(message.src, counter, joined)
+
+    def _retire(self) -> Process:
+        """Say goodbye, and finish what has been begun."""
+        self.leaving = True
+        self._announce(joined=False)
+        while (process := self._at_work()) is not None:
+            yield process
+
+    def _at_work(self) -> simpy.Process | None:
+        return next((one for one in (self.training, self.averaging) if one and one.is_alive), None)
+
+    def _beat(self, every_s: float) -> Process:
+        """Show that it is there when rounds have passed, which is what makes the others forget it."""
+        clock, told = self.peer.node.clock, 0
+        yield clock.timeout(micros(every_s * stream(self.rules.seed, "modest beat", self.id).random()))
+        while True:
+            if self.peer.node.online and self.round > told and self._at_work() is None and not self.leaving:
+                told = self.round
+                self._advertise(True, told - self.rules.window, "heartbeat", told)
+            yield clock.timeout(micros(every_s))

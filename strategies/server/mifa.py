@@ -1,0 +1,93 @@
+"""MIFA: the last update of every client stands in for those that cannot be reached.
+
+X. Gu, K. Huang, J. Zhang, L. Huang: Fast Federated Learning in the Presence of Arbitrary Device Unavailability.
+NeurIPS 2021, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fedsim.flower.select import Selector
+from fedsim.flower.strategy import Reply, Rounds
+from fedsim.learn.deferred import Deferred, combine
+from fedsim.learn.local import LocalSGD
+from fedsim.parts import Count, Positive
+from fedsim.spec.experiment import Local
+
+REFRESH = 50
+"""How many changes of a running sum may pass before it is added up afresh, so that rounding does not pile up."""
+
+
+class MIFA(Rounds):
+    """Move by the mean of all clients' last updates, fresh or remembered (Gu et al., NeurIPS 2021).
+
+    A client that has never answered counts as an update of zero; in the paper all answer in the first round.
+
+    Args:
+        participants: clients in a round; fewer if fewer are online. The paper asks all that are.
+        local: local training.
+        server_lr: server learning rate.
+        select: chooses the participants.
+        seed: of the cohorts.
+    """
+
+    weighted = False
+
+    def __init__(
+        self,
+        *,
+        participants: Count,
+        local: Local,
+        server_lr: Positive = 1.0,
+        select: Selector | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__({"train": LocalSGD(local)}, participants, select, seed)
+        self.server_lr = server_lr
+        self.memory = Memory()
+
+    def merge(self, round: int, model: Deferred, replies: Sequence[Reply]) -> Deferred:
+        """G_i ← x - y_i for those that answered, x ← x - η/N Σ G_i."""
+        self.memory.store({reply.node: model - reply.vectors["arrays"] for reply in replies})
+        return self.missed(round, model)
+
+    def missed(self, round: int, model: Deferred) -> Deferred:
+        """Move by what is remembered, even if nobody has answered."""
+        if self.memory.sum is None:
+            return model
+        return combine([model, self.memory.sum], [1.0, -self.server_lr / self.clients])
+
+    def facts(self, replies: Sequence[Reply]) -> dict[str, int | float]:
+        """Count the clients whose updates are remembered."""
+        return {**super().facts(replies), "remembered": len(self.memory.latest)}
+
+
+class Memory:
+    """The last vector of every client and their running sum.
+
+    >>> import torch
+    >>> memory = Memory()
+    >>> for one in ({0: 1.0, 2: 4.0}, {2: 8.0}):
+    ...     memory.store({node: Deferred.known(torch.tensor([value])) for node, value in one.items()})
+    >>> memory.sum.value()
+    tensor([9.])
+    """
+
+    def __init__(self) -> None:
+        self.latest: dict[int, Deferred] = {}
+        self.sum: Deferred | None = None
+        self._changes = 0
+
+    def store(self, vectors: Mapping[int, Deferred]) -> None:
+        """Replace the vectors [P] of some clients; every so often the sum is added up afresh."""
+        pairs = [(new, self.latest.get(node)) for node, new in sorted(vectors.items())]
+        self.latest.update(vectors)
+        self._changes += 1
+        if self.sum is None or self._changes % REFRESH == 0:
+            self.sum = combine([self.latest[node] for node in sorted(self.latest)], [1.0] * len(self.latest))
+            return
+        terms = [(self.sum, 1.0)]
+        for new, old in pairs:
+            terms += [(new, 1.0)] if old is None else [(new, 1.0), (old, -1.0)]
+        self.sum = combine([vector for vector, _ in terms], [factor for _, factor in terms])
