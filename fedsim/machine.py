@@ -66,3 +66,18 @@ def require_room(key: str, value: Any, need_bytes: float, what: str, hint: str =
     if need_bytes > have:
         rule = f"needs about {need_bytes / 1e9:.3g} GB for {what}, and this machine has {have / 1e9:.3g} GB"
         raise BadValue(key, value, rule, hint)
+
+
+def remark_on_threads(threads: int) -> str:
+    """Say what a number of threads may cost on this machine; nothing for one.
+
+    >>> remark_on_threads(1), remark_on_threads(10**6).partition(";")[0].endswith("on this machine")
+    ('', True)
+    """
+    if threads == 1:
+        return ""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    hint = "compare the time of a short run with threads: 1"
+    if threads > cores:
+        return f"more threads than the {cores} core(s) on this machine; they wait for each other, so {hint}"
+    return f"more than one thread is often slower where cores are busy, or models small; {hint}"

@@ -114,6 +114,7 @@ def _dotted(path: str, where: Place) -> Part:
     module, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
     top = module.partition(".")[0]
     try:
+        module = _moved(module, where.load(top))
         part = functools.reduce(getattr, attribute.split("."), where.load(module))
     except (Exception, SystemExit) as error:  # the module is the user's, and can do anything
         hint = f"it was looked up in {' and '.join(where.folders)}; write package.module:attribute"
@@ -125,6 +126,26 @@ def _dotted(path: str, where: Place) -> Part:
     if not callable(part):
         raise BadValue("name", path, "is not callable")
     return typing.cast(Part, part)
+
+
+def _moved(module: str, package: Any) -> str:
+    """Return the present name of a module whose package says that it has moved."""
+    new: str = getattr(package, "MOVED", {}).get(module, module)
+    if new != module:
+        log.warning("%s is now %s; the former name goes with the next version", module, new)
+    return new
+
+
+def adapters() -> list[Any]:
+    """Return what makes strategies of other frameworks runnable here, from the entry points ``fedsim.adapters``."""
+    return [entry.load() for entry in _entries("adapters").values()]
+
+
+def adapted(part: Part) -> Part:
+    """Return a strategy as an experiment file can hold it, whatever framework it is written for."""
+    for adapter in adapters():
+        part = adapter.maker(part)
+    return part
 
 
 def summary(kind: str, name: str) -> str:
@@ -328,7 +349,10 @@ def hints(part: Part) -> dict[str, Any]:
     >>> hints(find("topologies", "ring"))["n"]
     <class 'int'>
     """
-    if inspect.isclass(part):
+    makers = [cls for cls in inspect.getmro(part) if "__init__" in vars(cls)] if inspect.isclass(part) else []
+    if makers and "__dataclass_params__" in vars(makers[0]):
+        annotated: list[Any] = makers[:1]  # its fields may come from several modules
+    elif inspect.isclass(part):
         annotated = _inherited(part) or [part.__init__]
     else:
         annotated = [part if inspect.isroutine(part) else type(part).__call__]

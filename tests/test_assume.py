@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fedsim
-from fedsim.cli import app as cli
+from fedsim.cli import show
 from fedsim.errors import ConfigError, RunError, ValueNeeded
 from fedsim.flower.records import LazyMetrics
 from fedsim.learn.deferred import Deferred, combine, compute
@@ -219,8 +219,8 @@ def test_the_report_and_the_printed_summary_say_what_was_assumed(
     page = (result.path / "report.html").read_text()
     assert "it was not computed but <strong>assumed</strong>: train_loss = 0.5." in page
     assert json.loads((result.path / "summary.json").read_text())["assumed"] == {"train_loss": 0.5}
-    assert cli._cell({"loss": 0.5, "accuracy": 0.25}) == "loss = 0.5, accuracy = 0.25"
-    assert "assumed" in cli.SUMMARY
+    assert show._cell({"loss": 0.5, "accuracy": 0.25}) == "loss = 0.5, accuracy = 0.25"
+    assert "assumed" in show.SUMMARY
     plain = dry("fedavg", tmp_path, record={"report": True})
     assert "assumed</strong>" not in (plain.path / "report.html").read_text()
 

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from fedsim import parts
 from fedsim.api import Result
 from fedsim.cli import app as cli
+from fedsim.cli import show as show_
 from fedsim.errors import MISSING, BadValue, ConfigError, Problem, RunError, StalledError
 from fedsim.running.observer import Progress
 from fedsim.version import __version__
@@ -89,13 +90,13 @@ def test_every_wrong_setting_is_reported():
 
 
 def test_settings_split_at_the_first_equals_sign():
-    assert cli._overrides(["a.b=1", "name=x=y", "seed=", " c =2", "a.b=3"]) == {
+    assert show_.overrides_of(["a.b=1", "name=x=y", "seed=", " c =2", "a.b=3"]) == {
         "a.b": "3",
         "name": "x=y",
         "seed": "",
         "c": "2",
     }
-    assert cli._overrides(None) == {}
+    assert show_.overrides_of(None) == {}
 
 
 def test_an_output_folder_below_a_file_is_refused(tmp_path):
@@ -118,8 +119,8 @@ def test_a_read_only_output_folder_is_refused(tmp_path):
 
 def test_an_output_folder_need_not_exist_and_is_not_made_by_looking(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    cli._writable(Path("a/b/c"))
-    cli._writable(tmp_path)
+    show_.check_writable(Path("a/b/c"))
+    show_.check_writable(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -140,7 +141,7 @@ def test_help_needs_no_heavy_library():
 
 
 def exit_of(error: BaseException) -> int:
-    with pytest.raises(typer.Exit) as caught, cli._explained():
+    with pytest.raises(typer.Exit) as caught, show_.explained():
         raise error
     return caught.value.exit_code
 
@@ -211,9 +212,9 @@ def test_control_c_says_what_is_kept_and_how_to_go_on(capsys):
 
 
 def test_a_bug_is_not_explained_away():
-    with pytest.raises(ZeroDivisionError), cli._explained():
+    with pytest.raises(ZeroDivisionError), show_.explained():
         raise ZeroDivisionError
-    with pytest.raises(BadValue), cli._explained():
+    with pytest.raises(BadValue), show_.explained():
         raise BadValue("a", 1, "must be 2")
 
 
@@ -222,13 +223,13 @@ def test_a_bug_is_not_explained_away():
 
 def test_a_full_line_of_progress():
     progress = Progress(12, 48, 34.56, None, 0.87316, 0.5, 4_200_000, 1_500, 1_200, 60.0)
-    assert cli.describe(progress) == (
+    assert show_.describe(progress) == (
         "round 12/48, t = 34.560 s, accuracy 0.8732, 4.2 MB sent, 20.0 clients/s, 0:03:00 left"
     )
 
 
 def test_a_line_without_what_is_unknown():
-    assert cli.describe(at()) == "round 0, t = 0.000 s, 0 bytes sent"
+    assert show_.describe(at()) == "round 0, t = 0.000 s, 0 bytes sent"
 
 
 @pytest.mark.parametrize(
@@ -244,13 +245,13 @@ def test_a_line_without_what_is_unknown():
     ],
 )
 def test_how_much_is_done_and_left(progress, share, left_s):
-    assert cli.share_done(progress) == share
-    assert cli.time_left_s(progress) == left_s
+    assert show_.share_done(progress) == share
+    assert show_.time_left_s(progress) == left_s
 
 
 def test_plain_lines_come_once_a_second_and_at_the_end(capsys):
-    with cli._shown(quiet=False) as show:
-        assert isinstance(show, cli.Lines)
+    with show_.shown(quiet=False) as show:
+        assert isinstance(show, show_.Lines)
         for tenth in range(25):
             show(at(round=tenth, wall_time_s=tenth / 10))
     out, errors = capsys.readouterr()
@@ -267,7 +268,7 @@ def test_plain_lines_come_once_a_second_and_at_the_end(capsys):
 @given(st.lists(st.floats(0, 3), min_size=1, max_size=20))
 def test_the_last_state_is_always_shown_and_never_twice(waits):
     shown: list[int] = []
-    lines, now = cli.Lines(), 0.0
+    lines, now = show_.Lines(), 0.0
     for number, wait in enumerate(waits):
         now += wait
         lines(at(round=number, wall_time_s=now))
@@ -281,7 +282,7 @@ def test_the_last_state_is_always_shown_and_never_twice(waits):
 
 def test_lines_are_kept_when_a_run_breaks(capsys):
     def broken_run() -> None:
-        with cli._shown(quiet=False) as show:
+        with show_.shown(quiet=False) as show:
             assert show is not None
             show(at(round=1))
             show(at(round=2, wall_time_s=0.5))
@@ -293,7 +294,7 @@ def test_lines_are_kept_when_a_run_breaks(capsys):
 
 
 def test_quiet_shows_nothing(capsys):
-    with cli._shown(quiet=True) as show:
+    with show_.shown(quiet=True) as show:
         assert show is None
     assert capsys.readouterr() == ("", "")
 
@@ -304,7 +305,7 @@ def test_a_terminal_gets_a_bar(monkeypatch):
         monkeypatch.setattr(sys, "stderr", terminal)
         monkeypatch.setenv("COLUMNS", "120")
         monkeypatch.setenv("TERM", "xterm")
-        with cli._shown(quiet=False) as show:
+        with show_.shown(quiet=False) as show:
             assert show is not None
             show(at(round=1, rounds=2, accuracy=0.5))
         terminal.flush()
@@ -324,7 +325,7 @@ def test_the_summary_and_the_report(tmp_path, capsys):
     (tmp_path / "report.html").write_text("")
     digest = "0123456789abcdef" * 4
     summary = {"run_hash": digest, "rounds": 3, "loss": None, "accuracy": 0.91234567, "engine": "loop"}
-    cli._print_result(Result(tmp_path, summary))
+    show_.print_result(Result(tmp_path, summary))
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows == [
         ["accuracy", "0.912346"],
@@ -335,7 +336,7 @@ def test_the_summary_and_the_report(tmp_path, capsys):
 
 
 def test_a_run_without_a_report_shows_its_folder(tmp_path, capsys):
-    cli._print_result(Result(tmp_path, {}))
+    show_.print_result(Result(tmp_path, {}))
     assert capsys.readouterr().out.splitlines()[-1] == f"run: {tmp_path}"
 
 

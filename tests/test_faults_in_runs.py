@@ -19,10 +19,11 @@ from fedsim import api, parts
 from fedsim.errors import ConfigError, NotFiniteError, RunError, StalledError
 from fedsim.flower import compat
 from fedsim.flower.records import pack
-from fedsim.flower.simulate.grid import SimGrid, TimeUp
+from fedsim.flower.simulate.grid import SimGrid
 from fedsim.learn.corrupt import corrupted
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Place
+from fedsim.running.exchange import TimeUp
 from fedsim.running.threads import limited
 from fedsim.spec.experiment import load
 from fedsim.world import world as worlds

@@ -283,3 +283,28 @@ def test_flowers_own_strategies_are_followed() -> None:
     with pytest.raises(BadValue, match="fraction_trian: unknown key; did you mean fraction_train"):
         parts.call(Own, {"fraction_trian": 0.5})
     assert parts.call(Own, {"fraction_train": 0.5}).fraction_train == 0.5
+
+
+@pytest.mark.parametrize(
+    ("former", "present"),
+    [
+        ("strategies.fedprox:FedProx", "strategies.server.fedprox:FedProx"),
+        ("strategies.dpsgd.DPSGD", "strategies.peer.dpsgd:DPSGD"),
+        ("strategies.fedamd:FedAMD", "strategies.fedamd.fedamd:FedAMD"),
+        ("strategies.modest_flower:MoDeSTRelay", "strategies.modest.relay:MoDeSTRelay"),
+    ],
+)
+def test_former_paths_of_strategies_work_and_are_warned_of(former, present, caplog):
+    found = parts.find("strategies", former)
+    assert found is parts.find("strategies", present)
+    assert len(caplog.messages) == 1  # the present path is not warned of
+    assert "the former name goes with the next version" in caplog.messages[0]
+
+
+def test_every_former_path_leads_somewhere():
+    import importlib
+
+    import strategies
+
+    for module in strategies.MOVED.values():
+        importlib.import_module(module)

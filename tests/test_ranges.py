@@ -162,7 +162,7 @@ def little_memory(monkeypatch):
     ],
 )
 def test_links_are_estimated_before_they_are_made(little_memory, topology, key, links):
-    from fedsim.running.build import make_graph
+    from fedsim.running.topology import make_graph
 
     experiment = load(
         {"data": {"clients": 1001}, "strategy": "dpsgd", "topology": topology, "stop": {"rounds": 1}}

@@ -38,8 +38,10 @@ def test_the_python_runs(
     assert len(names["columns"]["round"]) == 3  # type: ignore[index]
 
 
-def test_the_strategy_shown_is_the_strategy(tmp_path: Path) -> None:
-    shown = [line.strip() for line in blocks("python")[1].splitlines() if line.strip()]
+def test_the_strategies_shown_are_the_strategies() -> None:
+    whole = (ROOT / "strategies" / "server" / "fedavg.py").read_text(encoding="utf-8")
+    assert blocks("python")[1] == whole
+    shown = [line.strip() for line in blocks("python")[2].splitlines() if line.strip()]
     source = (ROOT / "strategies" / "peer" / "dpsgd.py").read_text(encoding="utf-8")
     wanted = [line for line in shown if not line.startswith(("class", "def"))]
     assert all(line in source for line in wanted)

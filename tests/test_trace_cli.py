@@ -8,7 +8,7 @@ from matplotlib.image import imread
 from typer.testing import CliRunner
 
 from fedsim.cli import app as cli
-from fedsim.cli.trace import describe, generate
+from fedsim.cli.tracing import describe, generate
 from fedsim.errors import ConfigError
 from fedsim.world.traces.files import Availability, Device, read, write
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fedsim.cli import show
+
 app = typer.Typer(no_args_is_help=True, help="Flower apps: simulate them, or write one that runs a strategy.")
 
 Out = Annotated[Path, typer.Option(help="Folder in which each run gets its own folder.")]
@@ -31,13 +33,11 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
     """Run an unmodified Flower app in simulated time."""
-    from fedsim.cli import app as cli
+    with show.explained():
+        overrides = show.overrides_of(settings)
+        from fedsim.flower.apps.app import run_app  # loads flwr and torch
 
-    with cli._explained():
-        overrides = cli._overrides(settings)
-        from fedsim.flower.apps.app import run_app
-
-        with cli._shown(quiet) as show:
+        with show.shown(quiet) as progress:
             result = run_app(
                 path,
                 nodes=nodes,
@@ -45,9 +45,9 @@ def run(
                 run_config=" ".join(run_config or ()),
                 overrides=overrides,
                 out=out,
-                progress=show,
+                progress=progress,
             )
-        cli._print_result(result)
+        show.print_result(result)
 
 
 @app.command()
@@ -59,10 +59,8 @@ def init(
     ] = None,
 ) -> None:
     """Write a small, complete Flower app, for ``flwr run`` and for ``fedsim flower run``."""
-    from fedsim.cli import app as cli
-
-    with cli._explained():
-        from fedsim.flower.deploy.template import write_app
+    with show.explained():
+        from fedsim.flower.deploy.template import write_app  # loads flwr and torch
 
         for file in write_app(folder, strategy, experiment):
             typer.echo(file)

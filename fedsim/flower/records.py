@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import math
 from collections.abc import Callable, ItemsView, Iterable, Iterator, Sequence, ValuesView
@@ -16,6 +15,7 @@ from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
 from fedsim.learn.codec import Codec
 from fedsim.learn.deferred import Deferred, Inputs, compute
+from fedsim.running.wire import encoded_bytes, npy_bytes, text_bytes
 
 NUMPY = "numpy.ndarray"
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16}
@@ -331,7 +331,7 @@ def _codec(record: ArrayRecord) -> Codec | None:
 
 def wire_bytes(content: RecordDict) -> int:
     """Return how many bytes Flower would send for this content."""
-    return sum(_record_bytes(record) + _text_bytes(name) for name, record in content.items())
+    return sum(_record_bytes(record) + text_bytes(name) for name, record in content.items())
 
 
 def _record_bytes(record: Any) -> int:
@@ -340,20 +340,16 @@ def _record_bytes(record: Any) -> int:
         if codec is not None:
             layout, dtype = layout_of(record)
             return encoded_bytes(codec, sum(math.prod(shape) for _, shape in layout), dtype)
-        return sum(_text_bytes(name) + _array_bytes(array) for name, array in record.items())
+        return sum(text_bytes(name) + _array_bytes(array) for name, array in record.items())
     known = record.__dict__["_data"]  # sizes do not depend on numbers that are not computed yet
-    return sum(_text_bytes(name) + _value_bytes(value) for name, value in known.items())
-
-
-def _text_bytes(text: str) -> int:
-    return len(text.encode())
+    return sum(text_bytes(name) + _value_bytes(value) for name, value in known.items())
 
 
 def _value_bytes(value: Any) -> int:
     if isinstance(value, list):
         return sum(_value_bytes(one) for one in value)
     if isinstance(value, str):
-        return _text_bytes(value)
+        return text_bytes(value)
     if isinstance(value, bytes):
         return len(value)
     return 1 if isinstance(value, bool) else 8
@@ -361,22 +357,3 @@ def _value_bytes(value: Any) -> int:
 
 def _array_bytes(array: Array) -> int:
     return npy_bytes(array.shape, array.dtype) if isinstance(array, TensorArray) else len(array.data)
-
-
-def encoded_bytes(codec: Codec, size: int, dtype: str) -> int:
-    """Return the size of a vector of ``size`` numbers as a codec writes it, names and headers included."""
-    return sum(_text_bytes(name) + npy_bytes(*piece) for name, piece in codec.pieces(size, dtype).items())
-
-
-@functools.cache
-def npy_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    """Return the size of an array in NumPy's file format, header included.
-
-    >>> npy_bytes((10, 5), "float32")
-    328
-    """
-    buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        buffer, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-    )
-    return len(buffer.getvalue()) + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize

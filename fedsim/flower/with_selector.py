@@ -12,8 +12,9 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsim.flower.around_strategy import Wrapped
 from fedsim.flower.cohort import online
+from fedsim.flower.gridserver import GridServer
 from fedsim.flower.gridview import Shown
-from fedsim.flower.select import Selector
+from fedsim.methods.select import Selector
 
 
 class Chosen(Wrapped):
@@ -40,7 +41,9 @@ class Chosen(Wrapped):
     ) -> Iterable[Message]:
         """Choose, and let the strategy write to those chosen."""
         ids = online(grid, getattr(self.strategy, "min_available_nodes", 1))
-        chosen = self.select.choose(server_round, arrays, grid, self._size(len(ids)))
+        server = GridServer(grid)
+        model = server.renew(grid, arrays, ConfigRecord())
+        chosen = self.select.choose(server_round, model, server, self._size(len(ids)))
         with _taking_all(self.strategy, len(chosen)):
             messages = list(self.strategy.configure_train(server_round, arrays, config, Shown(grid, chosen)))
         messages.sort(key=lambda message: message.metadata.dst_node_id)

@@ -145,7 +145,7 @@ class Around(LocalUpdate):
         self.update, self.transform, self.label = update, transform, label
         self.takes, self.sends, self.models = update.takes, update.sends, update.models
         self.metrics, self.codec = update.metrics, transform.codec
-        self.curriculum, self.order = update.curriculum, update.order
+        self.sampling, self.gradients, self.order = update.sampling, update.gradients, update.order
         self._rounds: dict[LocalUpdate, LocalUpdate] = {update: self}
         self._drawn = {name: f"{label}.drawn.{name}" for name in update.sends}
         self._kept = {name: f"{label}.kept.{name}" for name in update.sends if transform.remembers}
@@ -166,14 +166,6 @@ class Around(LocalUpdate):
     def work(self, samples: int) -> int:
         """Count the update's own work alone."""
         return self.update.work(samples)
-
-    def width(self, samples: int) -> int:
-        """Return the update's own."""
-        return self.update.width(samples)
-
-    def batches(self, samples: int, rng: np.random.Generator) -> np.ndarray:
-        """Return the update's own."""
-        return self.update.batches(samples, rng)
 
     def scalars(self, client: int, samples: int) -> Mapping[str, float]:
         """Return the update's own."""

@@ -16,9 +16,10 @@ from torch import Tensor
 from fedsim.errors import MISSING, BadValue
 from fedsim.learn.codec import Codec
 from fedsim.learn.curriculum.order import Order
-from fedsim.learn.curriculum.pacing import Curriculum, budget, pass_sizes, plan, plan_counts
+from fedsim.learn.sampling import LargeBatch, LocalBatches, Nothing, Sampling
 from fedsim.learn.task import Batch, Gradient
 from fedsim.spec.experiment import Local
+from fedsim.spec.local import Curriculum
 
 State = dict[str, Tensor]
 
@@ -37,7 +38,8 @@ class LocalUpdate(ABC):
         keeps: the vectors that the client keeps from visit to visit, by name, and never sends. ``init`` finds them
             beside those received, zeros at the first visit; ``final`` returns the new ones.
         codec: how the vectors are written on their way to the server; None writes every number.
-        curriculum: how its batches grow, where they are those of :func:`local_batches`; None is not at all.
+        sampling: which samples it uses, in what batches; by default none at all.
+        gradients: how many gradients of each of them it computes.
         order: ranks the client's samples at the start of a visit: then the positions in its batches are ranks, and
             ``init`` finds the mean score as ``"score"``. None leaves the samples as they are.
     """
@@ -48,18 +50,23 @@ class LocalUpdate(ABC):
     metrics: tuple[str, ...] = ("train_loss",)
     keeps: tuple[str, ...] = ()
     codec: Codec | None = None
-    curriculum: Curriculum | None = None
+    sampling: Sampling = Nothing()
+    gradients: int = 1
     order: Order | None = None
 
     def at(self, round: int) -> LocalUpdate:
         """Return what the client does in a round: always the same by default."""
         return self
 
-    @abstractmethod
+    @property
+    def curriculum(self) -> Curriculum | None:
+        """How its batches grow, or None."""
+        return self.sampling.curriculum
+
     def work(self, samples: int) -> int:
         """Return how many per-sample gradients a client with that many samples computes."""
+        return self.gradients * self.sampling.size(samples)
 
-    @abstractmethod
     def batches(self, samples: int, rng: np.random.Generator) -> np.ndarray:
         """Return which samples each step uses.
 
@@ -70,10 +77,11 @@ class LocalUpdate(ABC):
         Returns:
             Positions into the client's samples [steps, batch], -1 where a batch is short.
         """
+        return self.sampling.batches(samples, rng)
 
-    @abstractmethod
     def width(self, samples: int) -> int:
         """Return the largest batch that a client with at most that many samples uses."""
+        return self.sampling.width(samples)
 
     def scalars(self, client: int, samples: int) -> Mapping[str, float]:
         """Return numbers that belong to one client; ``init`` finds them by name.
@@ -120,19 +128,7 @@ class LocalSGD(LocalUpdate):
     """
 
     def __init__(self, local: Local, proximal: float = 0.0) -> None:
-        self.local, self.proximal, self.curriculum = local, proximal, local.curriculum
-
-    def work(self, samples: int) -> int:
-        """Count one gradient for each sample of each batch."""
-        return local_samples(self.local, samples)
-
-    def width(self, samples: int) -> int:
-        """Return the batch size, or all samples if there are fewer."""
-        return batch_width(self.local, samples)
-
-    def batches(self, samples: int, rng: np.random.Generator) -> np.ndarray:
-        """Cut shuffled passes into batches."""
-        return local_batches(self.local, samples, rng)
+        self.local, self.proximal, self.sampling = local, proximal, LocalBatches(local)
 
     def scalars(self, client: int, samples: int) -> Mapping[str, float]:
         """Return the client's learning rate."""
@@ -182,19 +178,7 @@ class MeanGradient(LocalUpdate):
     models = ()
 
     def __init__(self, large_batch: int | None = None) -> None:
-        self.large_batch = large_batch
-
-    def work(self, samples: int) -> int:
-        """Count one gradient for each sample of the batch."""
-        return min(self.large_batch or samples, samples)
-
-    def width(self, samples: int) -> int:
-        """Cut the batch into chunks that fit into memory."""
-        return min(self.work(samples), CHUNK)
-
-    def batches(self, samples: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw the batch."""
-        return chunks(rng.permutation(samples)[: self.work(samples)], self.width(samples))
+        self.sampling = LargeBatch(large_batch, CHUNK)
 
     def init(self, given: State) -> State:
         """Start a sum of gradients."""
@@ -223,82 +207,20 @@ def rate(local: Local, client: int) -> float:
     return local.lr[client] if isinstance(local.lr, list) else local.lr
 
 
-def batch_width(local: Local, samples: int) -> int:
-    """Return the batch size of a client, or all its samples if there are fewer."""
-    return min(local.batch_size or samples, samples)
-
-
-def samples_used(samples: int, width: int, epochs: int | None, steps: int | None) -> int:
-    """Return how many samples the batches of :func:`shuffled_batches` hold in all.
-
-    >>> samples_used(5, 2, None, 4)
-    7
-    """
-    if steps is None:
-        return samples * (epochs or 1)
-    passes, rest = divmod(steps, -(-samples // width))
-    return passes * samples + min(rest * width, samples)
-
-
-def chunks(drawn: np.ndarray, width: int) -> np.ndarray:
-    """Cut one large batch into rows; the last may be short.
+def without_momentum(local: Local, method: str, hint: str = "") -> Local:
+    """Return local training, for a method that has no local momentum.
 
     Args:
-        drawn: positions [B] into the client's samples.
-        width: the samples in a row.
+        local: local training.
+        method: the method's name, for the message.
+        hint: what to do instead.
 
-    Returns:
-        Positions [rows, width], -1 as padding.
-
-    >>> chunks(np.array([4, 0, 2]), 2).tolist()
-    [[4, 0], [2, -1]]
+    Raises:
+        BadValue: if it has momentum.
     """
-    rows = np.full(-(-len(drawn) // width) * width, -1, dtype=np.int64)
-    rows[: len(drawn)] = drawn
-    return rows.reshape(-1, width)
-
-
-def local_batches(local: Local, samples: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the batches of a local training: shuffled passes, over all samples or those of the curriculum.
-
-    Args:
-        local: epochs or steps, batch size, curriculum.
-        samples: how many the client has.
-        rng: shuffles each pass afresh.
-
-    Returns:
-        Positions, or ranks if the update has an order [steps, width], -1 as padding.
-    """
-    width = batch_width(local, samples)
-    if local.paced is None:
-        return shuffled_batches(samples, width, local.epochs, local.steps, rng)
-    return plan(local.paced, samples, width, *_budget(local, samples), rng)
-
-
-def local_samples(local: Local, samples: int) -> int:
-    """Return how many samples the batches of :func:`local_batches` hold in all.
-
-    >>> local_samples(Local(epochs=10, batch_size=10, curriculum=Curriculum()), 125)
-    1247
-    """
-    width = batch_width(local, samples)
-    if local.paced is None:
-        return samples_used(samples, width, local.epochs, local.steps)
-    return plan_counts(local.paced, samples, width, *_budget(local, samples))[1]
-
-
-def steps_taken(local: Local, samples: int) -> int:
-    """Return how many steps :func:`local_batches` makes of a client's samples.
-
-    >>> steps_taken(Local(epochs=2, batch_size=4), 9)
-    6
-    """
-    width = batch_width(local, samples)
-    if local.paced is not None:
-        return plan_counts(local.paced, samples, width, *_budget(local, samples))[0]
-    if local.steps is not None:
-        return local.steps
-    return -(-samples // width) * (local.epochs or 1)
+    if local.momentum:
+        raise BadValue("local.momentum", local.momentum, f"{method} has no local momentum", hint)
+    return local
 
 
 def steps_of(local: Local, method: str) -> int:
@@ -320,64 +242,3 @@ def steps_of(local: Local, method: str) -> int:
         if value:
             raise BadValue(f"local.{key}", value, f"{method} has neither momentum nor weight decay")
     return local.steps
-
-
-def pace_of(local: Local, samples: int) -> list[tuple[int, int]]:
-    """Return the clock and the number of samples at each change of the pace.
-
-    Args:
-        local: local training.
-        samples: how many the client has.
-
-    Returns:
-        The steps taken in the visit and the size of the pass that follows; or, where the clock runs over rounds, the
-        round and the size of its passes. Nothing without a curriculum.
-
-    >>> pace_of(Local(epochs=10, batch_size=10, curriculum=Curriculum()), 500)[:3]
-    [(0, 100), (10, 109), (21, 120)]
-    """
-    paced, width = local.paced, batch_width(local, samples)
-    if paced is None:
-        return []
-    if paced.rounds is not None:
-        rounds = range(1, paced.rounds + 1)
-        return [(round, pass_sizes(paced.in_round(round), samples, width, 1)[0]) for round in rounds]
-    sizes = pass_sizes(paced, samples, width, _budget(local, samples)[0])
-    clock = np.cumsum([0, *(-(-size // width) for size in sizes[:-1])])
-    return list(zip(clock.tolist(), sizes, strict=True))
-
-
-def _budget(local: Local, samples: int) -> tuple[int, bool]:
-    """Return the steps of a paced visit, and whether they are kept exactly: steps that are given are."""
-    if local.steps is not None:
-        return local.steps, True
-    steps = budget(samples, local.batch_size or samples, local.epochs or 1)
-    return steps, local.paced is not None and local.paced.rounds is not None
-
-
-def shuffled_batches(
-    samples: int, width: int, epochs: int | None, steps: int | None, rng: np.random.Generator
-) -> np.ndarray:
-    """Cut shuffled passes over a client's samples into batches; the last batch of a pass may be short.
-
-    Args:
-        samples: how many samples there are.
-        width: the batch size, at most ``samples``.
-        epochs: how many passes; or
-        steps: how many batches, over as many passes as it takes.
-        rng: shuffles each pass afresh.
-
-    Returns:
-        Positions [steps, width], -1 as padding.
-
-    >>> from fedsim.rng import stream
-    >>> shuffled_batches(3, 2, 1, None, stream(0, "doc")).tolist()
-    [[1, 0], [2, -1]]
-    """
-    in_pass = -(-samples // width)
-    total = steps if steps is not None else in_pass * (epochs or 1)
-    passes = -(-total // in_pass)
-    rows = np.full((passes, in_pass * width), -1, dtype=np.int64)
-    for row in rows:
-        row[:samples] = rng.permutation(samples)
-    return rows.reshape(passes * in_pass, width)[:total]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 
-from fedsim.learn.local import LocalSGD, State, batch_width, chunks
+from fedsim.learn.local import LocalSGD, State
+from fedsim.learn.sampling import Everything
 from fedsim.learn.task import Batch, Gradient
 from fedsim.spec.experiment import Local
 
@@ -30,19 +30,16 @@ class StartLoss(LocalSGD):
 
     def __init__(self, local: Local) -> None:
         super().__init__(local)
+        self.whole, self.training = Everything(local), self.sampling
+        self.sampling = self.whole + self.training
 
     def work(self, samples: int) -> int:
         """Count the gradients, and a third of one for each sample of the pass."""
-        return super().work(samples) - (-samples // 3)
-
-    def batches(self, samples: int, rng: np.random.Generator) -> np.ndarray:
-        """Put all samples in their order before the batches of training."""
-        whole = chunks(np.arange(samples), batch_width(self.local, samples))
-        return np.concatenate([whole, super().batches(samples, rng)])
+        return self.training.size(samples) - (-samples // 3)
 
     def scalars(self, client: int, samples: int) -> Mapping[str, float]:
         """Return the learning rate, the number of samples, and in how many batches the pass comes."""
-        pieces = -(-samples // batch_width(self.local, samples))
+        pieces = self.whole.steps(samples)
         return {**super().scalars(client, samples), "samples": samples, "pieces": pieces}
 
     def init(self, given: State) -> State:

@@ -6,21 +6,19 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import simpy
 
 from fedsim.learn.corrupt import corrupted
 from fedsim.learn.deferred import Deferred
-from fedsim.learn.learner import Place
+from fedsim.learn.learner import Learner, Place
 from fedsim.learn.local import LocalUpdate
 from fedsim.world.clock import Process, micros
 from fedsim.world.graph import Graph, receivers, rounds, senders
 from fedsim.world.net.network import Message
 from fedsim.world.node import Node
-
-if TYPE_CHECKING:
-    from fedsim.running.peers import PeerRun
+from fedsim.world.world import World
 
 
 class PeerStrategy(ABC):
@@ -66,6 +64,38 @@ class PeerStrategy(ABC):
         return None
 
 
+class Host(Protocol):
+    """What a peer needs of the run that it belongs to.
+
+    Attributes:
+        world: where it lives.
+        learner: model, data and engine.
+        rounds: how many rounds there are, or None.
+        model_bytes: the size of a model in a message.
+        founders: the nodes that are online at the start, in the order of ids.
+        updates: client updates that are in use.
+    """
+
+    world: World
+    learner: Learner
+    rounds: int | None
+    model_bytes: int
+    founders: list[int]
+    updates: int
+
+    def waited(self, peer: Peer, what: str, missing: Iterable[int], began_s: float) -> None:
+        """Take note that a timeout has ended a wait."""
+
+    def guard(self, peer: Peer, process: Process) -> Process:
+        """Let an error say at which node, when and in which round it happened."""
+
+    def finish(self, peer: Peer, round: int, model: Deferred, updates: int = 1) -> None:
+        """Take note that a node has finished a round."""
+
+    def conclude(self, round: int, model: Deferred, updates: int) -> None:
+        """Take note that a round with one model is over."""
+
+
 class Peer:
     """A node as a peer strategy sees it: it trains, sends models, receives models, and finishes rounds.
 
@@ -74,7 +104,7 @@ class Peer:
         run: the run it belongs to.
     """
 
-    def __init__(self, node: Node, run: PeerRun) -> None:
+    def __init__(self, node: Node, run: Host) -> None:
         self.node, self.id = node, node.id
         self._graph = run.world.network.graph
         self._changes = rounds(self._graph) != (self._graph,)

@@ -100,7 +100,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
 def _page(run: Path, record: Path, given: Mapping[str, Any], out: Path) -> str:
     """Draw the figures and return the page."""
     # Matplotlib takes a while to load, and not everybody who imports this module draws.
-    from fedsim.record.figures import draw_all
+    from fedsim.record.figures import draw_all  # loads matplotlib
 
     experiment = _text(run / "experiment.yaml")
     table = metrics(record)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from fedsim.errors import BadValue
 from fedsim.record.files import replaced
@@ -31,9 +33,6 @@ def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[np.generic]], order
         OSError: if the file cannot be written.
         safetensors.SafetensorError: if the format has no room for one of the arrays.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
     with replaced(path) as part:
         try:
             save_file(dict(arrays), part, metadata={"parameters": json.dumps(list(order))})
@@ -51,8 +50,6 @@ def read_arrays(path: Path) -> Arrays:
     Raises:
         BadValue: if there is no such file, or it is not one that a run has written whole.
     """
-    from safetensors import SafetensorError, safe_open
-
     why = "it does not say which parameters the model has"
     try:
         with safe_open(path, framework="numpy") as file:

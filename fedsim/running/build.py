@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import traceback
 from collections.abc import Iterator
@@ -10,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import networkx as nx
 import numpy as np
 
 from fedsim import parts
@@ -20,14 +18,21 @@ from fedsim.learn.curriculum.expert import consistency
 from fedsim.learn.curriculum.update import ordered
 from fedsim.learn.data.datasets import Dataset
 from fedsim.learn.learner import Learner
-from fedsim.learn.local import LocalSGD, LocalUpdate, pace_of, steps_taken
+from fedsim.learn.local import LocalSGD, LocalUpdate
+from fedsim.learn.sampling import pace_of, steps_taken
 from fedsim.logs import once
-from fedsim.machine import NODE_BYTES, require_room, require_threads
+from fedsim.machine import require_threads
+from fedsim.methods.around import Central
+from fedsim.methods.arrivals import Arrivals
 from fedsim.methods.peer import PeerStrategy
+from fedsim.methods.rounds import Rounds
 from fedsim.running.memory import check_memory, need_mb
+from fedsim.running.topology import check_use, make_graph
+from fedsim.running.updates import transforms_of, updates_of
+from fedsim.running.weighting import choose_weighting
 from fedsim.spec.experiment import Experiment, Strategy
 from fedsim.world import world as worlds
-from fedsim.world.graph import Graph, joined, rounds
+from fedsim.world.graph import Graph
 from fedsim.world.world import World
 
 
@@ -98,10 +103,8 @@ def prepare(experiment: Experiment, dry: bool = False) -> Setup:
         raise ConfigError([problem for mistake in mistakes for problem in mistake.problems]) from mistakes[0]
     if dry and depends_on_values(strategy) is not False:
         learner = replace(learner, assumed=experiment.assume.numbers)
-    if server:
-        from fedsim.flower.simulate.build import say_cost
-
-        say_cost(strategy, learner)
+    if server and not isinstance(strategy, Rounds | Arrivals):
+        adapter().say_cost(strategy, learner)
     world = worlds.build(experiment, graph, server)
     needs = None
     if any(kit.memory_mb is not None for kit in world.kits):
@@ -119,6 +122,12 @@ def _collect(mistakes: list[ConfigError]) -> Iterator[None]:
         yield
     except ConfigError as error:
         mistakes.append(error)
+
+
+def adapter() -> Any:
+    """Return what makes, checks and runs strategies that are not ours: Flower's, and those written for it."""
+    [found] = parts.adapters()
+    return found
 
 
 def make_strategy(experiment: Experiment) -> Any:
@@ -140,17 +149,15 @@ def make_strategy(experiment: Experiment) -> Any:
             strategy.check(experiment.data.clients)
             _order(strategy, block)
             return strategy
-    from fedsim.flower.simulate.build import as_server
-
-    return as_server(experiment, part, strategy, select)
+    if isinstance(strategy, Rounds | Arrivals):
+        return _as_method(experiment, part, strategy, select)
+    return adapter().as_server(experiment, part, strategy, select)
 
 
 def _call(part: parts.Part, block: Strategy, supplied: dict[str, Any]) -> Any:
     """Make the strategy; whatever its constructor raises has to do with its parameters, or with its own code."""
-    if not (isinstance(part, type) and issubclass(part, PeerStrategy)):
-        from fedsim.flower.simulate.build import maker
-
-        part = maker(part, block.local)
+    if not (isinstance(part, type) and issubclass(part, PeerStrategy | Rounds | Arrivals)):
+        part = adapter().maker(part, block.local)
     try:
         with once("flwr", "fraction_evaluate is set to 0"):
             return parts.call(part, block.params, supplied)
@@ -197,78 +204,27 @@ def _check_peers(block: Strategy) -> None:
             raise BadValue(key, shown, f"belongs to a server, and {block.name} has only peers")
 
 
-def make_graph(experiment: Experiment, server: bool) -> Graph:
-    """Make the topology: one node for each client or peer, and one more, the last, for a server."""
-    size = experiment.data.clients + server
-    with experiment.blame("data"):
-        require_room("clients", experiment.data.clients, size * NODE_BYTES, "their nodes")
-    with experiment.blame("topology"):
-        if size == 1:
-            alone = Graph()
-            alone.add_node(0)
-            return alone
-        part = experiment.find("topologies", experiment.topology.name)
-        made = parts.call(part, experiment.topology.params, {"n": size, "seed": experiment.seed})
-        graph = _one_graph(experiment.topology.name, made, size)
-        _check_graph(experiment.topology.name, graph, experiment.network.overlay)
-    return graph
-
-
-def _one_graph(name: str, made: Any, size: int) -> Graph:
-    """Return an ordinary graph as it is, and the links of a directed one or of a sequence of graphs."""
-    graphs = list(made) if isinstance(made, list | tuple) else [made]
-    if not graphs or not all(isinstance(graph, nx.Graph) for graph in graphs):
-        raise BadValue(
-            "name", name, "must return a networkx.Graph or a list of such graphs, one for each round"
-        )
-    for graph in graphs:
-        if not all(isinstance(node, int) for node in graph) or sorted(graph) != list(range(size)):
-            rule = f"must return a graph with the nodes 0 to {size - 1}; this one has {len(graph)} nodes"
-            raise BadValue("name", name, rule)
-    if any(graph.is_directed() for graph in graphs):
-        arrows: nx.DiGraph[int] = nx.compose_all([nx.DiGraph(graph) for graph in graphs])
-        if not nx.is_strongly_connected(arrows):
-            count = nx.number_strongly_connected_components(arrows)
-            rule = f"must let every node reach every other one; this one has {count} strong components"
-            raise BadValue("name", name, rule)
-    return graphs[0] if len(graphs) == 1 and not graphs[0].is_directed() else joined(graphs)
-
-
-def check_use(experiment: Experiment, strategy: Any, graph: Graph) -> None:
-    """Refuse a topology whose links have directions, or change, for a strategy that has no use for that.
-
-    Raises:
-        ConfigError: naming the topology.
-    """
-    graphs, name, method = rounds(graph), experiment.topology.name, experiment.strategy.name
-    with experiment.blame("topology"):
-        if any(one.is_directed() for one in graphs) and not getattr(strategy, "directed", False):
-            rule = f"is directed, and {method} needs links that work both ways"
-            raise BadValue("name", name, rule, "take an undirected topology, or push_sum")
-        if len(graphs) > 1 and not getattr(strategy, "varying", False):
-            rule = f"is a sequence of {len(graphs)} graphs, and {method} needs one that does not change"
-            raise BadValue("name", name, rule)
-
-
-def _check_graph(name: str, graph: Graph, overlay: bool) -> None:
-    for a, b, edge in graph.edges(data=True):
-        for key, least in (("latency_ms", 0.0), ("mbps", 1e-6)):
-            value = edge.get(key, 1.0)
-            if not (isinstance(value, int | float) and least <= value < math.inf):
-                raise BadValue(
-                    "name", name, f"gives edge {a}-{b} {key} = {value!r}; it must be at least {least:g}"
-                )
-    if not overlay and not nx.is_connected(graph):
-        count = nx.number_connected_components(graph)
-        raise BadValue("name", name, f"must return a connected graph; this one has {count} components")
+def _as_method(experiment: Experiment, part: parts.Part, method: Any, select: Any) -> Any:
+    """Check a method of ours, and tell it how to weigh replies and what goes around it."""
+    block, transforms = experiment.strategy, transforms_of(experiment)
+    with experiment.blame("strategy"):
+        method.check(experiment.data.clients)
+        if select is not None and "select" not in parts.parameters(part):
+            rule = f"{block.name} chooses its clients in a way of its own and takes no selector"
+            raise BadValue("select", MISSING, rule, "leave strategy.select out")
+        method.check_around(transforms)
+        name = type(method).__name__
+        chosen = choose_weighting(name, method.weighted, method.select, block.weighting)
+        method.weighting = chosen or method.weighting
+        method.central = [one for one in transforms if isinstance(one, Central)]
+    updates_of(method, experiment)
+    return method
 
 
 def _updates(strategy: Any, experiment: Experiment) -> list[LocalUpdate]:
     """Return what clients or peers compute: a strategy's own updates, or plain local SGD."""
     if isinstance(strategy, PeerStrategy):
         return [getattr(strategy, "update", None) or LocalSGD(experiment.strategy.local)]
-    from fedsim.flower.simulate.server import updates_of
-
     return list(updates_of(strategy, experiment).values())
 
 
@@ -282,6 +238,8 @@ def innermost(strategy: Any) -> Any:
 def depends_on_values(strategy: Any) -> bool | None:
     """Tell whether what happens when depends on computed numbers; None if the strategy does not say."""
     declared = getattr(strategy, "timing_depends_on_values", None)
+    if declared is not True and getattr(getattr(strategy, "select", None), "timing_depends_on_values", False):
+        return True
     if declared is None and type(innermost(strategy)).__module__.startswith("flwr."):
         return False  # none of Flower's own strategies chooses clients by values
     return declared

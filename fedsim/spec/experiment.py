@@ -18,10 +18,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import (
     ConfigDict,
-    Discriminator,
     Field,
     PrivateAttr,
-    Tag,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -30,11 +28,11 @@ from pydantic import (
 
 from fedsim import parts
 from fedsim.errors import BadValue, ConfigError, FedsimError
-from fedsim.learn.curriculum.pacing import Curriculum, Expert
 from fedsim.places import of_error
-from fedsim.ranges import Count, Duration, NonNegative, Number, Seed, StepSize, Threads, Whole
+from fedsim.ranges import Count, Duration, NonNegative, Number, Seed, Threads, Whole
 from fedsim.spec.blocks import Block, Constant, Draw, OpenBlock, Part, matching
 from fedsim.spec.explain import explain, locate
+from fedsim.spec.local import Expert, Local
 from fedsim.spec.world import Devices, Network
 from fedsim.spec.yamlfile import Document, Steps, read, write
 
@@ -47,11 +45,6 @@ Name = Annotated[
     ),
 ]
 Device = Annotated[str, matching(r"auto|cpu|cuda(:\d{1,3})?", "must be auto, cpu, cuda or cuda:N")]
-Rate = Annotated[
-    Annotated[StepSize, Tag("<one>")] | Annotated[list[StepSize], Tag("<each>")],
-    Discriminator(lambda given: "<each>" if isinstance(given, list) else "<one>"),
-]
-
 DEBUG = "fedsim --debug shows the traceback"
 
 
@@ -70,51 +63,6 @@ class Data(OpenBlock):
     root: str | None = Field(
         default=None, description="folder of the downloaded files; None is the dataset's own choice"
     )
-
-
-class Local(Block):
-    """Local training: what one client does between receiving and sending weights."""
-
-    epochs: Count | None = Field(
-        default=None, description="passes over the local data (1 if no steps are given)"
-    )
-    steps: Count | None = Field(default=None, description="number of minibatch steps, instead of epochs")
-    batch_size: Count | None = Field(
-        default=32, description="samples per step; null takes the whole local data"
-    )
-    lr: Rate = Field(default=0.05, description="learning rate (no unit), or a list with one for each client")
-    momentum: float = Field(default=0.0, ge=0, lt=1, description="momentum of SGD (no unit)")
-    weight_decay: NonNegative = Field(
-        default=0.0, description="factor of the weights added to the gradient (no unit)"
-    )
-    lr_decay: NonNegative = Field(
-        default=0.0,
-        description="d of the learning rate lr (1 + d t)^-power at local step t, afresh at each visit",
-    )
-    lr_power: NonNegative = Field(default=0.75, description="power of that decay")
-    curriculum: Curriculum | None = Field(
-        default=None, description="which samples a client learns first; null takes all of them in each pass"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_epoch(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("epochs") is None and given.get("steps") is None:
-            return {**given, "epochs": 1}
-        return given
-
-    @property
-    def paced(self) -> Curriculum | None:
-        """The curriculum, where it changes which samples take part."""
-        return None if self.curriculum is None or self.curriculum.order == "vanilla" else self.curriculum
-
-    @field_validator("steps")
-    @classmethod
-    def _one_of_two(cls, steps: int | None, info: ValidationInfo) -> int | None:
-        epochs = info.data.get("epochs")
-        if steps is not None and epochs is not None:
-            raise ValueError(f"give either epochs or steps, not both (epochs is {epochs})")
-        return steps
 
 
 class Strategy(OpenBlock):

@@ -13,7 +13,6 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from fedsim import parts
-from fedsim.flower.simulate.build import maker
 from fedsim.spec.experiment import Experiment
 
 HEAD = """# Reference
@@ -91,7 +90,7 @@ def _default(field: FieldInfo) -> str:
 
 def _row(kind: str, name: str) -> str:
     part = parts.find(kind, name)
-    made = maker(part) if kind == "strategies" else part
+    made = parts.adapted(part) if kind == "strategies" else part
     own = [p for p in parts.parameters(made).values() if p.name not in SUPPLIED]
     shown = [f"`{p.name}`" if p.default is p.empty else f"`{p.name}={_plain(p.default)}`" for p in own]
     return f"| `{name}` | {', '.join(shown)} | {parts.summary(kind, name)} |"

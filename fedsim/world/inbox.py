@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import merge
-from typing import TYPE_CHECKING
 
 import simpy
 
-from fedsim.world.clock import Timer
+from fedsim.world.clock import Clock, Timer
+from fedsim.world.log import EventLog
 from fedsim.world.net.messages import Message
-
-if TYPE_CHECKING:
-    from fedsim.world.node import Node
 
 Match = Callable[[Message], bool]
 Item = tuple[int, Message]  # with the number of its arrival
 
 
 class Inbox:
-    """Messages that have arrived and wait to be read, and readers who wait for messages."""
+    """Messages that have arrived and wait to be read, and readers who wait for messages.
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    Args:
+        node: whose they are.
+        clock: simulated time.
+        log: where messages that come too late are written down.
+    """
+
+    def __init__(self, node: int, clock: Clock, log: EventLog) -> None:
+        self._node, self.clock, self._log = node, clock, log
         self._items: dict[tuple[str, int], list[Item]] = {}
         self._count = 0
         self._readers: list[tuple[Match, simpy.Event]] = []
@@ -56,11 +59,11 @@ class Inbox:
             items.append(item)
 
     def _late(self, message: Message) -> None:
-        self._node.log.add("late", self._node.id, message.src, message.size_bytes, message.round)
+        self._log.add("late", self._node, message.src, message.size_bytes, message.round)
 
     def receive(self, match: Match) -> simpy.Event:
         """See :meth:`Node.receive`."""
-        event = self._node.clock.event()
+        event = self.clock.event()
         for item in merge(*self._items.values()):
             if match(item[1]):
                 self._remove(item)
@@ -91,7 +94,7 @@ class Inbox:
         if not gather.missing:
             gather.close()
         elif timeout_us is not None:
-            gather.timer = self._node.clock.timer(timeout_us, gather.close)
+            gather.timer = self.clock.timer(timeout_us, gather.close)
         return gather
 
     def close(self, gather: Gather) -> None:
@@ -118,7 +121,7 @@ class Gather(simpy.Event):
     """Waits for one message from each of several nodes."""
 
     def __init__(self, inbox: Inbox, kind: str, round: int, senders: frozenset[int]) -> None:
-        super().__init__(inbox._node.clock)
+        super().__init__(inbox.clock)
         self._inbox, self.kind, self.round = inbox, kind, round
         self.missing = set(senders)
         self.timer: Timer | None = None

@@ -60,7 +60,7 @@ class Node:
         self.heard = 0
         self._jobs: list[Job] = []
         self._blocks = 0
-        self._inbox = Inbox(self)
+        self._inbox = Inbox(id, clock, log)
         self._back: simpy.Event | None = None
         self._online_us = self._since_us = self._busy_us = 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import simpy
 
@@ -76,10 +76,16 @@ def line(frame: FrameType) -> str:
     return f"{near(frame.f_code.co_filename)}:{frame.f_lineno}"
 
 
-def _nodes(frame: FrameType) -> Iterator[int]:
-    from fedsim.world.node import Node  # which needs the clock, which needs this
+@runtime_checkable
+class Somebody(Protocol):
+    """A node, as far as it matters here: it has a number and a role."""
 
+    id: int
+    role: str
+
+
+def _nodes(frame: FrameType) -> Iterator[int]:
     for value in frame.f_locals.values():
-        node: Any = value if isinstance(value, Node) else getattr(value, "node", None)
-        if isinstance(node, Node):
+        node: Any = value if isinstance(value, Somebody) else getattr(value, "node", None)
+        if isinstance(node, Somebody) and isinstance(node.id, int):
             yield node.id

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -176,8 +176,9 @@ def start(world: World, experiment: Experiment) -> None:
     for index, fault in enumerate(experiment.faults):
         with experiment.blame("faults", index):
             part = experiment.find("faults", fault.name)
-            supplied = {"world": world, "rng": rng.stream(seed, "faults", round=index)}
-            process = parts.call(part, fault.params, supplied)
+            drawn = rng.stream(seed, "faults", round=index)
+            made = parts.call(part, fault.params, {"world": world, "rng": drawn})
+            process = made if isinstance(made, Generator) else made.process(world, drawn)
             world.clock.process(_told(world.clock, experiment, ("faults", index), process))
     try:  # who is offline at the start must be so before anybody looks
         world.clock.advance(lambda: world.clock.peek() > 0)

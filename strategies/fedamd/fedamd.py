@@ -12,29 +12,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 
 from fedsim import rng
 from fedsim.errors import BadValue
-from fedsim.flower.central import Central, CentralClip
-from fedsim.flower.select import Selector
-from fedsim.flower.strategy import Ask, Reply, Rounds, ask_all, uniform_mean
+from fedsim.flower.face import FlowerFace
 from fedsim.learn.around import Transform
 from fedsim.learn.deferred import Deferred, combine
-from fedsim.learn.local import (
-    LocalUpdate,
-    MeanGradient,
-    State,
-    batch_width,
-    rate,
-    samples_used,
-    shuffled_batches,
-    steps_of,
-)
+from fedsim.learn.local import LocalUpdate, MeanGradient, State, rate, steps_of
+from fedsim.learn.sampling import FreshBatches
 from fedsim.learn.task import Batch, Gradient
+from fedsim.methods.around import Central, CentralClip
+from fedsim.methods.metrics import Metric
+from fedsim.methods.rounds import Rounds
+from fedsim.methods.select import Selector
+from fedsim.methods.server import Ask, Reply, ask_all, uniform_mean
 from fedsim.parts import Count, Positive, Share
 from fedsim.spec.experiment import Local
 from strategies.fedamd import schedules
@@ -48,7 +42,7 @@ Anchor = MeanGradient
 log = logging.getLogger("fedsim")
 
 
-class FedAMD(Rounds):
+class FedAMD(FlowerFace, Rounds):
     """Anchors refresh cached gradients, miners follow their mean (Wu et al., ICML 2023).
 
     A client that does not answer leaves its cache as it was. Without any cache to follow, everybody is an anchor.
@@ -79,7 +73,7 @@ class FedAMD(Rounds):
         BadValue: for parameters that contradict each other.
     """
 
-    weighted = False
+    weighted: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -103,7 +97,9 @@ class FedAMD(Rounds):
         if caches_at == "clients" and caches_on == "disk":
             raise BadValue("caches_on", caches_on, "the server has no caches where caches_at is clients")
         anchor = Anchor(large_batch) if caches_at == "server" else KeepingAnchor(large_batch)
-        super().__init__({ANCHOR: anchor, MINER: Miner(local)}, participants, select, seed, timeout_s)
+        self._anchor = anchor
+        own: dict[str, Any] = {} if select is None else {"select": select}
+        super().__init__(participants=participants, local=local, timeout_s=timeout_s, seed=seed, **own)
         self.schedule = schedules.choose(schedule, p, period, first)
         self.p, self.period, self.first = 0.5 if p is None else p, period, first
         self.server_lr, self.halve_lr_at = server_lr, halve_lr_at or []
@@ -112,6 +108,10 @@ class FedAMD(Rounds):
         self.heard: dict[int, int] = {}
         """The round of the last gradient of each client that has a cache, wherever that is."""
         self._sum: Deferred | None = None
+
+    def local_updates(self) -> Mapping[str, LocalUpdate]:
+        """Return what anchors and miners do."""
+        return {ANCHOR: self._anchor, MINER: Miner(self.local)}
 
     def check(self, clients: int) -> None:
         """Check the parameters against the number of clients, and warn of a model that cannot move."""
@@ -178,10 +178,14 @@ class FedAMD(Rounds):
             self._sum = self.caches.total()
         return model
 
-    def facts(self, replies: Sequence[Reply]) -> dict[str, int | float]:
-        """Count the roles."""
-        anchors = sum(reply.action == ANCHOR for reply in replies)
-        return {"anchors": anchors, "miners": len(replies) - anchors, "cached": len(self.heard)}
+    def metrics(self, round: int) -> Iterable[Metric]:
+        """Count the roles, and the caches with their mean age in rounds."""
+        anchors = sum(reply.action == ANCHOR for reply in self.came)
+        yield Metric("anchors", anchors)
+        yield Metric("miners", len(self.came) - anchors)
+        yield Metric("cached", len(self.heard))
+        if self.heard:
+            yield Metric("cache_age", sum(round - last for last in self.heard.values()) / len(self.heard))
 
     def _anchors(self, round: int, model: Deferred, nodes: Iterable[int]) -> list[Ask]:
         if self.caches_at == "server":
@@ -258,22 +262,12 @@ class Miner(LocalUpdate):
 
     takes = ("arrays", "anchor-mean")
     models = ()
+    gradients = 2
 
     def __init__(self, local: Local) -> None:
         self.local, self.steps = local, steps_of(local, "FedAMD")
+        self.sampling = FreshBatches(local, self.steps - 1)
         self.metrics = ("train_loss",) if self.steps > 1 else ()
-
-    def work(self, samples: int) -> int:
-        """Count two gradients for each sample of the K-1 batches."""
-        return 2 * samples_used(samples, self.width(samples), None, self.steps - 1)
-
-    def width(self, samples: int) -> int:
-        """Return b', or all samples if there are fewer."""
-        return batch_width(self.local, samples)
-
-    def batches(self, samples: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw one mini-batch for each step but the first."""
-        return shuffled_batches(samples, self.width(samples), None, self.steps - 1, rng)
 
     def scalars(self, client: int, samples: int) -> Mapping[str, float]:
         """Return the learning rate, and what the server may multiply it by."""

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from fedsim.learn.curriculum.order import Order
-from fedsim.learn.curriculum.pacing import Family, Ordering, Start, pace
+from fedsim.learn.curriculum.pacing import pace
 from fedsim.learn.curriculum.update import ClientScore
 from fedsim.learn.deferred import Deferred, Inputs
 from fedsim.methods.peer import Peer
 from fedsim.parts import Count, NotNegative, Positive
 from fedsim.rng import stream
 from fedsim.spec.experiment import Local
+from fedsim.spec.local import Family, Ordering, Start
 from fedsim.world.clock import Process
 from strategies.peer.dpsgd import DPSGD
 

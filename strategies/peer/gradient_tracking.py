@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 
 from fedsim.errors import BadValue
-from fedsim.learn.local import LocalSGD, LocalUpdate, State
+from fedsim.learn.local import LocalUpdate, State, rate
+from fedsim.learn.sampling import LocalBatches
 from fedsim.learn.task import Batch, Gradient
 from fedsim.methods.peer import Peer, PeerStrategy
 from fedsim.parts import Positive
@@ -34,24 +34,14 @@ class Tracked(LocalUpdate):
     takes = ("arrays", "tracker", "gradient")
     sends = ("arrays", "tracker", "gradient")
 
+    curriculum = None  # the mean over a visit's batches knows no order
+
     def __init__(self, local: Local) -> None:
-        self.local, self._sampling = local, LocalSGD(local)
-
-    def work(self, samples: int) -> int:
-        """Count one gradient for each sample of each batch."""
-        return self._sampling.work(samples)
-
-    def width(self, samples: int) -> int:
-        """Return the batch size, or all samples if there are fewer."""
-        return self._sampling.width(samples)
-
-    def batches(self, samples: int, rng: np.random.Generator) -> np.ndarray:
-        """Cut shuffled passes into batches."""
-        return self._sampling.batches(samples, rng)
+        self.local, self.sampling = local, LocalBatches(local)
 
     def scalars(self, client: int, samples: int) -> Mapping[str, float]:
         """Return the client's learning rate."""
-        return self._sampling.scalars(client, samples)
+        return {"lr": rate(self.local, client)}
 
     def init(self, given: State) -> State:
         """Start a sum of gradients."""

@@ -7,24 +7,28 @@ PMLR 139:7872-7881.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-import numpy as np
 import torch
 
 from fedsim import rng
-from fedsim.flower.select import Selector
-from fedsim.flower.strategy import Ask, Reply, Rounds, ask_all, uniform_mean
+from fedsim.flower.face import FlowerFace
 from fedsim.learn.deferred import Deferred
-from fedsim.learn.local import LocalUpdate, MeanGradient, State, batch_width, chunks, steps_of
+from fedsim.learn.local import LocalUpdate, MeanGradient, State, steps_of
+from fedsim.learn.sampling import LargeBatch
 from fedsim.learn.task import Batch, Gradient
-from fedsim.parts import Count, Positive
+from fedsim.methods.rounds import Rounds
+from fedsim.methods.server import Ask, Reply, ask_all, uniform_mean
+from fedsim.parts import Count
 from fedsim.spec.experiment import Local
 from strategies.fedamd.fedamd import Miner
 
 FULL, CHANGE, WALK = "train.full", "train.change", "train.walk"
 
 
-class BVRLSGD(Rounds):
+@dataclass(kw_only=True, eq=False)
+class BVRLSGD(FlowerFace, Rounds):
     """Renew the direction, let everybody walk along it, and go on from where one of them ends (Murata, Suzuki 2021).
 
     In every round the clients are asked twice. First for the direction v at the model x: in the first round of a stage
@@ -33,34 +37,19 @@ class BVRLSGD(Rounds):
     followed.
 
     Args:
-        participants: clients in a round; fewer if fewer are online. The paper asks all.
-        local: local steps (K), mini-batch size (b) and learning rate.
         inner: rounds in a stage (T); the paper takes about 1 + large batch / (K b).
         large_batch: batch size of the first round of a stage; None for all samples.
-        select: chooses the participants.
-        timeout_s: how long the clients may take for the direction, in seconds; None waits for all.
-        seed: of the cohorts, and of whom to follow.
     """
 
-    weighted = False
+    weighted: ClassVar[bool] = False
+    inner: Count = 1
+    large_batch: Count | None = None
+    _direction: Deferred | None = field(init=False, default=None)
+    _point: Deferred | None = field(init=False, default=None)
 
-    def __init__(
-        self,
-        *,
-        participants: Count,
-        local: Local,
-        inner: Count = 1,
-        large_batch: Count | None = None,
-        select: Selector | None = None,
-        timeout_s: Positive | None = 3600.0,
-        seed: int = 0,
-    ) -> None:
-        steps_of(local, "BVR-L-SGD")
-        updates = {FULL: MeanGradient(large_batch), CHANGE: Change(local), WALK: Miner(local)}
-        super().__init__(updates, participants, select, seed, timeout_s)
-        self.inner = inner
-        self._direction: Deferred | None = None
-        self._point: Deferred | None = None
+    def local_updates(self) -> Mapping[str, LocalUpdate]:
+        """Return what clients do."""
+        return {FULL: MeanGradient(self.large_batch), CHANGE: Change(self.local), WALK: Miner(self.local)}
 
     def ask(self, round: int, model: Deferred, cohort: Sequence[int]) -> Iterable[Ask]:
         """Renew v, then send it."""
@@ -95,29 +84,15 @@ class Change(LocalUpdate):
 
     takes = ("arrays", "before")
     models = ()
+    gradients = 2
 
     def __init__(self, local: Local) -> None:
-        self.local, self.steps = local, steps_of(local, "BVR-L-SGD")
-
-    def size(self, samples: int) -> int:
-        """Return how many samples are drawn: K b, or all if there are fewer."""
-        return min(self.steps * self.width(samples), samples)
-
-    def work(self, samples: int) -> int:
-        """Count two gradients for each sample."""
-        return 2 * self.size(samples)
-
-    def width(self, samples: int) -> int:
-        """Return b, or all samples if there are fewer."""
-        return batch_width(self.local, samples)
-
-    def batches(self, samples: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw the samples without replacement."""
-        return chunks(rng.permutation(samples)[: self.size(samples)], self.width(samples))
+        steps, width = steps_of(local, "BVR-L-SGD"), local.batch_size
+        self.sampling = LargeBatch(None if width is None else steps * width, width)
 
     def scalars(self, client: int, samples: int) -> Mapping[str, float]:
         """Return how many samples are drawn."""
-        return {"size": self.size(samples)}
+        return {"size": self.sampling.size(samples)}
 
     def init(self, given: State) -> State:
         """Start a sum."""

@@ -7,47 +7,39 @@ Regularization. ICLR 2021, algorithm 1.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-import numpy as np
 import torch
 
-from fedsim.errors import BadValue
-from fedsim.flower.select import Selector
-from fedsim.flower.strategy import Reply, Rounds, uniform_mean
+from fedsim.flower.face import FlowerFace
 from fedsim.learn.deferred import Deferred
-from fedsim.learn.local import LocalUpdate, State, batch_width, local_batches, local_samples, rate
+from fedsim.learn.local import LocalUpdate, State, rate, without_momentum
+from fedsim.learn.sampling import LocalBatches
 from fedsim.learn.task import Batch, Gradient
-from fedsim.parts import Count, Positive
+from fedsim.methods.rounds import Rounds
+from fedsim.methods.server import Reply, uniform_mean
+from fedsim.parts import Positive
 from fedsim.spec.experiment import Local
 
 GRADIENT = "feddyn.gradient"
 
 
-class FedDyn(Rounds):
+@dataclass(kw_only=True, eq=False)
+class FedDyn(FlowerFace, Rounds):
     """Average the models, less what the server remembers of all moves so far (Acar et al., ICLR 2021).
 
     Args:
-        participants: clients in a round; fewer if fewer are online.
-        local: local training.
         alpha: weight of the regulariser (α).
-        select: chooses the participants.
-        seed: of the cohorts.
     """
 
-    weighted = False
+    weighted: ClassVar[bool] = False
+    alpha: Positive = 0.1
+    _memory: Deferred | None = field(init=False, default=None)
 
-    def __init__(
-        self,
-        *,
-        participants: Count,
-        local: Local,
-        alpha: Positive = 0.1,
-        select: Selector | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__({"train": Dynamic(local, alpha)}, participants, select, seed)
-        self.alpha = alpha
-        self._memory: Deferred | None = None
+    def local_updates(self) -> Mapping[str, LocalUpdate]:
+        """Return what clients do."""
+        return {"train": Dynamic(self.local, self.alpha)}
 
     def merge(self, round: int, model: Deferred, replies: Sequence[Reply]) -> Deferred:
         """h ← h - α/m Σ (y_i - x), x ← mean of y_i - h/α."""
@@ -68,21 +60,8 @@ class Dynamic(LocalUpdate):
     keeps = (GRADIENT,)
 
     def __init__(self, local: Local, alpha: float) -> None:
-        if local.momentum:
-            raise BadValue("local.momentum", local.momentum, "FedDyn has no local momentum")
-        self.local, self.alpha, self.curriculum = local, alpha, local.curriculum
-
-    def work(self, samples: int) -> int:
-        """Count one gradient for each sample of each batch."""
-        return local_samples(self.local, samples)
-
-    def width(self, samples: int) -> int:
-        """Return the batch size, or all samples if there are fewer."""
-        return batch_width(self.local, samples)
-
-    def batches(self, samples: int, rng: np.random.Generator) -> np.ndarray:
-        """Cut shuffled passes into batches."""
-        return local_batches(self.local, samples, rng)
+        self.local, self.alpha = without_momentum(local, "FedDyn"), alpha
+        self.sampling = LocalBatches(local)
 
     def scalars(self, client: int, samples: int) -> Mapping[str, float]:
         """Return the client's learning rate."""
@@ -90,15 +69,9 @@ class Dynamic(LocalUpdate):
 
     def init(self, given: State) -> State:
         """Start at the weights received."""
-        zero = torch.zeros_like(given["lr"])
-        return {
-            "start": given["arrays"],
-            "weights": given["arrays"],
-            "kept": given[GRADIENT],
-            "lr": given["lr"],
-            "loss": zero,
-            "steps": zero,
-        }
+        start, zero = given["arrays"], torch.zeros_like(given["lr"])
+        fixed = {"start": start, "kept": given[GRADIENT], "lr": given["lr"]}
+        return {**fixed, "weights": start, "loss": zero, "steps": zero}
 
     def step(self, gradient: Gradient, state: State, batch: Batch) -> State:
         """w ← w - lr (∇f_i(w) - g_i + α (w - x))."""

@@ -7,46 +7,39 @@ Federated Optimization. NeurIPS 2020.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fedsim.errors import BadValue
-from fedsim.flower.select import Selector
-from fedsim.flower.strategy import Reply, Rounds, weighing
+from fedsim.flower.face import FlowerFace
 from fedsim.learn.deferred import Deferred, combine
-from fedsim.learn.local import LocalSGD, steps_taken
-from fedsim.parts import Count, Positive
-from fedsim.spec.experiment import Local
+from fedsim.learn.sampling import steps_taken
+from fedsim.methods.rounds import Rounds
+from fedsim.methods.server import Reply, weighing
+from fedsim.parts import Positive
 
 
-class FedNova(Rounds):
+@dataclass(kw_only=True, eq=False)
+class FedNova(FlowerFace, Rounds):
     """Average the clients' progress per step, and take as many steps as they do on average (Wang et al., NeurIPS 2020).
 
     Args:
-        participants: clients in a round; fewer if fewer are online.
-        local: local training; with epochs, clients with more data take more steps.
         server_lr: server learning rate.
-        select: chooses the participants.
-        seed: of the cohorts.
     """
 
-    def __init__(
-        self,
-        *,
-        participants: Count,
-        local: Local,
-        server_lr: Positive = 1.0,
-        select: Selector | None = None,
-        seed: int = 0,
-    ) -> None:
-        if local.weight_decay:
-            raise BadValue("local.weight_decay", local.weight_decay, "FedNova has no weight decay")
-        if local.lr_decay:
-            raise BadValue("local.lr_decay", local.lr_decay, "FedNova's steps all have one learning rate")
-        super().__init__({"train": LocalSGD(local)}, participants, select, seed)
-        self.local, self.server_lr = local, server_lr
+    server_lr: Positive = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.local.weight_decay:
+            raise BadValue("local.weight_decay", self.local.weight_decay, "FedNova has no weight decay")
+        if self.local.lr_decay:
+            rule = "FedNova's steps all have one learning rate"
+            raise BadValue("local.lr_decay", self.local.lr_decay, rule)
 
     def norm(self, samples: int) -> float:
         """Return |a_i|, what the gradients of a client's steps count for in its progress, in all.
 
+        >>> from fedsim.spec.experiment import Local
         >>> FedNova(participants=1, local=Local(steps=3, momentum=0.5)).norm(10)  # 1.75 + 1.5 + 1
         4.25
         """

@@ -7,70 +7,57 @@ Learning. arXiv:2108.04755, 2021, algorithm 1.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
-import numpy as np
 import torch
 
 from fedsim import rng
 from fedsim.errors import MISSING, BadValue
-from fedsim.flower.select import Selector
-from fedsim.flower.strategy import Ask, Reply, Rounds, ask_all, uniform_mean
+from fedsim.flower.face import FlowerFace
 from fedsim.learn.deferred import Deferred
-from fedsim.learn.local import (
-    LocalUpdate,
-    MeanGradient,
-    State,
-    batch_width,
-    chunks,
-    rate,
-    samples_used,
-    shuffled_batches,
-    steps_of,
-)
+from fedsim.learn.local import LocalUpdate, MeanGradient, State, rate, steps_of
+from fedsim.learn.sampling import FreshBatches, LargeBatch
 from fedsim.learn.task import Batch, Gradient
+from fedsim.methods.metrics import Metric
+from fedsim.methods.rounds import Rounds
+from fedsim.methods.server import Ask, Reply, ask_all, uniform_mean
 from fedsim.parts import Count, Positive, Share
 from fedsim.spec.experiment import Local
 
 FULL, PARTIAL = "train.full", "train.partial"
 
 
-class FedPAGE(Rounds):
+@dataclass(kw_only=True, eq=False)
+class FedPAGE(FlowerFace, Rounds):
     """Follow a gradient that all renew with probability p, and a few carry on otherwise (Zhao et al., 2021).
 
     Args:
-        participants: clients in a round that is not for all; fewer if fewer are online.
-        local: local steps (K), mini-batch size and learning rate.
         p: probability that all clients that are online send a gradient; in the first round they always do.
         large_batch: batch size of those gradients, and of the one that carries the last direction on; None for all
             samples.
         server_lr: length of a server's step along the direction; None for K times the local learning rate, with
             which the model moves to the mean of the clients' own.
-        select: chooses the participants.
-        seed: of cohorts and coins.
     """
 
-    weighted = False
+    weighted: ClassVar[bool] = False
+    p: Share = 0.1
+    large_batch: Count | None = None
+    server_lr: Positive | None = None
 
-    def __init__(
-        self,
-        *,
-        participants: Count,
-        local: Local,
-        p: Share = 0.1,
-        large_batch: Count | None = None,
-        server_lr: Positive | None = None,
-        select: Selector | None = None,
-        seed: int = 0,
-    ) -> None:
-        steps = steps_of(local, "FedPAGE")
-        if server_lr is None and isinstance(local.lr, list):
-            raise BadValue("server_lr", MISSING, "must be given where every client has its own local.lr")
-        updates = {FULL: MeanGradient(large_batch), PARTIAL: CarryOn(local, large_batch)}
-        super().__init__(updates, participants, select, seed)
-        self.p = p
-        self.server_lr = steps * rate(local, 0) if server_lr is None else server_lr
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.server_lr is None:
+            if isinstance(self.local.lr, list):
+                rule = "must be given where every client has its own local.lr"
+                raise BadValue("server_lr", MISSING, rule)
+            self.server_lr = steps_of(self.local, "FedPAGE") * rate(self.local, 0)
         self._direction: Deferred | None = None
         self._before: Deferred | None = None
+
+    def local_updates(self) -> Mapping[str, LocalUpdate]:
+        """Return what clients do."""
+        return {FULL: MeanGradient(self.large_batch), PARTIAL: CarryOn(self.local, self.large_batch)}
 
     def is_full(self, round: int) -> bool:
         """Return whether a round is for all clients."""
@@ -89,11 +76,13 @@ class FedPAGE(Rounds):
     def merge(self, round: int, model: Deferred, replies: Sequence[Reply]) -> Deferred:
         """g ← mean of what came, x ← x - η g."""
         self._direction, self._before = uniform_mean(replies), model
+        assert self.server_lr is not None  # it has been worked out from the local rate
         return model - self.server_lr * self._direction
 
-    def facts(self, replies: Sequence[Reply]) -> dict[str, int | float]:
+    def metrics(self, round: int) -> Iterable[Metric]:
         """Say whether the round was for all."""
-        return {**super().facts(replies), "full": sum(reply.action == FULL for reply in replies)}
+        yield from super().metrics(round)
+        yield Metric("full", sum(reply.action == FULL for reply in self.came))
 
 
 class CarryOn(LocalUpdate):
@@ -109,33 +98,17 @@ class CarryOn(LocalUpdate):
 
     takes = ("arrays", "before", "direction")
     models = ()
+    gradients = 2
 
     def __init__(self, local: Local, large_batch: int | None) -> None:
-        self.local, self.steps, self.large_batch = local, steps_of(local, "FedPAGE"), large_batch
-
-    def large(self, samples: int) -> int:
-        """Return how many samples the large batch of a client has."""
-        return min(self.large_batch or samples, samples)
-
-    def work(self, samples: int) -> int:
-        """Count two gradients for each sample of the large batch and of the K-1 mini-batches."""
-        small = samples_used(samples, self.width(samples), None, self.steps - 1)
-        return 2 * (self.large(samples) + small)
-
-    def width(self, samples: int) -> int:
-        """Return the mini-batch size, or all samples if there are fewer."""
-        return batch_width(self.local, samples)
-
-    def batches(self, samples: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw the large batch, cut into pieces, and behind it one mini-batch for each step but the first."""
-        width = self.width(samples)
-        large = chunks(rng.permutation(samples)[: self.large(samples)], width)
-        return np.concatenate([large, shuffled_batches(samples, width, None, self.steps - 1, rng)])
+        self.local, self.steps = local, steps_of(local, "FedPAGE")
+        self.large = LargeBatch(large_batch, local.batch_size)
+        self.sampling = self.large + FreshBatches(local, self.steps - 1)
 
     def scalars(self, client: int, samples: int) -> Mapping[str, float]:
         """Return the learning rate, the size of the large batch, and in how many pieces it comes."""
-        large = self.large(samples)
-        return {"lr": rate(self.local, client), "large": large, "pieces": -(-large // self.width(samples))}
+        large, pieces = self.large.size(samples), self.large.steps(samples)
+        return {"lr": rate(self.local, client), "large": large, "pieces": pieces}
 
     def init(self, given: State) -> State:
         """Start at the weights received, with the last direction."""

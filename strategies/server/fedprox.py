@@ -6,38 +6,24 @@ MLSys 2020, algorithm 2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from fedsim.flower.select import Selector
-from fedsim.flower.strategy import Reply, Rounds, average
-from fedsim.learn.deferred import Deferred
-from fedsim.learn.local import LocalSGD
-from fedsim.parts import Count, NotNegative
-from fedsim.spec.experiment import Local
+from fedsim.learn.local import LocalSGD, LocalUpdate
+from fedsim.parts import NotNegative
+from strategies.server.fedavg import FedAvg
 
 
-class FedProx(Rounds):
+@dataclass(kw_only=True, eq=False)
+class FedProx(FedAvg):
     """Average models trained with a proximal term (Li et al., MLSys 2020).
 
     Args:
-        participants: clients in a round; fewer if fewer are online.
-        local: local training.
         mu: weight of the term 0.5 μ |w - w_received|².
-        select: chooses the participants.
-        seed: of the cohorts.
     """
 
-    def __init__(
-        self,
-        *,
-        participants: Count,
-        local: Local,
-        mu: NotNegative,
-        select: Selector | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__({"train": LocalSGD(local, proximal=mu)}, participants, select, seed)
+    mu: NotNegative
 
-    def merge(self, round: int, model: Deferred, replies: Sequence[Reply]) -> Deferred:
-        """Average the models."""
-        return average(replies)
+    def local_updates(self) -> Mapping[str, LocalUpdate]:
+        """Train with the term."""
+        return {"train": LocalSGD(self.local, proximal=self.mu)}

@@ -6,44 +6,32 @@ Participation in Federated Learning. UAI 2022, PMLR 180:906-916, algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-from fedsim.flower.select import Selector
-from fedsim.flower.strategy import Reply, Rounds
+from fedsim.flower.face import FlowerFace
 from fedsim.learn.deferred import Deferred, combine, mean
-from fedsim.learn.local import LocalSGD
-from fedsim.parts import Count, Positive
-from fedsim.spec.experiment import Local
+from fedsim.methods.metrics import Metric
+from fedsim.methods.rounds import Rounds
+from fedsim.methods.server import Reply
+from fedsim.parts import Positive
 from strategies.server.mifa import Memory
 
 
-class FedVARP(Rounds):
+@dataclass(kw_only=True, eq=False)
+class FedVARP(FlowerFace, Rounds):
     """Correct the mean of all remembered updates by how much those that answered have changed (UAI 2022).
 
     A client that has never answered is remembered with an update of zero.
 
     Args:
-        participants: clients in a round; fewer if fewer are online.
-        local: local training.
         server_lr: server learning rate.
-        select: chooses the participants.
-        seed: of the cohorts.
     """
 
-    weighted = False
-
-    def __init__(
-        self,
-        *,
-        participants: Count,
-        local: Local,
-        server_lr: Positive = 1.0,
-        select: Selector | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__({"train": LocalSGD(local)}, participants, select, seed)
-        self.server_lr = server_lr
-        self.memory = Memory()
+    weighted: ClassVar[bool] = False
+    server_lr: Positive = 1.0
+    memory: Memory = field(init=False, default_factory=lambda: Memory())
 
     def merge(self, round: int, model: Deferred, replies: Sequence[Reply]) -> Deferred:
         """x ← x - η (mean of Δ_i - y_i over those that answered + 1/N Σ y_j), then y_i ← Δ_i."""
@@ -60,6 +48,7 @@ class FedVARP(Rounds):
             return model
         return combine([model, self.memory.sum], [1.0, -self.server_lr / self.clients])
 
-    def facts(self, replies: Sequence[Reply]) -> dict[str, int | float]:
+    def metrics(self, round: int) -> Iterable[Metric]:
         """Count the clients whose updates are remembered."""
-        return {**super().facts(replies), "remembered": len(self.memory.latest)}
+        yield from super().metrics(round)
+        yield Metric("remembered", len(self.memory.latest))

@@ -6,46 +6,34 @@ NeurIPS 2021, algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
-from fedsim.flower.select import Selector
-from fedsim.flower.strategy import Reply, Rounds
+from fedsim.flower.face import FlowerFace
 from fedsim.learn.deferred import Deferred, combine
-from fedsim.learn.local import LocalSGD
-from fedsim.parts import Count, Positive
-from fedsim.spec.experiment import Local
+from fedsim.methods.metrics import Metric
+from fedsim.methods.rounds import Rounds
+from fedsim.methods.server import Reply
+from fedsim.parts import Positive
 
 REFRESH = 50
 """How many changes of a running sum may pass before it is added up afresh, so that rounding does not pile up."""
 
 
-class MIFA(Rounds):
+@dataclass(kw_only=True, eq=False)
+class MIFA(FlowerFace, Rounds):
     """Move by the mean of all clients' last updates, fresh or remembered (Gu et al., NeurIPS 2021).
 
     A client that has never answered counts as an update of zero; in the paper all answer in the first round.
 
     Args:
-        participants: clients in a round; fewer if fewer are online. The paper asks all that are.
-        local: local training.
         server_lr: server learning rate.
-        select: chooses the participants.
-        seed: of the cohorts.
     """
 
-    weighted = False
-
-    def __init__(
-        self,
-        *,
-        participants: Count,
-        local: Local,
-        server_lr: Positive = 1.0,
-        select: Selector | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__({"train": LocalSGD(local)}, participants, select, seed)
-        self.server_lr = server_lr
-        self.memory = Memory()
+    weighted: ClassVar[bool] = False
+    server_lr: Positive = 1.0
+    memory: Memory = field(init=False, default_factory=lambda: Memory())
 
     def merge(self, round: int, model: Deferred, replies: Sequence[Reply]) -> Deferred:
         """G_i ← x - y_i for those that answered, x ← x - η/N Σ G_i."""
@@ -58,9 +46,10 @@ class MIFA(Rounds):
             return model
         return combine([model, self.memory.sum], [1.0, -self.server_lr / self.clients])
 
-    def facts(self, replies: Sequence[Reply]) -> dict[str, int | float]:
+    def metrics(self, round: int) -> Iterable[Metric]:
         """Count the clients whose updates are remembered."""
-        return {**super().facts(replies), "remembered": len(self.memory.latest)}
+        yield from super().metrics(round)
+        yield Metric("remembered", len(self.memory.latest))
 
 
 class Memory:

@@ -8,58 +8,39 @@ momentum.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
 
-import numpy as np
 import torch
 from pydantic import Field
 
-from fedsim.errors import BadValue
-from fedsim.flower.select import Selector
-from fedsim.flower.strategy import Ask, Reply, Rounds, ask_all, uniform_mean
+from fedsim.flower.face import FlowerFace
 from fedsim.learn.deferred import Deferred, combine
-from fedsim.learn.local import (
-    LocalUpdate,
-    State,
-    batch_width,
-    chunks,
-    local_batches,
-    local_samples,
-    rate,
-    steps_taken,
-)
+from fedsim.learn.local import LocalUpdate, State, rate, without_momentum
+from fedsim.learn.sampling import Everything, LocalBatches
 from fedsim.learn.task import Batch, Gradient
-from fedsim.parts import Count
+from fedsim.methods.rounds import Rounds
+from fedsim.methods.server import Ask, Reply, ask_all, uniform_mean
 from fedsim.spec.experiment import Local
 
 MOMENTUM, GRADIENT = "momentum", "gradient"
 
 
-class MimeLite(Rounds):
+@dataclass(kw_only=True, eq=False)
+class MimeLite(FlowerFace, Rounds):
     """Local steps along the server's momentum, which stands still meanwhile (Karimireddy et al., 2020).
 
     Args:
-        participants: clients in a round; fewer if fewer are online.
-        local: local training; the momentum is the server's, so it has none of its own.
         momentum: share of the old momentum in the new one, and in every step (β).
-        select: chooses the participants.
-        seed: of the cohorts.
     """
 
-    weighted = False
+    weighted: ClassVar[bool] = False
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    _state: Deferred | None = field(init=False, default=None)
 
-    def __init__(
-        self,
-        *,
-        participants: Count,
-        local: Local,
-        momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9,
-        select: Selector | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__({"train": Mimic(local, momentum)}, participants, select, seed)
-        self.momentum = momentum
-        self._state: Deferred | None = None
+    def local_updates(self) -> Mapping[str, LocalUpdate]:
+        """Return what clients do."""
+        return {"train": Mimic(self.local, self.momentum)}
 
     def ask(self, round: int, model: Deferred, cohort: Sequence[int]) -> Iterable[Ask]:
         """Send the model and the momentum."""
@@ -86,28 +67,14 @@ class Mimic(LocalUpdate):
     sends = ("arrays", GRADIENT)
 
     def __init__(self, local: Local, momentum: float) -> None:
-        if local.momentum:
-            rule = "MimeLite has no local momentum; the server's is strategy.momentum"
-            raise BadValue("local.momentum", local.momentum, rule)
-        self.local, self.momentum, self.curriculum = local, momentum, local.curriculum
-
-    def work(self, samples: int) -> int:
-        """Count one gradient for each sample, and for each sample of each batch."""
-        return samples + local_samples(self.local, samples)
-
-    def width(self, samples: int) -> int:
-        """Return the batch size, or all samples if there are fewer."""
-        return batch_width(self.local, samples)
-
-    def batches(self, samples: int, rng: np.random.Generator) -> np.ndarray:
-        """Cut shuffled passes into batches, behind all samples in their order for the whole gradient."""
-        whole = chunks(np.arange(samples), self.width(samples))
-        return np.concatenate([whole, local_batches(self.local, samples, rng)])
+        self.local = without_momentum(local, "MimeLite", "the server's is strategy.momentum")
+        self.momentum, self.whole = momentum, Everything(local)
+        self.sampling = self.whole + LocalBatches(local)
 
     def scalars(self, client: int, samples: int) -> Mapping[str, float]:
         """Return the learning rate, the numbers of steps and samples, and how many batches hold all of them."""
-        whole = -(-samples // self.width(samples))
-        steps = steps_taken(self.local, samples)
+        whole = self.whole.steps(samples)
+        steps = self.sampling.steps(samples) - whole
         return {"lr": rate(self.local, client), "steps": steps, "samples": samples, "whole": whole}
 
     def init(self, given: State) -> State:

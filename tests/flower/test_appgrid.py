@@ -11,7 +11,7 @@ import pytest
 from fedsim.errors import RunError, StalledError
 from fedsim.flower import compat
 from fedsim.flower.apps.grid import AppGrid, Ended
-from fedsim.flower.simulate.grid import TimeUp
+from fedsim.running.exchange import TimeUp
 
 spec = importlib.util.spec_from_file_location("grid_world", Path(__file__).with_name("test_grid.py"))
 grid_world = importlib.util.module_from_spec(spec)

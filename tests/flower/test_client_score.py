@@ -11,8 +11,8 @@ import fedsim
 from fedsim import rng
 from fedsim.flower import client_app, compat, run_app
 from fedsim.flower.deploy.template import write_app
-from fedsim.flower.select_curriculum import QUERY_SCORE
 from fedsim.learn import build as learning
+from fedsim.methods.select_curriculum import QUERY_SCORE
 from fedsim.spec.experiment import load
 
 SEED, CLIENTS, PARTITION = 6, 4, 2

@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import FedAvg, Strategy, strategy_utils
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedsim.flower import compat
+from fedsim.flower.apps import legacy
 
 IDENTITY = ("_run_id", "_task_id", "_node_id")
 
@@ -321,7 +322,7 @@ def test_what_the_former_api_does_is_put_back():
         )
 
     before = now()
-    with compat.together(Two(), lambda _: None, lambda _: None):
+    with legacy.together(Two(), lambda _: None, lambda _: None):
         assert not set(before) & set(now())
         assert server.fit_clients([], max_workers=None, timeout=None, group_id=1) == ([], [])
     assert now() == before

@@ -17,9 +17,10 @@ from flwr.serverapp.strategy import strategy_utils
 from fedsim.errors import RunError, StalledError
 from fedsim.flower import compat
 from fedsim.flower.records import pack
-from fedsim.flower.simulate.grid import SimGrid, TimeUp
+from fedsim.flower.simulate.grid import SimGrid
 from fedsim.flower.simulate.instruction import Watch, round_of
 from fedsim.learn.deferred import Deferred
+from fedsim.running.exchange import TimeUp
 from fedsim.spec.experiment import load
 from fedsim.world import world as worlds
 from topologies.graphs import star
@@ -436,7 +437,7 @@ def test_an_unknown_node_stops_the_run(target):
 def test_a_grid_needs_a_server():
     experiment = load({"data": {"clients": 3}, "strategy": "dpsgd", "stop": {"rounds": 1}})
     world = worlds.build(experiment, star(3), False)
-    with pytest.raises(RunError, match="needs a server"):
+    with pytest.raises(RunError, match="a method with a server needs one"):
         SimGrid(world, Clients([1, 1, 1]))
 
 
@@ -636,7 +637,7 @@ def test_a_timer_is_gone_with_its_wait():
 
 def test_asking_those_whom_nothing_brings_back_stalls_despite_timeouts():
     grid, _ = make(30)
-    grid._detect_us = 0
+    grid.line._detect_us = 0
     grid.world.nodes[0].set_online(False)
     with pytest.raises(StalledError, match="no client can be reached, and nothing will change that"):
         grid.send_and_receive([instruction(0)], timeout=3600.0)
@@ -706,7 +707,7 @@ def test_a_client_can_answer_with_an_error():
 def test_a_watch_is_told_what_happens():
     grid, _ = make(30, 30, 30)
     seen = Seen()
-    grid._watches = [seen]
+    grid._watches = grid.line.clients._watches = [seen]
     at(grid, DOWN_US + 1, grid.world.nodes[1].set_online, False)
     grid.send_and_receive([instruction(node) for node in range(3)])
     grid.send_and_receive([])

@@ -8,9 +8,10 @@ import weakref
 import torch
 from flwr.app import RecordDict
 
-from fedsim.flower.simulate import client_state as module
-from fedsim.flower.simulate.client_state import Kept, keep_in, kept_in
+from fedsim.flower.deploy.client_state import keep_in, kept_in
 from fedsim.learn.deferred import Deferred, apply
+from fedsim.running import client_state as module
+from fedsim.running.client_state import Kept
 from fedsim.spec.experiment import Local
 from strategies.server.feddyn import GRADIENT, Dynamic
 

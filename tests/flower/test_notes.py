@@ -10,6 +10,7 @@ import pytest
 from flwr.serverapp.strategy import FedAvg
 
 from fedsim import api
+from fedsim.methods.metrics import Metric
 from fedsim.record import read
 from fedsim.running.build import make_strategy
 from fedsim.running.threads import limited
@@ -42,9 +43,12 @@ class Telling(FedProx):
 
     reads = False
 
-    def facts(self, replies):
-        found = {"first": replies[0].node, "accuracy": 7, "time_s": 8}
-        return {**found, "loss_sum": sum(r.metrics["train_loss"] for r in replies)} if self.reads else found
+    def metrics(self, round):
+        yield Metric("first", self.came[0].node)
+        yield Metric("accuracy", 7)
+        yield Metric("time_s", 8)
+        if self.reads:
+            yield Metric("loss_sum", sum(reply.metrics["train_loss"] for reply in self.came))
 
 
 class Reading(Telling):
@@ -56,8 +60,8 @@ class Reading(Telling):
 class Measuring(FedProx):
     """Reads weights."""
 
-    def facts(self, replies):
-        return {"norm": float(replies[0].vectors["arrays"].value().norm())}
+    def metrics(self, round):
+        yield Metric("norm", float(self.came[0].vectors["arrays"].value().norm()))
 
 
 class Tags(FedAvg):

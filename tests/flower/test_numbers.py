@@ -9,13 +9,13 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from fedsim.flower import compat
 from fedsim.flower.records import pack, unpack
 from fedsim.flower.simulate.clients import BuiltinClients
-from fedsim.flower.simulate.instruction import numbers_of, trains
-from fedsim.flower.strategy import ask_all
+from fedsim.flower.simulate.instruction import numbers_of
 from fedsim.learn.around import Around, Clip
 from fedsim.learn.build import build
 from fedsim.learn.deferred import Deferred, compute
 from fedsim.learn.learner import Place
 from fedsim.learn.local import LocalSGD
+from fedsim.methods.server import ask_all, trains
 from fedsim.spec.experiment import Local, load
 
 

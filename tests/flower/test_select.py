@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import FedAvg, FedYogi
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim import api
 from fedsim.errors import BadValue, ConfigError
-from fedsim.flower.cohort import draw
-from fedsim.flower.select import (
+from fedsim.flower.with_selector import Chosen
+from fedsim.learn.deferred import Deferred
+from fedsim.methods.select import (
+    EVALUATE,
     QUERY_SIZE,
     Available,
     BySize,
@@ -24,48 +25,44 @@ from fedsim.flower.select import (
     Selector,
     Sizes,
     Uniform,
+    draw,
     weighted,
 )
-from fedsim.flower.with_selector import Chosen
+from fedsim.methods.server import Reply, Server
 from fedsim.rng import stream
 from fedsim.running.build import prepare
 
-ARRAYS = ArrayRecord({})
+MODEL = Deferred.phantom()
+ARRAYS = ArrayRecord([np.zeros(2)])
 
 
-class Answer:
-    """A reply as a selector sees it."""
-
-    def __init__(self, node, metrics):
-        self.metadata = type("Metadata", (), {"src_node_id": node})()
-        self.content = RecordDict({"metrics": MetricRecord(metrics)})
-
-    def has_content(self):
-        return True
-
-
-class Town:
-    """A grid: clients with sizes and losses, who is online, and what was asked."""
+class Town(Server):
+    """Clients with sizes and losses, who is online, and what was asked."""
 
     def __init__(self, sizes, losses=None, silent=()):
         self.sizes, self.losses, self.silent = sizes, losses or {}, set(silent)
-        self.online = list(sizes)
+        self.here = list(sizes)
         self.asked = []
 
-    def get_node_ids(self):
-        return list(self.online)
+    def online(self, at_least=1):
+        return list(self.here)
 
-    def send_and_receive(self, messages, *, timeout=None):
+    def get_node_ids(self):
+        return list(self.here)
+
+    def exchange(self, round, asks, timeout_s=None, share=None):
         replies = []
-        for message in messages:
-            node, kind = message.metadata.dst_node_id, message.metadata.message_type
-            self.asked.append((kind, node))
-            metrics = {"num-examples": self.sizes[node]}
-            if kind == MessageType.EVALUATE:
-                metrics["loss"] = self.losses[node]
-            if node not in self.silent:
-                replies.append(Answer(node, metrics))
-        return replies[::-1]  # the order of arrival must not matter
+        for ask in asks:
+            self.asked.append((ask.action, ask.node))
+            metrics = {"loss": self.losses[ask.node]} if ask.action == EVALUATE else {}
+            if ask.node not in self.silent:
+                replies.append(Reply(ask.node, ask.action, {}, metrics, self.sizes[ask.node]))
+        return sorted(replies, key=lambda reply: reply.node)
+
+    def send(self, round, asks, timeout_s=None):
+        raise NotImplementedError
+
+    receive = send
 
 
 @pytest.fixture(autouse=True)
@@ -78,19 +75,19 @@ def _identity():
 
 def test_uniform_is_the_seeded_draw():
     town = Town(dict.fromkeys(range(10), 1))
-    assert Uniform(seed=4).choose(3, ARRAYS, town, 4) == draw(range(10), 4, stream(4, "cohort", round=3))
-    assert Uniform(seed=4).choose(3, ARRAYS, town, None) == list(range(10))
+    assert Uniform(seed=4).choose(3, MODEL, town, 4) == draw(range(10), 4, stream(4, "cohort", round=3))
+    assert Uniform(seed=4).choose(3, MODEL, town, None) == list(range(10))
     assert town.asked == []
 
 
 def test_round_robin_takes_turns_and_passes_over_who_is_away():
     town, select = Town(dict.fromkeys(range(5), 1)), RoundRobin()
-    assert select.choose(1, ARRAYS, town, 2) == [0, 1]
-    assert select.choose(2, ARRAYS, town, 2) == [2, 3]
-    assert select.choose(3, ARRAYS, town, 2) == [0, 4]
-    town.online = [0, 2, 4]
-    assert select.choose(4, ARRAYS, town, 2) == [2, 4]
-    assert select.choose(5, ARRAYS, town, 9) == [0, 2, 4]
+    assert select.choose(1, MODEL, town, 2) == [0, 1]
+    assert select.choose(2, MODEL, town, 2) == [2, 3]
+    assert select.choose(3, MODEL, town, 2) == [0, 4]
+    town.here = [0, 2, 4]
+    assert select.choose(4, MODEL, town, 2) == [2, 4]
+    assert select.choose(5, MODEL, town, 9) == [0, 2, 4]
 
 
 @settings(max_examples=30, deadline=None)
@@ -98,24 +95,24 @@ def test_round_robin_takes_turns_and_passes_over_who_is_away():
 def test_round_robin_is_fair(clients, size):
     town, select = Town(dict.fromkeys(range(clients), 1)), RoundRobin()
     counts = Counter(
-        node for round in range(1, clients + 1) for node in select.choose(round, ARRAYS, town, size)
+        node for round in range(1, clients + 1) for node in select.choose(round, MODEL, town, size)
     )
     assert set(counts.values()) == {min(size, clients)}
 
 
 def test_by_size_asks_each_client_once():
     town, select = Town({2: 10, 5: 30, 9: 60}), BySize(seed=1)
-    town.online = [2, 5]
-    select.choose(1, ARRAYS, town, 1)
-    town.online = [2, 5, 9]
-    select.choose(2, ARRAYS, town, 1)
-    select.choose(3, ARRAYS, town, 1)
+    town.here = [2, 5]
+    select.choose(1, MODEL, town, 1)
+    town.here = [2, 5, 9]
+    select.choose(2, MODEL, town, 1)
+    select.choose(3, MODEL, town, 1)
     assert town.asked == [(QUERY_SIZE, 2), (QUERY_SIZE, 5), (QUERY_SIZE, 9)]
 
 
 def test_by_size_draws_in_proportion():
     town, select = Town({0: 10, 1: 30, 2: 60}), BySize(seed=1)
-    counts = Counter(select.choose(round, ARRAYS, town, 1)[0] for round in range(1, 2001))
+    counts = Counter(select.choose(round, MODEL, town, 1)[0] for round in range(1, 2001))
     shares = [counts[node] / 2000 for node in range(3)]
     assert shares == pytest.approx([0.1, 0.3, 0.6], abs=4 * np.sqrt(0.25 / 2000))
 
@@ -131,15 +128,15 @@ def test_who_does_not_say_its_size_is_asked_again_and_left_out():
 def test_power_of_choice_takes_the_highest_losses():
     losses = {0: 0.5, 1: 2.0, 2: 1.0, 3: 2.0}
     town = Town(dict.fromkeys(range(4), 3), losses)
-    assert PowerOfChoice(candidates=4).choose(1, ARRAYS, town, 2) == [1, 3]
-    assert PowerOfChoice(candidates=4).choose(1, ARRAYS, town, 1) == [1]
-    assert town.asked.count((MessageType.EVALUATE, 0)) == 2
+    assert PowerOfChoice(candidates=4).choose(1, MODEL, town, 2) == [1, 3]
+    assert PowerOfChoice(candidates=4).choose(1, MODEL, town, 1) == [1]
+    assert town.asked.count((EVALUATE, 0)) == 2
 
 
 def test_power_of_choice_asks_no_more_than_the_candidates():
     town = Town(dict.fromkeys(range(20), 3), dict.fromkeys(range(20), 1.0))
-    chosen = PowerOfChoice(candidates=6, seed=3).choose(1, ARRAYS, town, 2)
-    candidates = [node for kind, node in town.asked if kind == MessageType.EVALUATE]
+    chosen = PowerOfChoice(candidates=6, seed=3).choose(1, MODEL, town, 2)
+    candidates = [node for kind, node in town.asked if kind == EVALUATE]
     assert len(candidates) == 6
     assert chosen == candidates[:2]  # equal losses: the smaller id
     assert candidates == weighted(town.sizes, 6, stream(3, "candidates", round=1))
@@ -150,17 +147,17 @@ def test_power_of_choice_leaves_out_who_does_not_answer():
     select = PowerOfChoice(candidates=3)
     select.sizes.of(range(3), 1, town)
     town.silent = {0}
-    assert select.choose(1, ARRAYS, town, 1) == [2]
+    assert select.choose(1, MODEL, town, 1) == [2]
 
 
 def test_available_prefers_who_answers_and_stays():
     town, select = Town(dict.fromkeys(range(3), 1)), Available()
-    select.choose(1, ARRAYS, town, 3)
+    select.choose(1, MODEL, town, 3)
     select.heard(1, [0, 1, 2], [0, 1])
-    town.online = [0, 2]
-    select.choose(2, ARRAYS, town, 3)
-    town.online = [0, 1, 2]
-    select.choose(3, ARRAYS, town, 3)
+    town.here = [0, 2]
+    select.choose(2, MODEL, town, 3)
+    town.here = [0, 1, 2]
+    select.choose(3, MODEL, town, 3)
     # asked once each: (answers + 1) / 3; online in 3, 1 and 3 looks in a row: s / (s + 1)
     assert [select.weight(node) for node in range(3)] == pytest.approx(
         [2 / 3 * 3 / 4, 2 / 3 / 2, 1 / 3 * 3 / 4]
@@ -171,7 +168,7 @@ def test_available_draws_by_its_weights():
     town, select = Town(dict.fromkeys(range(2), 1)), Available(seed=2)
     for round in range(1, 30):
         select.heard(round, [0, 1], [0])
-    counts = Counter(select.choose(round, ARRAYS, town, 1)[0] for round in range(1, 400))
+    counts = Counter(select.choose(round, MODEL, town, 1)[0] for round in range(1, 400))
     assert 0.9 < counts[0] / 399 < 1.0
 
 
@@ -193,7 +190,7 @@ class Fixed(Selector):
     def __init__(self, nodes):
         self.nodes, self.sizes, self.notes = nodes, [], []
 
-    def choose(self, round, arrays, grid, size):
+    def choose(self, round, model, server, size):
         self.sizes.append(size)
         return self.nodes
 
@@ -204,25 +201,23 @@ class Fixed(Selector):
 def test_a_strategy_of_flowers_takes_all_that_it_is_shown():
     inner, select = FedAvg(fraction_train=0.3, min_train_nodes=2, min_available_nodes=5), Fixed([3, 4])
     strategy, town = Chosen(inner, select), Town(dict.fromkeys(range(10), 1))
-    messages = list(strategy.configure_train(1, ArrayRecord(), ConfigRecord(), town))
+    messages = list(strategy.configure_train(1, ARRAYS, ConfigRecord(), town))
     assert sorted(message.metadata.dst_node_id for message in messages) == [3, 4]
     assert select.sizes == [3]
     assert (inner.fraction_train, inner.min_train_nodes, inner.min_available_nodes) == (0.3, 2, 5)
-    assert len(list(strategy.configure_evaluate(1, ArrayRecord(), ConfigRecord(), town))) == 10
+    assert len(list(strategy.configure_evaluate(1, ARRAYS, ConfigRecord(), town))) == 10
 
 
 def test_one_client_will_do_for_a_strategy_that_wants_two():
     strategy = Chosen(FedAvg(), Fixed([7]))
-    messages = list(
-        strategy.configure_train(1, ArrayRecord(), ConfigRecord(), Town(dict.fromkeys(range(10), 1)))
-    )
+    messages = list(strategy.configure_train(1, ARRAYS, ConfigRecord(), Town(dict.fromkeys(range(10), 1))))
     assert [message.metadata.dst_node_id for message in messages] == [7]
 
 
 def test_the_selector_hears_who_was_asked_and_who_answered():
     select = Fixed([1, 2])
     strategy = Chosen(FedAvg(), select)
-    strategy.configure_train(1, ArrayRecord(), ConfigRecord(), Town(dict.fromkeys(range(4), 1)))
+    strategy.configure_train(1, ARRAYS, ConfigRecord(), Town(dict.fromkeys(range(4), 1)))
     strategy.aggregate_train(1, [])
     assert [(round, sorted(asked), answered) for round, asked, answered in select.notes] == [(1, [1, 2], [])]
 
@@ -231,11 +226,6 @@ def test_everything_else_is_the_strategys_own():
     inner = FedYogi(beta_1=0.7)
     strategy = Chosen(inner, Uniform())
     assert strategy.beta_1 == 0.7
-    assert list(inspect.signature(strategy.start).parameters) == [
-        "grid",
-        "args",
-        "more",
-    ]  # none of Flower's own
     assert not hasattr(strategy, "timing_depends_on_values")
     assert Chosen(inner, PowerOfChoice(candidates=1)).timing_depends_on_values
     with pytest.raises(AttributeError):

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,45 +14,40 @@ import fedsim
 from fedsim.errors import ConfigError
 from fedsim.flower import compat
 from fedsim.flower.records import pack, unpack
-from fedsim.flower.select_curriculum import QUERY_SCORE, ClientCurriculum
 from fedsim.flower.simulate.clients import BuiltinClients
-from fedsim.flower.simulate.server import updates_of
-from fedsim.flower.strategy import Reply
+from fedsim.learn.deferred import Deferred
+from fedsim.methods.select_curriculum import QUERY_SCORE, ClientCurriculum
+from fedsim.methods.server import Reply, Server
 from fedsim.record.store import read
 from fedsim.running.build import prepare
+from fedsim.running.updates import updates_of
 from fedsim.spec.experiment import load
 
-ARRAYS = ArrayRecord({})
+MODEL = Deferred.phantom()
 STARTS = (0, 20, 42, 66, 92, 121, 153, 188, 226, 268, 314, 365, 421, 483, 551, 626, 708, 798, 897, 997)
 POOLS = (20, 22, 24, 26, 29, 32, 35, 38, 42, 46, 51, 56, 62, 68, 75, 82, 90, 99, 100, 100)
 SMALL_GROUPS = {4: 2, 7: 4, 17: 2, 30: 2, 41: 1, 54: 2, 78: 2}
 
 
-class Answer:
-    """A reply as a selector sees it."""
-
-    def __init__(self, node, score):
-        self.metadata = type("Metadata", (), {"src_node_id": node})()
-        self.content = RecordDict({"metrics": MetricRecord({"num-examples": 7, "score": score})})
-
-    def has_content(self):
-        return True
-
-
-class School:
-    """A grid whose clients have scores, some of them offline."""
+class School(Server):
+    """Clients that have scores, some of them offline."""
 
     def __init__(self, scores):
         self.scores, self.away, self.asked = list(scores), set(), []
 
-    def get_node_ids(self):
+    def online(self, at_least=1):
         return [node for node in range(len(self.scores)) if node not in self.away]
 
-    def send_and_receive(self, messages, *, timeout=None):
-        nodes = [message.metadata.dst_node_id for message in messages]
-        assert {message.metadata.message_type for message in messages} == {QUERY_SCORE}
-        self.asked.append(nodes)
-        return [Answer(node, self.scores[node]) for node in nodes][::-1]
+    def exchange(self, round, asks, timeout_s=None, share=None):
+        asks = list(asks)
+        assert {ask.action for ask in asks} == {QUERY_SCORE}
+        self.asked.append([ask.node for ask in asks])
+        return [Reply(ask.node, QUERY_SCORE, {}, {"score": self.scores[ask.node]}, 7) for ask in asks]
+
+    def send(self, round, asks, timeout_s=None):
+        raise NotImplementedError
+
+    receive = send
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +63,7 @@ def play(select, school, size, budget=None, rounds=10**6):
     while (budget is None or select.done < budget or select._queue) and number < rounds:
         number += 1
         new = not select._queue
-        group = select.choose(number, ARRAYS, school, size)
+        group = select.choose(number, MODEL, school, size)
         if new:
             passes.append([])
             pools.append(list(select.pool))
@@ -141,7 +136,7 @@ def test_curriculum_property_16_scores_are_asked_for_once_in_a_pass():
         asked = len(school.asked)
         while True:
             number += 1
-            group = select.choose(number, ARRAYS, school, 5)
+            group = select.choose(number, MODEL, school, 5)
             select.heard(number, group, group)
             if not select._queue:
                 break
@@ -175,19 +170,19 @@ def test_a_partial_group_is_kept_or_dropped():
         rounds=30, b=0.1, partial="drop"
     )  # two clients: less than one group, but not nothing
     alone.check(20)
-    assert alone.choose(1, ARRAYS, School(range(20)), 5) == [0, 1]
+    assert alone.choose(1, MODEL, School(range(20)), 5) == [0, 1]
 
 
 def test_who_is_offline_keeps_its_last_score():
     school = School([0.0, 1.0, 2.0, 3.0, 4.0])
     select = ClientCurriculum(rounds=100, b=0.4)
     select.check(5)
-    assert select.choose(1, ARRAYS, school, 2) == [0, 1]
+    assert select.choose(1, MODEL, school, 2) == [0, 1]
     select.heard(1, [0, 1], [0, 1])
     school.scores, school.away = [9.0, 9.0, 2.0, 3.0, 0.5], {0}
-    assert select.choose(4, ARRAYS, school, 2) == [4]  # 0 is still easiest, and away at its turn
+    assert select.choose(4, MODEL, school, 2) == [4]  # 0 is still easiest, and away at its turn
     assert select.pool == [0, 4]
-    facts = {(name, node): value for name, value, node in select.facts()}
+    facts = {(name, node): value for name, value, node in select.metrics(4)}
     assert facts["score", 0] == 0.0
     assert facts["score", 4] == 0.5
     assert facts["score_age", -1] == 3 / 5  # one of five is three rounds old
@@ -200,18 +195,18 @@ def test_who_was_never_scored_comes_last_and_a_pool_that_is_away_does_not_stop_t
     school.away = {0}
     select = ClientCurriculum(rounds=100, b=0.4)
     select.check(3)
-    assert select.choose(1, ARRAYS, school, 1) == [1]
+    assert select.choose(1, MODEL, school, 1) == [1]
     select.heard(1, [1], [1])
     school.away = {1}
     school.scores = [5.0, 0.0, 6.0]
-    assert select.choose(2, ARRAYS, school, 1) == [0]  # 1 is the easiest that is known, and away
+    assert select.choose(2, MODEL, school, 1) == [0]  # 1 is the easiest that is known, and away
     assert select.pool == [0]
 
 
 def test_the_clock_counts_updates_that_came():
     select = ClientCurriculum(rounds=10)
     select.check(20)
-    group = select.choose(1, ARRAYS, School(range(20)), 4)
+    group = select.choose(1, MODEL, School(range(20)), 4)
     select.heard(1, group, group[:1])
     assert select.done == 1
 

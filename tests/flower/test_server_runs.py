@@ -16,13 +16,14 @@ from torch import nn
 
 from fedsim import api
 from fedsim.errors import ConfigError, RunError, StalledError
-from fedsim.flower.simulate.server import check_strategy, run_server, updates_of
+from fedsim.flower.simulate.server import check_strategy, run_strategy
 from fedsim.learn.local import LocalSGD
 from fedsim.record.store import Record
 from fedsim.rng import stream
 from fedsim.running.build import prepare
 from fedsim.running.observer import Observer
 from fedsim.running.threads import limited
+from fedsim.running.updates import updates_of
 from fedsim.spec.experiment import load
 
 FLOWERS = {
@@ -145,7 +146,8 @@ def test_clients_of_a_round_are_trained_together(tmp_path):
     engine.train = noting
     with Record(tmp_path) as record:
         observer = Observer(setup.experiment, setup.learner, setup.world, record)
-        run_server(setup.experiment, setup.strategy, setup.world, setup.learner, observer)
+        updates = updates_of(setup.strategy, setup.experiment)
+        run_strategy(setup.experiment, setup.strategy, updates, setup.world, setup.learner, observer)
     assert groups == [7, 7, 7]
 
 

@@ -9,11 +9,11 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from fedsim.errors import RunError
 from fedsim.flower import compat
 from fedsim.flower.records import pack, unpack
-from fedsim.flower.select import QUERY_SIZE
 from fedsim.flower.simulate.clients import BuiltinClients
 from fedsim.learn.around import Around, Clip
 from fedsim.learn.build import build
 from fedsim.learn.local import LocalSGD
+from fedsim.methods.select import QUERY_SIZE
 from fedsim.spec.experiment import Local, load
 from strategies.server.feddyn import GRADIENT, Dynamic
 
@@ -81,11 +81,13 @@ def test_what_is_kept_is_each_clients_own(learner):
     start = learner.initial.value()
     moved = {client: visit(clients, client, 1) - start for client in (0, 2)}
     for client, move in moved.items():
-        assert float((clients.kept.of(client, update)[GRADIENT].value() + 0.5 * move).abs().max()) < 1e-12
-    assert float(clients.kept.of(1, update)[GRADIENT].value().abs().max()) == 0.0
+        assert (
+            float((clients.local.kept.of(client, update)[GRADIENT].value() + 0.5 * move).abs().max()) < 1e-12
+        )
+    assert float(clients.local.kept.of(1, update)[GRADIENT].value().abs().max()) == 0.0
     again = visit(clients, 0, 2) - start
     wanted = -0.5 * (moved[0] + again)
-    assert float((clients.kept.of(0, update)[GRADIENT].value() - wanted).abs().max()) < 1e-12
+    assert float((clients.local.kept.of(0, update)[GRADIENT].value() - wanted).abs().max()) < 1e-12
 
 
 def test_what_is_kept_is_never_sent(learner):

@@ -8,11 +8,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 
 from fedsim.errors import BadValue
 from fedsim.flower import compat
+from fedsim.flower.face import FlowerFace
+from fedsim.flower.gridserver import heard
 from fedsim.flower.records import pack, unpack
-from fedsim.flower.select import RoundRobin
-from fedsim.flower.strategy import Ask, Rounds, ask_all, average, heard, uniform_mean
 from fedsim.learn.deferred import Deferred
-from fedsim.learn.local import LocalSGD
+from fedsim.methods.rounds import Rounds
+from fedsim.methods.select import RoundRobin
+from fedsim.methods.server import Ask, ask_all, average, uniform_mean
 from fedsim.spec.experiment import Local
 from strategies.server.mifa import MIFA
 
@@ -26,11 +28,11 @@ def _identity():
         yield
 
 
-class Mean(Rounds):
+class Mean(FlowerFace, Rounds):
     """Asks for two vectors, and notes what it is given."""
 
     def __init__(self, **more):
-        super().__init__({"train": LocalSGD(Local())}, **{"participants": 2, **more})
+        super().__init__(**{"participants": 2, "local": Local(), **more})
         self.seen, self.first, self.extra = [], [], False
 
     def begin(self, model):

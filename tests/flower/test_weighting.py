@@ -13,9 +13,9 @@ from fedsim import api
 from fedsim.errors import ConfigError
 from fedsim.flower import compat, run_app
 from fedsim.flower.deploy.template import write_app
-from fedsim.flower.select import Uniform, weighted
 from fedsim.flower.simulate.weighting import Uniform as Alike
 from fedsim.learn.data.datasets import Dataset
+from fedsim.methods.select import Uniform, weighted
 from fedsim.record import facts
 from fedsim.rng import stream
 from fedsim.running.threads import limited

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import numpy as np
 import pytest
 import torch
@@ -13,14 +11,14 @@ from flwr.serverapp.strategy import FedAvg
 from fedsim import api
 from fedsim.errors import ConfigError
 from fedsim.flower import compat
-from fedsim.flower.around_strategy import Decoded, Wrapped, written
-from fedsim.flower.central import CentralNoise
+from fedsim.flower.around_strategy import Central, Decoded, Wrapped, written
 from fedsim.flower.records import pack, unpack, wire_bytes
 from fedsim.flower.simulate.clients import BuiltinClients
 from fedsim.flower.simulate.grid import SimGrid
-from fedsim.flower.simulate.server import transforms_of, updates_of
 from fedsim.learn.around import Around
+from fedsim.methods.around import CentralNoise
 from fedsim.running.build import prepare
+from fedsim.running.updates import transforms_of, updates_of
 from fedsim.spec.experiment import load
 
 AVERAGING = {"name": "fedavg", "fraction_evaluate": 0.0}
@@ -57,7 +55,7 @@ class Device(BuiltinClients):
 
     def answer(self, client, message, sim_time_s):
         reply = super().answer(client, message, sim_time_s)
-        update = self.updates[message.metadata.message_type]
+        update = self.local.updates[message.metadata.message_type]
         received = unpack(message.content["arrays"])
         for name in update.sends:
             vector = unpack(reply[name])
@@ -170,13 +168,8 @@ def test_central_transforms_cost_no_bytes_and_time_alone_works(tmp_path):
 
 def test_a_wrapped_strategy_shows_what_is_in_it():
     inner = FedAvg(fraction_train=0.25)
-    strategy = CentralNoise(std=1.0).around(Wrapped(inner), {})
+    strategy = Central(Wrapped(inner), [CentralNoise(std=1.0)], {})
     assert strategy.fraction_train == 0.25
-    assert list(inspect.signature(strategy.start).parameters) == [
-        "grid",
-        "args",
-        "more",
-    ]  # none of Flower's own
     assert not hasattr(strategy, "updates")
 
 
@@ -202,7 +195,7 @@ def test_transforms_go_around_all_that_trains_and_nothing_else():
         (["quantise", {"name": "central_clip"}], "strategy.around.1.max_norm: is required"),
         ([{"name": "noise", "std": -1.0}], "strategy.around.0.std: -1.0: must be at least 0"),
         ([{"name": "top_k", "share": 0.1, "k": 3}], "strategy.around.0.k: unknown key"),
-        (["fedsim.flower.select:Uniform"], "strategy.around.0: fedsim.flower.select:Uniform: is neither"),
+        (["fedsim.methods.select:Uniform"], "strategy.around.0: fedsim.methods.select:Uniform: is neither"),
     ],
 )
 def test_bad_transforms(around, line):

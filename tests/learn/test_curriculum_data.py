@@ -16,12 +16,12 @@ from fedsim.errors import BadValue, ConfigError
 from fedsim.learn.build import build
 from fedsim.learn.curriculum.expert import Judge, consistency
 from fedsim.learn.curriculum.noisy import noisy
-from fedsim.learn.curriculum.pacing import Expert
 from fedsim.learn.curriculum.partition import by_difficulty
 from fedsim.learn.data.cifar import cifar10, cifar100
 from fedsim.running.build import ordering, prepare
 from fedsim.running.threads import limited
 from fedsim.spec.experiment import load
+from fedsim.spec.local import Expert
 
 FILE = {
     "data": {"name": "noisy", "of": "digits", "levels": [0.0, 0.3, 0.9], "clients": 10},

@@ -11,10 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.errors import ConfigError
-from fedsim.learn.curriculum.pacing import Curriculum, budget, growth, pace, pass_sizes, plan, plan_counts
-from fedsim.learn.local import LocalSGD, local_batches, local_samples, pace_of, steps_taken
+from fedsim.learn.curriculum.pacing import (
+    budget,
+    growth,
+    in_round,
+    pace,
+    pass_sizes,
+    plan,
+    plan_counts,
+    share,
+)
+from fedsim.learn.local import LocalSGD
+from fedsim.learn.sampling import local_batches, local_samples, pace_of, steps_taken
 from fedsim.rng import stream
 from fedsim.spec.experiment import Local
+from fedsim.spec.local import Curriculum
 
 TIMES = (0, 1, 51, 102, 204, 306, 407, 408, 510)
 GOLDEN = {
@@ -82,7 +93,7 @@ def test_families_are_ordered(u):
 
 def test_the_papers_name_of_root_is_known():
     assert growth("sqrt", 0.3, 0.8, 0.2) == growth("root", 0.3, 0.8, 0.2)
-    assert Curriculum(pacing="sqrt").share(0.4) == Curriculum(pacing="root").share(0.4)
+    assert share(Curriculum(pacing="sqrt"), 0.4) == share(Curriculum(pacing="root"), 0.4)
 
 
 def test_curriculum_property_09_passes_have_the_golden_sizes():
@@ -189,14 +200,14 @@ def test_random_draws_another_order_in_every_visit():
 
 def test_a_clock_over_rounds_stands_still_in_a_visit():
     paced = Curriculum(rounds=10, a=1.0, b=0.5, floor=1)
-    local = Local(batch_size=10, epochs=2, curriculum=paced.in_round(6))
+    local = Local(batch_size=10, epochs=2, curriculum=in_round(paced, 6))
     rows = local_batches(local, 100, stream(0, "test"))
     assert (
         len(rows) == 22
     )  # (100 // 10 + 1) * 2, kept exactly: the number of steps does not depend on the round
     assert rows.max() == 74  # 0.5 + 0.5 * 5 / 10
-    assert paced.in_round(11).share(0.0) == paced.in_round(50).share(1.0) == 1.0
-    assert paced.in_round(-1).share(0.7) == 0.5
+    assert share(in_round(paced, 11), 0.0) == share(in_round(paced, 50), 1.0) == 1.0
+    assert share(in_round(paced, -1), 0.7) == 0.5
     assert pace_of(Local(batch_size=10, curriculum=paced), 100) == [(r, 45 + 5 * r) for r in range(1, 11)]
 
 

@@ -12,7 +12,6 @@ from torch import nn
 from fedsim.errors import BadValue, FedsimError
 from fedsim.learn.around import Around, TopK
 from fedsim.learn.curriculum.order import OWN, Order
-from fedsim.learn.curriculum.pacing import Curriculum
 from fedsim.learn.curriculum.update import ClientScore, Ordered, ordered
 from fedsim.learn.engines import Sequential, Shard, Stacked, TrainJob
 from fedsim.learn.local import LocalSGD, MeanGradient
@@ -21,6 +20,7 @@ from fedsim.learn.task import Task
 from fedsim.rng import stream
 from fedsim.running.threads import limited
 from fedsim.spec.experiment import Local
+from fedsim.spec.local import Curriculum
 from strategies.fedamd.fedamd import Anchor
 from strategies.server.feddyn import Dynamic
 from strategies.server.scaffold import Controlled

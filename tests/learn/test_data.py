@@ -425,3 +425,14 @@ def test_called_by_name_with_what_the_engine_supplies(name):
     assert not torch.equal(first.x, parts.call(part, {}, {**supplied, "seed": 2}).x)
     with pytest.raises(BadValue, match="unknown key"):
         parts.call(part, {"nonsense": 1}, supplied)
+
+
+def test_the_digits_are_scikit_learns_with_and_without_loading_it(monkeypatch):
+    from sklearn.datasets import load_digits
+
+    source = load_digits()
+    pixels, labels = data._digits()
+    assert np.array_equal(pixels, source.data)
+    assert np.array_equal(labels, source.target)
+    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)  # its file lies elsewhere
+    assert np.array_equal(data._digits()[0], source.data)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedsim.errors import BadValue
-from fedsim.learn.local import LocalSGD, shuffled_batches
+from fedsim.learn.local import LocalSGD
 from fedsim.learn.models import builtin as models
+from fedsim.learn.sampling import shuffled_batches
 from fedsim.learn.task import Batch, Task
 from fedsim.rng import stream
 from fedsim.spec.experiment import Local

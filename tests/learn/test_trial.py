@@ -15,11 +15,11 @@ import fedsim
 from fedsim.errors import BadValue, ConfigError, NotFiniteError, RunError
 from fedsim.learn import build as learning
 from fedsim.learn.curriculum.expert import Judge
-from fedsim.learn.curriculum.pacing import Expert
 from fedsim.learn.draws import seeded
 from fedsim.learn.local import LocalSGD
 from fedsim.running.memory import need_mb
 from fedsim.spec.experiment import Local
+from fedsim.spec.local import Expert
 from tests.learn import odd_models
 
 KEPT = "all clients share the module"

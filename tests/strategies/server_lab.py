@@ -60,7 +60,7 @@ def walk(strategy, learner, rounds, script=None, crash=None):
     start = pack(learner.initial, learner.engine.task.layout, "float64")
     with compat.session(0, grid.server.id, grid.sleep):
         strategy.start(grid, start, num_rounds=rounds, timeout=3600, evaluate_fn=note)
-    return models, clients
+    return models, clients.local
 
 
 def local(steps=2, lr=0.1, **more):

@@ -14,12 +14,12 @@ from fedsim import api
 from fedsim.errors import ConfigError
 from fedsim.flower import compat
 from fedsim.flower.apps.grid import AppGrid
-from fedsim.flower.arrivals import POLL_S
+from fedsim.flower.gridserver import POLL_S
 from fedsim.flower.gridview import Shown
 from fedsim.flower.records import pack, unpack
 from fedsim.flower.simulate.clients import BuiltinClients
-from fedsim.flower.simulate.grid import SimGrid
 from fedsim.record import store
+from fedsim.running.servers import SimServer
 from fedsim.spec.experiment import Local, load
 from fedsim.world import world as worlds
 from strategies.server.fedasync import FedAsync
@@ -257,15 +257,15 @@ def test_bad_parameters(params, line):
 )
 def test_no_query_is_cut_short_by_clients_at_work(strategy, select, tmp_path, monkeypatch):
     """Nobody goes away and nothing is lost, so whoever is asked for its loss or score is waited for."""
-    asked, real = [], SimGrid.send_and_receive
+    asked, real = [], SimServer.exchange
 
-    def counted(grid, messages, *, timeout=None):
-        sent = list(messages)
-        came = real(grid, sent, timeout=timeout)
-        asked.append((len(sent), sum(reply.has_content() for reply in came)))
+    def counted(server, round, asks, timeout_s=None, share=None):
+        sent = list(asks)
+        came = real(server, round, sent, timeout_s, share)
+        asked.append((len(sent), len(came)))
         return came
 
-    monkeypatch.setattr(SimGrid, "send_and_receive", counted)
+    monkeypatch.setattr(SimServer, "exchange", counted)
     more = {"concurrency": 5, "select": select, "local": {"steps": 3, "batch_size": 8, "lr": 0.1}}
     experiment = small({**strategy, **more}, churn="always", stop={"rounds": 8})
     fedsim.run(experiment, out=tmp_path)

@@ -13,7 +13,6 @@ import torch
 
 import fedsim
 from fedsim.errors import ConfigError
-from fedsim.learn.curriculum.pacing import Curriculum
 from fedsim.learn.curriculum.update import ordered
 from fedsim.learn.engines import Sequential, Shard, TrainJob
 from fedsim.learn.local import LocalSGD
@@ -22,6 +21,7 @@ from fedsim.record.store import facts
 from fedsim.rng import stream
 from fedsim.running.build import prepare
 from fedsim.spec.experiment import Local, load
+from fedsim.spec.local import Curriculum
 from strategies.server.fednova import FedNova
 from strategies.server.fedprox import FedProx
 from strategies.server.scaffold import CONTROL, SCAFFOLD

@@ -75,7 +75,7 @@ def test_clients_with_caches_of_their_own_make_the_golden_run():
     assert all(close(a, b) for a, b in zip(lab.x, wanted.x))
     assert all(close(a, b) for a, b in zip(lab.means[1:], wanted.means[1:]))
     assert len(lab.strategy.caches) == 0  # the server has their sum, and no vector for each client
-    kept, update = lab.grid.clients.kept, lab.strategy.updates[ANCHOR]
+    kept, update = lab.grid.clients.local.kept, lab.strategy.updates[ANCHOR]
     for node, vector in wanted.caches[3].items():
         assert close(kept.of(node, update)[LATEST].value(), vector)
 
@@ -83,7 +83,10 @@ def test_clients_with_caches_of_their_own_make_the_golden_run():
 def test_what_clients_send_are_differences():
     lab = Lab(scalars(), caches_at="clients", **SCRIPT).run(3)
     # client 1 was an anchor at 0, where its gradient is 2, and at 259/300
-    kept, update = lab.grid.clients.kept.of(1, lab.strategy.updates[ANCHOR]), lab.strategy.updates[ANCHOR]
+    kept, update = (
+        lab.grid.clients.local.kept.of(1, lab.strategy.updates[ANCHOR]),
+        lab.strategy.updates[ANCHOR],
+    )
     assert close(kept[CACHE].value(), [2.0])
     assert close(kept[LATEST].value(), [2 * 559 / 300])
     assert set(update.sends) == {"arrays"}

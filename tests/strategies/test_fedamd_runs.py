@@ -251,7 +251,7 @@ def test_metrics_of_a_round_count_the_roles():
     with compat.session(0, lab.grid.server.id, lab.grid.sleep):
         messages = lab.strategy.configure_train(1, arrays, ConfigRecord(), lab.grid)
         _, metrics = lab.strategy.aggregate_train(1, lab.grid.send_and_receive(messages))
-    assert metrics == {"anchors": 1, "miners": 2, "cached": 3}
+    assert metrics == {"anchors": 1, "miners": 2, "cached": 3, "cache_age": 2 / 3}  # the anchor's is new
     assert list(lab.strategy.configure_evaluate(1, arrays, ConfigRecord(), lab.grid)) == []
     assert lab.strategy.aggregate_evaluate(1, []) is None
 

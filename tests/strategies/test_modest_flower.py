@@ -13,27 +13,29 @@ from hypothesis import strategies as st
 from server_lab import local, quadratics, trained, walk
 
 import fedsim
-from fedsim import api
 from fedsim.errors import BadValue, ConfigError, RunError, StalledError
 from fedsim.flower import client_app, compat, run_app
 from fedsim.flower.deploy.template import write_app
+from fedsim.flower.face import FlowerFace
+from fedsim.flower.gridserver import GridServer, Hasty
 from fedsim.flower.gridview import Shown
 from fedsim.flower.records import pack, solid, unpack, wire_bytes
 from fedsim.flower.simulate.clients import BuiltinClients
 from fedsim.flower.simulate.grid import SimGrid
-from fedsim.flower.strategy import Rounds, ask_all, uniform_mean
 from fedsim.learn.deferred import Deferred
-from fedsim.learn.local import LocalSGD
+from fedsim.methods.rounds import Rounds
+from fedsim.methods.server import ask_all, uniform_mean
+from fedsim.running.run import costs
 from fedsim.spec.experiment import load
 from fedsim.world import world as worlds
-from strategies.modest.relay import AVERAGE, PING, Hasty, LiveNodes, MoDeSTRelay, averaged
+from strategies.modest.relay import AVERAGE, PING, LiveNodes, MoDeSTRelay, averaged
 from strategies.modest.sampling import order, quorum
 from topologies.graphs import star
 
 SGD = {"epochs": 1, "batch_size": 8, "lr": 0.1}
 
 
-class Plain(Rounds):
+class Plain(FlowerFace, Rounds):
     """FedAvg that counts all clients the same."""
 
     def ask(self, round, model, cohort):
@@ -64,12 +66,13 @@ class Lab:
         self.world.network.hazards.append(self._note)
         clients = BuiltinClients(self.learner, self.strategy.updates, self.strategy.queries)
         self.grid = SimGrid(self.world, clients, detect_s=3.0)
+        self.server = GridServer(self.grid)
         self.models, self.times = [], []
 
     def _note(self, transfer):
         instruction = transfer.message.payload
         if transfer.message.kind == "instruction":
-            kind = instruction.message.metadata.message_type
+            kind = instruction.payload.metadata.message_type
             self.sent.append((kind, transfer.dst.id, round(self.world.clock.now_s, 6)))
 
     def at(self, seconds, call, *args):
@@ -123,7 +126,7 @@ def test_with_everybody_it_is_unweighted_fedavg():
     learner = quadratics(copies=(1, 3, 2), start=0.3)
     sgd = local()
     relay, _ = walk(MoDeSTRelay(local=sgd, sample_size=3), learner, 4)
-    plain, _ = walk(Plain({"train": LocalSGD(sgd)}, 3), learner, 4)
+    plain, _ = walk(Plain(participants=3, local=sgd), learner, 4)
     assert relay == plain
     x = 0.3
     for _ in range(4):
@@ -140,14 +143,14 @@ def test_a_live_sample_is_the_first_of_the_order_that_are_online(awake, round, s
     lab = Lab(copies=(1,) * 8, sample_size=2, ping_timeout_s=5.0)
     nodes = LiveNodes(5.0)
     with compat.session(0, lab.grid.server.id, lab.grid.sleep):
-        assert nodes.live(1, lab.grid, 8) == order("01234567", 1)
+        assert nodes.live(1, lab.server, 8) == order("01234567", 1)
         for node in lab.world.members:
             node.set_online(node.id in awake)
-        found = nodes.live(round, lab.grid, size)
+        found = nodes.live(round, lab.server, size)
         assert found == [node for node in order("01234567", round) if node in awake][:size]
-        assert nodes.choose(round, ArrayRecord(), lab.grid, size) == sorted(found)
+        assert nodes.choose(round, Deferred.phantom(), lab.server, size) == sorted(found)
         rest = [node for node in order("01234567", round) if node in awake][1:]
-        assert nodes.live(round, lab.grid, 1, found[:1]) == rest[:1]
+        assert nodes.live(round, lab.server, 1, found[:1]) == rest[:1]
 
 
 def test_one_that_is_offline_is_pinged_and_replaced():
@@ -178,9 +181,9 @@ def test_one_that_comes_later_becomes_a_candidate():
     lab = Lab(sample_size=2)
     lab.world.nodes[2].set_online(False)
     with compat.session(0, lab.grid.server.id, lab.grid.sleep):
-        assert 2 not in nodes.live(1, lab.grid, 4)
+        assert 2 not in nodes.live(1, lab.server, 4)
         lab.world.nodes[2].set_online(True)
-        assert nodes.live(2, lab.grid, 4) == order("0123", 2)
+        assert nodes.live(2, lab.server, 4) == order("0123", 2)
 
 
 def test_nobody_who_answers_is_said():
@@ -358,7 +361,7 @@ def test_bytes_by_formula():
 def test_averaging_takes_no_time_of_training():
     lab = Lab(sample_size=2)
     lab.run()
-    assert api.costs(lab.world)["work_samples"] == 2
+    assert costs(lab.world)["work_samples"] == 2
     assert lab.grid.updates == 2  # averages and pings are no updates
 
 

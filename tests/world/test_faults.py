@@ -8,7 +8,8 @@ import pytest
 from fedsim import rng
 from fedsim.errors import BadValue, ConfigError
 from fedsim.world import world as worlds
-from fedsim.world.faults.nodes import choose, crash
+from fedsim.world.faults.nodes import Crash
+from fedsim.world.faults.schedule import Who
 
 
 def crashes(make, watch, faults, server=False, nodes=6, **blocks):
@@ -22,8 +23,7 @@ def crashes(make, watch, faults, server=False, nodes=6, **blocks):
 
 
 def victims(world, seed=0, **chosen):
-    given = {"nodes": None, "count": None, "fraction": None, **chosen}
-    return [node.id for node in choose(world, rng.stream(seed, "faults"), **given)]
+    return [node.id for node in Who(**chosen).choose(world, rng.stream(seed, "faults"))]
 
 
 def test_named_nodes_crash_at_their_time_in_the_order_of_ids(make, watch):
@@ -107,7 +107,7 @@ def test_unknown_nodes_are_refused(make, unknown):
 def test_exactly_one_choice_must_be_made(make, chosen):
     world = make(nx.empty_graph(5))
     with pytest.raises(BadValue, match="exactly one of nodes, count and fraction"):
-        crash(world, rng.stream(0, "faults"), at_s=1.0, **chosen)
+        Crash(at_s=1.0, **chosen).process(world, rng.stream(0, "faults"))
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,8 @@ from fedsim import parts
 from fedsim.errors import BadValue, ConfigError
 from fedsim.rng import stream
 from fedsim.world import world as worlds
-from fedsim.world.faults.links import partition
-from fedsim.world.faults.nodes import corrupt, slow_down
-from fedsim.world.faults.schedule import moments
+from fedsim.world.faults.links import Partition
+from fedsim.world.faults.nodes import Corrupt, Crash, SlowDown
 from fedsim.world.log import FAULTS, KINDS
 from fedsim.world.net.network import Message
 
@@ -54,8 +53,12 @@ def fault(name, at_s=0.0, **more):
 # schedules
 
 
+def moments(at_s, every_s=None, times=1):
+    return Crash(at_s=at_s, every_s=every_s, times=times, count=1).starts_us()
+
+
 def test_a_fault_strikes_again_and_again():
-    assert moments(2.0, None, 1) == [2_000_000]
+    assert moments(2.0) == [2_000_000]
     assert moments(0.0, 0.5, 4) == [0, 500_000, 1_000_000, 1_500_000]
 
 
@@ -313,7 +316,7 @@ def test_a_cut_of_the_graph_divides_it_into_what_still_hangs_together(lab):
     with pytest.raises(
         BadValue, match="must divide the topology; without these links it still hangs together"
     ):
-        next(partition(world, stream(0, "x"), at_s=0, for_s=1, cut=[[2, 3]]))
+        Partition(at_s=0, for_s=1, cut=[[2, 3]]).process(world, stream(0, "x"))
 
 
 def test_a_message_takes_no_detour_over_an_overlay_when_its_link_is_down(lab):
@@ -602,11 +605,14 @@ def test_bad_faults_are_refused_with_one_line(describe, name, params, line):
     assert refusal(describe, name, **params) == line
 
 
-@pytest.mark.parametrize(("key", "part"), [("factor", slow_down), ("for_s", slow_down), ("scale", corrupt)])
-def test_infinity_is_refused(make, key, part):
-    world, params = make(nx.empty_graph(2)), {**NEEDS[part.__name__], "count": 1, key: float("inf")}
+@pytest.mark.parametrize(
+    ("key", "name", "part"),
+    [("factor", "slow_down", SlowDown), ("for_s", "slow_down", SlowDown), ("scale", "corrupt", Corrupt)],
+)
+def test_infinity_is_refused(make, key, name, part):
+    world, params = make(nx.empty_graph(2)), {**NEEDS[name], "count": 1, key: float("inf")}
     with pytest.raises(BadValue, match=f"{key}: inf: must be finite"):
-        part(world, stream(0, "faults"), **params)
+        part(**params).process(world, stream(0, "faults"))
 
 
 def test_only_what_clients_send_can_be_corrupted(lab):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.cli.trace import generate
+from fedsim.cli.tracing import generate
 from fedsim.errors import BadValue
 from fedsim.world.clock import micros
 from fedsim.world.traces.files import (

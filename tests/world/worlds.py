@@ -12,10 +12,10 @@ from typing import Any
 import networkx as nx
 from hypothesis import strategies as st
 
-from fedsim import api
 from fedsim.errors import StalledError
 from fedsim.running.build import prepare
 from fedsim.running.observer import Observer
+from fedsim.running.run import drive
 from fedsim.spec.experiment import load
 from fedsim.world.net.network import Transfer
 from fedsim.world.world import World
@@ -209,7 +209,7 @@ def play(given: dict[str, Any], dry: bool = True, witness: bool = False) -> tupl
     observer = Observer(experiment, setup.learner, setup.world, NoRecord())
     may_stall = given["faults"] or given["churn"] != "always"
     with suppress(StalledError) if may_stall else nullcontext():
-        api._drive(setup, observer)
+        drive(setup, observer)
     return setup.world, seen
 
 

@@ -15,10 +15,11 @@ import numpy as np
 from flwr.app import ArrayRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
+from safetensors import SafetensorError
 
-from fedsim import api
 from fedsim.errors import MISSING, ConfigError, Problem, RunError
 from fedsim.flower import compat
+from fedsim.flower.apps import legacy
 from fedsim.flower.apps.client import AppClients, import_seeded
 from fedsim.flower.apps.grid import AppGrid, Ended
 from fedsim.flower.apps.journal import Journal
@@ -26,11 +27,18 @@ from fedsim.flower.apps.project import Project, importable, load_client, load_se
 from fedsim.flower.apps.replies import remark
 from fedsim.flower.apps.servertime import ServerTime
 from fedsim.flower.apps.workers import workers_of
-from fedsim.flower.simulate.failures import warn
 from fedsim.record import weights
+from fedsim.record.reports import try_report
+from fedsim.record.result import Result
 from fedsim.record.store import FILE, Record
+from fedsim.running import run as runs
+from fedsim.running.build import describe_world
 from fedsim.running.ending import Ending, clock
+from fedsim.running.folder import make_folder
 from fedsim.running.progress import Progress
+from fedsim.running.servers import warn
+from fedsim.running.threads import limited
+from fedsim.running.topology import make_graph
 from fedsim.spec.experiment import Experiment, load
 from fedsim.spec.yamlfile import read
 from fedsim.world import world as worlds
@@ -52,7 +60,7 @@ def run_app(
     overrides: Mapping[str, Any] | None = None,
     out: str | Path = "runs",
     progress: Callable[[Progress], None] | None = None,
-) -> api.Result:
+) -> Result:
     """Run a Flower app in simulated time and leave a folder with its record and a report.
 
     The app is run as it is: its ServerApp on a simulated grid, its ClientApp in this process (or in worker
@@ -78,8 +86,6 @@ def run_app(
         RunError: if the app breaks; it names node, round and simulated time, and the cause has the traceback. Its
             ``run_path`` is the folder with what was recorded until then.
     """
-    from fedsim.running.threads import limited
-
     began = clock()
     project = read_project(path, run_config)
     experiment = read_world(project, nodes, world, overrides or {})
@@ -88,7 +94,7 @@ def run_app(
         with import_seeded(experiment.seed):
             client = load_client(project)
         place = build(experiment)
-        folder = api.make_folder(Path(out), experiment, False)
+        folder = make_folder(Path(out), experiment, False)
         ending = Ending(folder, experiment, began)
         try:
             return _run(project, ending, place, client, progress, times)
@@ -174,8 +180,6 @@ def build(experiment: Experiment) -> World:
     Raises:
         ConfigError: if a part refuses its parameters.
     """
-    from fedsim.running.build import make_graph
-
     world = worlds.build(experiment, make_graph(experiment, True), True)
     worlds.start(world, experiment)
     return world
@@ -188,9 +192,7 @@ def _run(
     client: ClientApp,
     progress: Callable[[Progress], None] | None,
     times: ServerTime,
-) -> api.Result:
-    from fedsim.running.build import describe_world
-
+) -> Result:
     experiment, folder = ending.experiment, ending.folder
     with Record(folder) as record, workers_of(project) as workers:
         for table, rows in describe_world(world).items():
@@ -198,7 +200,7 @@ def _run(
         record.fact("app", project.name)
         if world.notes:
             record.fact("notes", world.notes)
-        api.record_events(world, record, experiment.record.events)
+        runs.record_events(world, record, experiment.record.events)
         journal = Journal(experiment, world, record, progress)
         clients = AppClients(client, project, len(world.members), experiment.seed, world.clock, workers)
         watches = [clients, journal]
@@ -211,16 +213,16 @@ def _run(
             times.grid = None
             with ending.tried(FILE):
                 journal.end_round()
-                api.record_totals(world, record)
+                runs.record_totals(world, record)
                 record.fact("error_replies", [asdict(one) for one in journal.failed])
                 record.close()
             warn(journal.failed, "replies were errors")
-    summary = {**journal.summary(), **api.costs(world), "engine": "flower"}
+    summary = {**journal.summary(), **runs.costs(world), "engine": "flower"}
     summary["event_hash"] = world.log.hexdigest()
     summary["weights_hash"] = weights_hash
     marks = f"{summary['event_hash']}{summary['weights_hash']}"
     summary["run_hash"] = hashlib.sha256(marks.encode()).hexdigest()
-    return api.Result(folder, ending.finish(summary, api.try_report))
+    return Result(folder, ending.finish(summary, try_report))
 
 
 def _drive(project: Project, experiment: Experiment, grid: AppGrid, journal: Journal) -> None:
@@ -229,7 +231,7 @@ def _drive(project: Project, experiment: Experiment, grid: AppGrid, journal: Jou
         with (
             compat.session(experiment.seed, grid.server.id, grid.sleep, logging.WARNING),
             compat.observed(journal.take, journal.measure),
-            compat.together(grid, grid.sleep, journal.take),
+            legacy.together(grid, grid.sleep, journal.take),
         ):
             server: ServerApp = load_server(project)
             server(grid, compat.make_context(grid.server.id, {}, dict(project.run_config)))
@@ -253,8 +255,6 @@ def _drive(project: Project, experiment: Experiment, grid: AppGrid, journal: Jou
 
 def save_weights(arrays: ArrayRecord | None, ending: Ending) -> str | None:
     """Write a server's model as ``weights.safetensors``, if there is one that can be, and return its SHA-256."""
-    from safetensors import SafetensorError
-
     if arrays is None:
         return None
     # A file holds rows one after the other, whatever the order in memory.

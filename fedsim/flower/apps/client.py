@@ -24,8 +24,9 @@ from fedsim.flower import compat
 from fedsim.flower.apps.project import Project, resolve
 from fedsim.flower.apps.workers import Workers
 from fedsim.flower.records import isolate
-from fedsim.flower.simulate.instruction import Watch, named_round, trains
+from fedsim.flower.simulate.instruction import Watch, named_round
 from fedsim.logs import quiet
+from fedsim.methods.server import trains
 from fedsim.world.clock import Clock
 
 EXAMPLES = ("num-examples", "num_examples")

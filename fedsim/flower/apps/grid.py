@@ -10,8 +10,8 @@ from typing import Any
 from flwr.app import Message
 
 from fedsim.errors import RunError
-from fedsim.flower.simulate.grid import SimGrid, TimeUp
-from fedsim.flower.simulate.wait import Wait
+from fedsim.flower.simulate.grid import SimGrid
+from fedsim.running.exchange import TimeUp
 
 WAITING_LOOKS, BUSY_LOOKS = 1_000, 10_000
 """Looking so often who is online is waiting for somebody to come: with pauses between, and without."""
@@ -43,7 +43,7 @@ class AppGrid(SimGrid):
                 self._looks += 1
                 if self._looks > BUSY_LOOKS:
                     trouble = "the ServerApp looks again and again who is online"
-                    self._pass_time(self.world.clock.now, trouble)
+                    self.line.pass_time(self.world.clock.now, trouble)
         return super().get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
@@ -61,6 +61,7 @@ class AppGrid(SimGrid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send messages and wait for the replies."""
         with self._carried():
+            self._looks = self._waits = 0
             return super().send_and_receive(messages, timeout=timeout)
 
     def sleep(self, seconds: float) -> None:
@@ -79,7 +80,7 @@ class AppGrid(SimGrid):
             if self._waits > WAITING_LOOKS and not self._open:
                 super().sleep(seconds)
             else:
-                self._wait(Wait(self.world.clock.event()), seconds)
+                self.line.pause(seconds)
 
     @contextmanager
     def _carried(self) -> Iterator[None]:

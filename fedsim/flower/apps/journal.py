@@ -14,11 +14,13 @@ from flwr.app import ArrayRecord, Message, MessageType, MetricRecord
 from fedsim.errors import few
 from fedsim.flower.apps.names import SERVER, Names, clients
 from fedsim.flower.apps.replies import Report, means
-from fedsim.flower.simulate.failures import Dropped, errors
+from fedsim.flower.simulate.failures import errors
 from fedsim.flower.simulate.grid import SimGrid
-from fedsim.flower.simulate.instruction import Watch, evaluates, named_round, trains
+from fedsim.flower.simulate.instruction import Watch, named_round
+from fedsim.methods.server import evaluates, trains
 from fedsim.record.store import Record
 from fedsim.running.progress import Progress
+from fedsim.running.servers import Dropped
 from fedsim.spec.experiment import Experiment
 from fedsim.world.world import World
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fedsim.flower.simulate.instruction import evaluates
+from fedsim.methods.server import evaluates
 from fedsim.record.store import WIDE
 
 SERVER = "server"

@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedsim.errors import few
 from fedsim.flower.apps.client import EXAMPLES, said
-from fedsim.flower.simulate.instruction import trains
+from fedsim.methods.server import trains
 
 
 @dataclass(frozen=True)

@@ -12,22 +12,22 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
+from safetensors.numpy import save_file
 
 from fedsim.errors import BadValue
 from fedsim.flower.around_strategy import Decoded, written
 from fedsim.flower.deploy.bypartition import KEY, WHO
+from fedsim.flower.deploy.client_state import keep_in, kept_in
 from fedsim.flower.records import pack, solid, unpack
-from fedsim.flower.simulate.client_state import keep_in, kept_in
 from fedsim.flower.simulate.clients import BuiltinClients
-from fedsim.flower.simulate.instruction import Query
-from fedsim.flower.simulate.server import updates_of
 from fedsim.learn import build as learning
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Learner
-from fedsim.learn.local import LocalUpdate
 from fedsim.methods.peer import PeerStrategy
+from fedsim.methods.server import Query
 from fedsim.running.build import make_strategy
 from fedsim.running.threads import limited
+from fedsim.running.updates import updates_of
 from fedsim.spec.experiment import Experiment, load
 
 Block = str | Mapping[str, Any]
@@ -108,7 +108,7 @@ class BuiltinApp(ClientApp):
         if kind == WHO:
             return Message(RecordDict({"node": ConfigRecord({KEY: partition})}), reply_to=message)
         clients = self._clients(partitions)
-        if kind not in {MessageType.EVALUATE, *clients.queries, *clients.updates}:
+        if kind not in {MessageType.EVALUATE, *clients.local.queries, *clients.local.updates}:
             return super().__call__(message, context)
         with limited(1):
             return Message(_answer(clients, partition, message, context.state), reply_to=message)
@@ -116,31 +116,31 @@ class BuiltinApp(ClientApp):
     def _make(self, partitions: int) -> BuiltinClients:
         experiment = self._blocks.experiment(partitions)
         strategy = make_strategy(experiment)
-        chosen: Mapping[str, LocalUpdate] = getattr(getattr(strategy, "select", None), "updates", {})
         with limited(1):
             learner, _, _ = learning.build(experiment)
         queries: Mapping[str, Query] = getattr(strategy, "queries", {})
-        return BuiltinClients(learner, {**updates_of(strategy, experiment), **chosen}, queries)
+        return BuiltinClients(learner, updates_of(strategy, experiment), queries)
 
 
 def _answer(clients: BuiltinClients, partition: int, message: Message, state: RecordDict) -> RecordDict:
     """Do what a simulated client does; what it keeps between visits is in the state, which outlives the process."""
-    update, task = clients.updates.get(message.metadata.message_type), clients.learner.engine.task
+    local, task = clients.local, clients.learner.engine.task
+    update = local.updates.get(message.metadata.message_type)
     past = state.metric_records.get(VISITS, NEVER)
     total, round, again = (int(str(past[name])) for name in NEVER)
-    clients.recall(partition, (total, round, again))
+    local.recall(partition, (total, round, again))
     if update is not None:
         kept = Deferred.known(kept_in(state, update, task.initial))
-        clients.kept.put(partition, update, kept)
+        local.kept.put(partition, update, kept)
     content = clients.answer(partition, message, 0.0)
-    total, round, again = clients.visits(partition)
+    total, round, again = local.visits(partition)
     state[VISITS] = MetricRecord({"total": total, "round": round, "again": again})
     metrics = MetricRecord(dict(content.metric_records["metrics"].items()))
     if update is None:
         return RecordDict(
             {**{name: solid(r) for name, r in content.array_records.items()}, "metrics": metrics}
         )
-    now = {name: vector.value() for name, vector in clients.kept.of(partition, update).items()}
+    now = {name: vector.value() for name, vector in local.kept.of(partition, update).items()}
     keep_in(state, update, now, task.layout)
     received = unpack(next(iter(message.content.array_records.values())), dtype=task.dtype)
     dtype = str(task.dtype).removeprefix("torch.")
@@ -187,8 +187,6 @@ class ServerSide:
 
     def save(self, arrays: ArrayRecord, path: str | Path) -> None:
         """Write a model as a safetensors file, with what is frozen or constant in it."""
-        from safetensors.numpy import save_file
-
         # A file holds rows one after the other, whatever the order in memory.
         trained = {name: np.asarray(array.numpy(), order="C") for name, array in arrays.items()}
         save_file(self.learner.engine.task.state(trained), path)

@@ -13,17 +13,19 @@ from flwr.serverapp.strategy import QFedAvg
 
 from fedsim import parts
 from fedsim.errors import MISSING, BadValue
-from fedsim.flower.central import Central
+from fedsim.flower.around_strategy import Central
 from fedsim.flower.records import pack, wire_bytes
-from fedsim.flower.select import Uniform
 from fedsim.flower.simulate.robust import check_robust
-from fedsim.flower.simulate.server import check_strategy, transforms_of, updates_of
+from fedsim.flower.simulate.server import check_strategy, run_strategy
 from fedsim.flower.simulate.weighting import EXAMPLES, weigh
 from fedsim.flower.with_selector import Chosen
 from fedsim.learn.learner import Learner
 from fedsim.learn.local import LocalUpdate, rate
 from fedsim.learn.start_loss import START_LOSS, StartLoss
+from fedsim.methods import around
+from fedsim.methods.select import Uniform
 from fedsim.parts import Count
+from fedsim.running.updates import transforms_of, updates_of
 from fedsim.spec.experiment import Experiment, Local
 
 log = logging.getLogger("fedsim")
@@ -130,12 +132,12 @@ def _check_given(given: Mapping[str, Any]) -> None:
 
 
 def as_server(experiment: Experiment, part: parts.Part, strategy: Any, select: Any) -> Any:
-    """Check one of Flower's strategies or ours, and put around it what it does not take itself.
+    """Check one of Flower's strategies, or anybody's, and put around it what it does not take itself.
 
     Args:
         experiment: says what.
         part: what has made the strategy.
-        strategy: ours or Flower's.
+        strategy: what has been made.
         select: chooses the clients, or None.
 
     Raises:
@@ -157,17 +159,14 @@ def as_server(experiment: Experiment, part: parts.Part, strategy: Any, select: A
         if isinstance(strategy, QFedAvg):
             _check_fair(strategy, block.local)
             strategy.updates = {"train": StartLoss(block.local)}  # type: ignore[attr-defined]
-        if hasattr(strategy, "check_around"):
-            strategy.check_around(transforms)
     updates = updates_of(strategy, experiment)
     with experiment.blame("strategy"):
         _check_keys(strategy, updates)
         if alone:
             strategy = Chosen(strategy, select or Uniform(seed=experiment.seed), participants)
         strategy = weigh(strategy, getattr(strategy, "select", None), block.weighting)
-    for transform in transforms:
-        strategy = transform.around(strategy, updates) if isinstance(transform, Central) else strategy
-    return strategy
+    central = [one for one in transforms if isinstance(one, around.Central)]
+    return Central(strategy, central, updates) if central else strategy
 
 
 def _asked(strategy: Any, clients: int, kind: str = "train") -> int:
@@ -226,3 +225,12 @@ def say_cost(strategy: Any, learner: Learner) -> None:
     sent = asked * wire_bytes(RecordDict({"arrays": model})) / 1e6
     text = "strategy.fraction_evaluate = %g: in every round, %d of %d clients are sent the model once more (%.3g MB)"
     log.warning(text + ", and evaluate it on their own data", share, asked, clients, sent)
+
+
+class Flower:
+    """Flower's strategies, and those written for it, as :mod:`fedsim.running.build` asks for them."""
+
+    maker = staticmethod(maker)
+    as_server = staticmethod(as_server)
+    say_cost = staticmethod(say_cost)
+    run = staticmethod(run_strategy)

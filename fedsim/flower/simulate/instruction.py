@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Protocol
 
-from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
-
-from fedsim.learn.deferred import Deferred
-from fedsim.world.clock import Timer
-from fedsim.world.node import Node
-
-Vectors = Mapping[str, Deferred]
-"""Vectors [P] by name."""
-
-Query = Callable[[Vectors], Vectors]
-"""What a client makes of the vectors of a message without its data: the vectors of its reply."""
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 
 class Clients(Protocol):
@@ -43,38 +32,6 @@ class Watch:
         """The server has replies in its hands, in the order of their arrival."""
 
 
-@dataclass(eq=False)
-class Instruction:
-    """A message to a client, until its reply has been pulled or nobody waits for it any more."""
-
-    message: Message
-    node: Node
-    round: int
-    retries: int = 0
-    work: int = 0
-    spent_us: int = 0
-    wanted: bool = True
-    started: bool = False
-    answered: bool = False
-    reply: Message | None = None
-    expiry: Timer | None = None
-
-    def why_lost(self) -> str:
-        """Say what has kept the reply away."""
-        id = self.node.id
-        online = self.node.online
-        return f"a message to or from client {id} was lost" if online else f"client {id} went offline"
-
-
-def nothing(_: Vectors) -> Vectors:
-    """Answer a message for the sake of the answer.
-
-    >>> nothing({})
-    {}
-    """
-    return {}
-
-
 def numbers_of(content: RecordDict) -> dict[str, float]:
     """Return the numbers in a message's configuration by name.
 
@@ -88,24 +45,6 @@ def numbers_of(content: RecordDict) -> dict[str, float]:
         for name, value in config.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-
-
-def trains(message_type: str) -> bool:
-    """Tell whether a message asks a client to train.
-
-    >>> trains("train.anchor"), trains("evaluate")
-    (True, False)
-    """
-    return message_type.partition(".")[0] == MessageType.TRAIN
-
-
-def evaluates(message_type: str) -> bool:
-    """Tell whether a message asks a client to evaluate.
-
-    >>> evaluates("evaluate.holdout"), evaluates("train")
-    (True, False)
-    """
-    return message_type.partition(".")[0] == MessageType.EVALUATE
 
 
 def round_of(content: RecordDict) -> int:

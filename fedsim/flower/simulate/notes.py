@@ -10,27 +10,23 @@ from typing import Any
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import MultiKrum, Strategy
 
-from fedsim.flower.arrivals import Arrivals
 from fedsim.flower.simulate.robust import needed
 from fedsim.flower.simulate.weighting import EXAMPLES
-from fedsim.flower.strategy import Rounds
-from fedsim.record.store import WIDE
+from fedsim.running import notes
 from fedsim.running.build import innermost
 from fedsim.running.observer import Observer
 
 log = logging.getLogger("fedsim")
 
-TRAIN, EVAL, OWN = "train_", "eval_", "strategy_"
+TRAIN, EVAL = "train_", "eval_"
 AGGREGATION = ("aggregate_train", "aggregate_evaluate")
-OURS = (Rounds, Arrivals)
-SCORES = ("accuracy", "loss", "distance")
 
 
-class Notes:
+class FlowerNotes:
     """Writes what is said in every round; the scores of the model are not its business.
 
-    What a strategy of ours counts keeps its name. The numbers that one of Flower's makes of its clients' replies are
-    called ``train_…`` and ``eval_…``, and so is what each client has said about the model that it was sent to evaluate.
+    The numbers that a strategy of Flower's makes of its clients' replies are called ``train_…`` and ``eval_…``, and so
+    is what each client has said about the model that it was sent to evaluate.
 
     Args:
         strategy: any.
@@ -41,7 +37,7 @@ class Notes:
     def __init__(self, strategy: Strategy, observer: Observer, dry: bool) -> None:
         self._strategy, self._observer, self._dry = strategy, observer, dry
         self._inner = innermost(strategy)
-        self._names: set[str] = set()
+        self._notes = notes.Notes(observer)
         self._warned = False
 
     @contextlib.contextmanager
@@ -57,7 +53,7 @@ class Notes:
             came = list(replies)
             self._count(round, sum(reply.has_content() for reply in came))
             arrays, metrics = train(round, came)
-            if metrics is not None and not isinstance(self._inner, OURS):
+            if metrics is not None:
                 self._clients(round, TRAIN, metrics)
             return arrays, metrics
 
@@ -77,11 +73,6 @@ class Notes:
             del strategy.aggregate_train, strategy.aggregate_evaluate
             vars(strategy).update(own)
 
-    def facts(self, round: int) -> None:
-        """Write what the strategy itself counts, at the end of a round."""
-        for name, value in self._inner.latest.items() if isinstance(self._inner, OURS) else ():
-            self._write(round, OWN + name if name in (*WIDE, *SCORES) else name, value)
-
     def _clients(self, round: int, prefix: str, numbers: Mapping[str, Any], node: int = -1) -> None:
         if self._dry:
             return
@@ -90,14 +81,7 @@ class Notes:
                 # a client may call one number loss and another one train_loss
                 short = name.removeprefix(prefix)
                 own = name == short or short in numbers
-                self._write(round, prefix + name if own else name, value, node)
-
-    def _write(self, round: int, name: str, value: float, node: int = -1) -> None:
-        record = self._observer.record
-        if name not in self._names:
-            self._names.add(name)
-            record.fact("every_round", sorted(self._names))
-        record.metric(round, self._observer.world.clock.now, name, value, node)
+                self._notes.write(round, prefix + name if own else name, value, node)
 
     def _count(self, round: int, replies: int) -> None:
         """Say once that a robust strategy goes on with too few replies; Flower's Bulyan says so itself."""

@@ -1,37 +1,32 @@
-"""Runs a Flower strategy, ours or anybody's, in the simulated world."""
+"""Runs a Flower strategy that is not ours in the simulated world."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
-from fedsim import parts
 from fedsim.errors import BadValue, FedsimError, RunError, StalledError, at_round
 from fedsim.flower import compat
-from fedsim.flower.central import Central
 from fedsim.flower.records import pack, unpack
-from fedsim.flower.select import Selector
 from fedsim.flower.simulate.clients import BuiltinClients
-from fedsim.flower.simulate.failures import Dropped, warn
-from fedsim.flower.simulate.grid import SimGrid, TimeUp
-from fedsim.flower.simulate.instruction import trains
-from fedsim.flower.simulate.notes import Notes
+from fedsim.flower.simulate.grid import SimGrid
+from fedsim.flower.simulate.notes import FlowerNotes
 from fedsim.flower.simulate.weighting import weighting_of
-from fedsim.learn.around import Around, Transform
-from fedsim.learn.curriculum.order import OWN
-from fedsim.learn.curriculum.update import ordered
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Learner
-from fedsim.learn.local import LocalSGD, LocalUpdate
+from fedsim.learn.local import LocalUpdate
 from fedsim.logs import once
-from fedsim.running.observer import SYSTEM, Observer
+from fedsim.methods.metrics import SYSTEM
+from fedsim.running.exchange import TimeUp
+from fedsim.running.observer import Observer
+from fedsim.running.servers import report
 from fedsim.spec.experiment import Experiment
 from fedsim.world.world import World
 
@@ -43,9 +38,7 @@ class TargetReached(FedsimError):
 
 
 def check_strategy(strategy: Any, clients: int) -> None:
-    """Check a Flower strategy against the number of clients.
-
-    A strategy of ours does so in its own ``check``; Flower's wait for ever for clients that do not exist.
+    """Check a Flower strategy against the number of clients: Flower's wait for ever for clients that do not exist.
 
     Raises:
         BadValue: if it can never have the clients that it asks for.
@@ -63,37 +56,38 @@ def check_strategy(strategy: Any, clients: int) -> None:
             raise BadValue(key, value, f"at most {clients}, the number of clients", hint)
 
 
-def run_server(
-    experiment: Experiment, strategy: Strategy, world: World, learner: Learner, observer: Observer
+def run_strategy(
+    experiment: Experiment,
+    strategy: Strategy,
+    updates: Mapping[str, LocalUpdate],
+    world: World,
+    learner: Learner,
+    observer: Observer,
 ) -> None:
     """Run a strategy until the experiment's stop condition.
 
     Args:
         experiment: says when to stop.
         strategy: any Flower strategy.
+        updates: what clients do, by message type.
         world: the event plane, with a server.
         learner: the compute plane.
         observer: told of every round.
     """
-    select = getattr(strategy, "select", None)
-    updates = {**updates_of(strategy, experiment), **getattr(select, "updates", {})}
-    policy = experiment.strategy
+    policy, stop = experiment.strategy, experiment.stop
     drop = policy.on_failure == "drop"
-    queries = getattr(strategy, "queries", {})
-    clients = BuiltinClients(replace(learner, drop=drop), updates, queries)
-    limits = experiment.network.detect_s, experiment.stop.sim_time_s
+    clients = BuiltinClients(replace(learner, drop=drop), updates, getattr(strategy, "queries", {}))
+    limits = experiment.network.detect_s, stop.sim_time_s
     grid = SimGrid(world, clients, *limits, policy.quorum, policy.retries, drop=drop)
     task = learner.engine.task
-    dtype = str(task.dtype).removeprefix("torch.")
-
-    notes = Notes(strategy, observer, learner.dry)
+    select = getattr(strategy, "select", None)
+    notes = FlowerNotes(strategy, observer, learner.dry)
     observer.record.fact("weighting", weighting_of(strategy))
 
     def measure(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        notes.facts(server_round)
-        if isinstance(select, Selector) and not learner.dry and observer.due(server_round):
-            for name, value, node in select.facts():
-                observer.record.metric(server_round, world.clock.now, name, value, node)
+        told = select if select is not None and not learner.dry and observer.due(server_round) else None
+        for name, value, node in told.metrics(server_round) if told is not None else ():
+            observer.record.metric(server_round, world.clock.now, name, value, node)
         model = Deferred.phantom() if learner.dry else unpack(arrays, task.device, task.dtype)
         if observer.on_round(server_round, {SYSTEM: model}, grid.updates):
             raise TargetReached("the target accuracy is reached")
@@ -104,9 +98,9 @@ def run_server(
         with session, once("flwr"), notes.taken(), _history(strategy):
             strategy.start(
                 grid,
-                initial_arrays=pack(learner.initial, task.layout, dtype),
-                num_rounds=experiment.stop.rounds or ENDLESS,
-                timeout=experiment.strategy.timeout_s or math.inf,
+                initial_arrays=pack(learner.initial, task.layout, str(task.dtype).removeprefix("torch.")),
+                num_rounds=stop.rounds or ENDLESS,
+                timeout=policy.timeout_s or math.inf,
                 evaluate_fn=measure,
             )
     except (TimeUp, TargetReached):
@@ -122,58 +116,10 @@ def run_server(
         name = type(strategy).__name__
         raise RunError(reason, None, observer.round + 1, world.clock.now_s, name) from error
     finally:
-        _report(grid.dropped, observer)
+        report(grid.dropped, observer)
 
 
 def _history(strategy: Strategy) -> AbstractContextManager[None]:
     """Let Flower's loop forget its history, which the record has, unless the strategy has a loop of its own."""
     known = type(strategy).start.__module__.startswith(("flwr.", "fedsim.", "strategies."))
     return compat.forgetful() if known else nullcontext()
-
-
-def _report(dropped: Sequence[Dropped], observer: Observer) -> None:
-    """Say which updates were not used, in the log and in the record."""
-    observer.dropped = len(dropped)
-    if dropped:
-        observer.record.fact("dropped_updates", [asdict(one) for one in dropped])
-    warn(dropped, "updates failed and were dropped")
-
-
-def updates_of(strategy: Any, experiment: Experiment) -> Mapping[str, LocalUpdate]:
-    """Return what clients do, by message type, with curriculum and transforms around all that trains.
-
-    Without updates of the strategy's own, clients do plain local SGD.
-
-    Raises:
-        ConfigError: for a transform that is unknown, refuses its parameters, or does not fit the others, or for a
-            curriculum that the clients cannot follow.
-    """
-    own = getattr(strategy, "updates", None)
-    updates = dict(own) if own is not None else {"train": LocalSGD(experiment.strategy.local)}
-    asked = getattr(getattr(strategy, "select", None), "updates", {})
-    with experiment.blame("strategy"):
-        remembers = any(OWN in one.keeps for one in asked.values())
-        updates = ordered(updates, experiment.strategy.local, remembers)
-    for index, transform in enumerate(transforms_of(experiment)):
-        if isinstance(transform, Transform):
-            with experiment.blame("strategy", "around", index):
-                for action in filter(trains, updates):
-                    updates[action] = Around(updates[action], transform, f"{action}.{index}")
-    return updates
-
-
-def transforms_of(experiment: Experiment) -> list[Transform | Central]:
-    """Return what the experiment puts around updates and strategy, in order.
-
-    Raises:
-        ConfigError: for one that is unknown or refuses its parameters.
-    """
-    found = []
-    for index, block in enumerate(experiment.strategy.around):
-        with experiment.blame("strategy", "around", index):
-            part = experiment.find("transforms", block.name)
-            one = parts.call(part, block.params, {"seed": experiment.seed})
-            if not isinstance(one, Transform | Central):
-                raise BadValue("name", block.name, "is neither a Transform nor a Central")
-            found.append(one)
-    return found

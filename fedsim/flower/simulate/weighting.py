@@ -20,6 +20,7 @@ from flwr.serverapp.strategy import (
 from fedsim.errors import BadValue
 from fedsim.flower.around_strategy import Wrapped
 from fedsim.running.build import innermost
+from fedsim.running.weighting import choose_weighting
 from fedsim.spec.experiment import Weighting
 
 EXAMPLES = "num-examples"
@@ -57,30 +58,17 @@ def _of_one(reply: Message) -> Message:
 
 
 def weigh(strategy: Any, select: Any, wanted: Weighting | None) -> Any:
-    """Return the strategy with replies weighted as the experiment, or else the selector, says.
+    """Return one of Flower's strategies with replies weighted as the experiment, or else the selector, says.
 
     Args:
-        strategy: ours or Flower's.
+        strategy: any that is not ours.
         select: what chooses the clients, or None.
         wanted: what the experiment says, or None.
 
     Raises:
-        BadValue: if replies are to count by samples where the strategy counts them alike, or if a selector says
-            something that has no meaning.
+        BadValue: as :func:`fedsim.running.weighting.choose_weighting`.
     """
-    advised: Any = getattr(select, "weighting", "samples")
-    if advised not in ("samples", "uniform"):
-        name = type(select).__name__
-        raise BadValue("select.name", name, f"has the weighting {advised!r}; it must be samples or uniform")
-    if not is_weighted(strategy):
-        if wanted == "samples":
-            name = type(innermost(strategy)).__name__
-            raise BadValue("weighting", wanted, f"{name} never weighs its clients by their samples")
-        return strategy
-    chosen: Weighting = wanted or advised
-    if hasattr(strategy, "weighting"):
-        strategy.weighting = chosen
-        return strategy
+    chosen = choose_weighting(type(innermost(strategy)).__name__, is_weighted(strategy), select, wanted)
     key = getattr(strategy, "weighted_by_key", EXAMPLES)
     if chosen == "uniform" and key != EXAMPLES:
         raise BadValue("weighted_by_key", key, f"contradicts the weighting {chosen}", "leave it out")

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from fedsim import rng
 from fedsim.errors import MISSING, BadValue
-from fedsim.learn.curriculum.pacing import Expert
 from fedsim.learn.draws import seeded
 from fedsim.learn.raised import passes, told
+from fedsim.spec.local import Expert
 
 log = logging.getLogger("fedsim")
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedsim.learn.curriculum.pacing import Score
+from fedsim.spec.local import Score
 
 OWN = "curriculum.own"
 """What a client keeps: the weights of its own last visit, zeros before the first."""

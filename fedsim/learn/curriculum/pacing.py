@@ -10,18 +10,10 @@ Nothing here looks at a value: who is easy is decided elsewhere, and positions i
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, ValidationInfo, field_validator
 
-from fedsim.ranges import Count, NonNegative, Positive
-from fedsim.spec.blocks import Block
-
-Family = Literal["linear", "quad", "root", "sqrt", "step", "exp", "log"]
-Ordering = Literal["curriculum", "anti", "random", "vanilla"]
-Score = Literal["global", "local", "both", "expert"]
-Start = Annotated[float, Field(gt=0, le=1)]
+from fedsim.spec.local import Curriculum, Family
 
 STEEP = 10.0
 """The constant of the families ``exp`` and ``log``."""
@@ -30,74 +22,21 @@ SLACK = 1e-9
 """Rounding must not take a whole sample away."""
 
 
-class Curriculum(Block):
-    """The order in which a client learns its samples, and how fast it takes more of them."""
-
-    order: Ordering = Field(
-        default="curriculum",
-        description="easy samples first, hard ones first (anti), by chance, or the plain training (vanilla)",
-    )
-    score: Score = Field(
-        default="global",
-        description="which model says how hard a sample is: the one received, the client's own of its last visit, "
-        "the sum of both, or the expert",
-    )
-    measure: Literal["loss", "error"] = Field(
-        default="loss",
-        description="what of a sample makes it hard: its loss, or that it is classified wrongly",
-    )
-    pacing: Family = Field(default="linear", description="how the number of samples grows; sqrt is root")
-    a: NonNegative = Field(default=0.8, description="share of the steps after which all samples take part")
-    b: Start = Field(default=0.2, description="share of the samples at the start")
-    floor: Count = Field(default=32, description="the fewest samples of a pass")
-    rounds: Count | None = Field(
-        default=None, description="rounds over which the number grows; null lets it grow anew in every visit"
-    )
-
-    @field_validator("measure")
-    @classmethod
-    def _of_models(cls, measure: str, info: ValidationInfo) -> str:
-        if measure == "error" and info.data.get("score") == "expert":
-            raise ValueError("the expert scores by its loss alone")
-        return measure
-
-    @property
-    def scored(self) -> bool:
-        """Whether the order depends on scores."""
-        return self.order in ("curriculum", "anti")
-
-    def share(self, done: float) -> float:
-        """Return the share of the samples that takes part, before it is rounded, after a share of the steps."""
-        return growth(self.pacing, done, self.a, self.b)
-
-    def in_round(self, round: int) -> Curriculum:
-        """Return the curriculum of one round where the clock runs over rounds; else the same.
-
-        >>> Curriculum(rounds=10, a=1.0, b=0.25).in_round(6).share(0.3)
-        0.625
-        """
-        if self.rounds is None:
-            return self
-        share = min(self.share(max(round - 1, 0) / self.rounds), 1.0)
-        return self.model_copy(update={"pacing": "step", "a": math.inf, "b": share})
+def share(curriculum: Curriculum, done: float) -> float:
+    """Return the share of the samples that takes part, before it is rounded, after a share of the steps."""
+    return growth(curriculum.pacing, done, curriculum.a, curriculum.b)
 
 
-class Expert(Block):
-    """A model trained on all clients' data at once, whose losses say how hard each sample is."""
+def in_round(curriculum: Curriculum, round: int) -> Curriculum:
+    """Return the curriculum of one round where the clock runs over rounds; else the same.
 
-    epochs: Count = Field(default=10, description="passes over all training samples")
-    batch_size: Count = Field(default=64, description="samples per step")
-    lr: Positive = Field(default=0.01, description="learning rate at the first step (no unit)")
-    lr_decay: NonNegative = Field(
-        default=0.001, description="d of the learning rate lr (1 + d t)^-power at step t"
-    )
-    lr_power: NonNegative = Field(default=0.75, description="power of that decay")
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of SGD (no unit)")
-    weight_decay: NonNegative = Field(
-        default=5e-4, description="factor of the weights added to the gradient (no unit)"
-    )
-    last_layer: Positive = Field(default=10.0, description="factor of the learning rate of the last layer")
-    smoothing: float = Field(default=0.1, ge=0, lt=1, description="label smoothing (no unit)")
+    >>> share(in_round(Curriculum(rounds=10, a=1.0, b=0.25), 6), 0.3)
+    0.625
+    """
+    if curriculum.rounds is None:
+        return curriculum
+    now = min(share(curriculum, max(round - 1, 0) / curriculum.rounds), 1.0)
+    return curriculum.model_copy(update={"pacing": "step", "a": math.inf, "b": now})
 
 
 def growth(family: Family, done: float, a: float, b: float) -> float:
@@ -178,7 +117,7 @@ def pass_sizes(curriculum: Curriculum, samples: int, batch: int, steps: int) -> 
     sizes: list[int] = []
     taken = 0
     while taken < steps:
-        size = whole(curriculum.share(taken / steps), samples)
+        size = whole(share(curriculum, taken / steps), samples)
         sizes.append(min(max(size, curriculum.floor), samples))
         taken += -(-sizes[-1] // batch)
     return sizes

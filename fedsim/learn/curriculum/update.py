@@ -10,10 +10,12 @@ import torch
 
 from fedsim.errors import MISSING, BadValue
 from fedsim.learn.curriculum.order import OWN, Order
-from fedsim.learn.curriculum.pacing import Score
+from fedsim.learn.curriculum.pacing import in_round
 from fedsim.learn.local import LocalSGD, LocalUpdate, State
+from fedsim.learn.sampling import Nothing
 from fedsim.learn.task import Batch, Gradient
 from fedsim.spec.experiment import Local
+from fedsim.spec.local import Score
 
 RECENT = 64
 """Of how many rounds an update is kept: clients may be that many rounds apart and still train in one batch."""
@@ -27,7 +29,7 @@ class Ordered(LocalUpdate):
         order: ranks them; None leaves them as they are.
         remembers: whether the client keeps its trained weights, whoever needs them.
 
-    >>> from fedsim.learn.curriculum.pacing import Curriculum
+    >>> from fedsim.spec.local import Curriculum
     >>> local = Local(batch_size=4, curriculum=Curriculum(floor=1))
     >>> update = Ordered(LocalSGD(local), Order("local"))
     >>> update.keeps, update.work(9) - LocalSGD(local).work(9)
@@ -35,7 +37,8 @@ class Ordered(LocalUpdate):
     """
 
     def __init__(self, update: LocalUpdate, order: Order | None = None, remembers: bool = False) -> None:
-        self.update, self.order, self.curriculum = update, order, update.curriculum
+        self.update, self.order = update, order
+        self.sampling, self.gradients = update.sampling, update.gradients
         self.takes, self.sends, self.models = update.takes, update.sends, update.models
         self.metrics, self.codec = update.metrics, update.codec
         needed = () if order is None else order.keeps
@@ -55,23 +58,13 @@ class Ordered(LocalUpdate):
             if len(self._rounds) == RECENT:
                 del self._rounds[next(iter(self._rounds))]
             inner = copy.copy(self.update)
-            paced = self.curriculum.in_round(round)
-            inner.curriculum = paced
-            inner.local = inner.local.model_copy(update={"curriculum": paced})  # type: ignore[attr-defined]
+            inner.sampling = inner.sampling.paced(in_round(self.curriculum, round))
             self._rounds[round] = self.over(inner)
         return self._rounds[round]
 
     def work(self, samples: int) -> int:
         """Count the update's own gradients, and the forward passes of scoring."""
         return self.update.work(samples) + (0 if self.order is None else self.order.work(samples))
-
-    def width(self, samples: int) -> int:
-        """Return the update's own."""
-        return self.update.width(samples)
-
-    def batches(self, samples: int, rng: np.random.Generator) -> np.ndarray:
-        """Return the update's own; they are ranks."""
-        return self.update.batches(samples, rng)
 
     def scalars(self, client: int, samples: int) -> Mapping[str, float]:
         """Return the update's own."""
@@ -104,6 +97,7 @@ class ClientScore(LocalUpdate):
     sends = ()
     models = ()
     metrics = ("score",)
+    sampling = Nothing()
 
     def __init__(self, score: Score = "global") -> None:
         self.order: Order = Order(score)
@@ -112,14 +106,6 @@ class ClientScore(LocalUpdate):
     def work(self, samples: int) -> int:
         """Count the forward passes."""
         return self.order.work(samples)
-
-    def width(self, samples: int) -> int:
-        """Return 1: no batch is differentiated."""
-        return 1
-
-    def batches(self, samples: int, rng: np.random.Generator) -> np.ndarray:
-        """Return no batch."""
-        return np.zeros((0, 1), dtype=np.int64)
 
     def init(self, given: State) -> State:
         """Take the score, and hold what is kept."""

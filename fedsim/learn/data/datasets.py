@@ -6,6 +6,7 @@ folder, in torchvision's layout.
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,13 +43,24 @@ def digits(*, test_share: float = 0.2, seed: int) -> Dataset:
     >>> digits(seed=0).shape
     (1, 8, 8)
     """
-    # Here and not above, because importing it takes a second that no other dataset needs.
-    from sklearn.datasets import load_digits
+    pixels, labels = _digits()
+    x = torch.from_numpy(pixels.reshape(-1, 8, 8).astype(np.float32) / 16).unsqueeze(1)
+    return _split("digits", x, torch.from_numpy(labels.astype(np.int64)), 10, test_share, seed)
+
+
+def _digits() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return pixels [N, 64] and labels [N], from the file that lies in scikit-learn if it is where it used to be."""
+    spec = importlib.util.find_spec("sklearn")  # finds it without loading it
+    file = (
+        Path(spec.origin or "").parent / "datasets" / "data" / "digits.csv.gz" if spec is not None else None
+    )
+    if file is not None and file.is_file():
+        rows = np.loadtxt(file, delimiter=",")
+        return rows[:, :-1], rows[:, -1]
+    from sklearn.datasets import load_digits  # takes a second, for that file
 
     source = load_digits()
-    x = torch.from_numpy(source.images.astype(np.float32) / 16).unsqueeze(1)
-    y = torch.from_numpy(source.target.astype(np.int64))
-    return _split("digits", x, y, 10, test_share, seed)
+    return source.data, source.target
 
 
 def mnist(*, test_share: float = 0.2, normalise: bool = True, seed: int, root: Path | None = None) -> Dataset:

@@ -3,60 +3,148 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from fedsim.errors import MISSING, BadValue
-from fedsim.ranges import MOST_S
+from fedsim.parts import Count, NotNegative, Positive, Share
+from fedsim.ranges import MOST_S, Times
 from fedsim.world.clock import Process, micros
 from fedsim.world.node import Node
 from fedsim.world.world import World
-
-Target = TypeVar("Target")
 
 Step = tuple[int, Callable[[], None]]
 """A time in microseconds, and what happens then."""
 
 
-def choose(
-    world: World,
-    rng: np.random.Generator,
-    nodes: list[int] | None,
-    count: int | None,
-    fraction: float | None,
-) -> list[Node]:
-    """Return the nodes that a fault hits, sorted by id.
+@dataclass(kw_only=True)
+class Who:
+    """Whom a fault hits.
 
     Args:
-        world: the world they live in.
-        rng: the stream that draws them.
-        nodes: which ones; or
-        count: how many of the clients or peers; or
-        fraction: what share of them, to the nearest whole number.
-
-    Raises:
-        BadValue: unless exactly one of nodes, count and fraction is given and the world has such nodes.
+        nodes: which nodes; or
+        count: how many of the clients or peers, chosen at random each time; or
+        fraction: what share of them, to the nearest whole number, chosen at random each time.
     """
-    if sum(choice is not None for choice in (nodes, count, fraction)) != 1:
-        raise BadValue("nodes", MISSING, "give exactly one of nodes, count and fraction")
-    members = world.members
-    if nodes is not None:
-        check_known("nodes", nodes, world)
-        return [world.nodes[id] for id in sorted(set(nodes))]
-    size = count if count is not None else round((fraction or 0.0) * len(members))
-    if size > len(members):
-        raise BadValue("count", size, f"at most {len(members)}, the number of clients or peers")
-    if fraction and not size:
-        rule = (
-            f"must be at least {0.5 / len(members):.3g} to hit one of {len(members)} clients or peers, or 0"
-        )
-        raise BadValue("fraction", fraction, rule)
-    picked = rng.choice(len(members), size=size, replace=False)
-    return [members[int(index)] for index in sorted(picked)]
+
+    nodes: list[int] | None = None
+    count: Count | None = None
+    fraction: Share | None = None
+
+    @property
+    def everybody(self) -> bool:
+        """Whether nobody in particular is named."""
+        return self.nodes is None and self.count is None and self.fraction is None
+
+    def choose(self, world: World, rng: np.random.Generator) -> list[Node]:
+        """Return the nodes that are hit, sorted by id.
+
+        Raises:
+            BadValue: unless exactly one of nodes, count and fraction is given and the world has such nodes.
+        """
+        if sum(choice is not None for choice in (self.nodes, self.count, self.fraction)) != 1:
+            raise BadValue("nodes", MISSING, "give exactly one of nodes, count and fraction")
+        members, fraction = world.members, self.fraction or 0.0
+        if self.nodes is not None:
+            check_known("nodes", self.nodes, world)
+            return [world.nodes[id] for id in sorted(set(self.nodes))]
+        size = self.count if self.count is not None else round(fraction * len(members))
+        if size > len(members):
+            raise BadValue("count", size, f"at most {len(members)}, the number of clients or peers")
+        if fraction and not size:
+            least = f"must be at least {0.5 / len(members):.3g} to hit one of {len(members)} clients or peers"
+            raise BadValue("fraction", fraction, f"{least}, or 0")
+        picked = rng.choice(len(members), size=size, replace=False)
+        return [members[int(index)] for index in sorted(picked)]
+
+
+@dataclass(kw_only=True)
+class Fault(ABC):
+    """Something that goes wrong at given times.
+
+    Args:
+        at_s: when, in simulated seconds.
+        every_s: seconds from one occurrence to the next.
+        times: how many occurrences.
+    """
+
+    at_s: NotNegative
+    every_s: Positive | None = None
+    times: Times = 1
+
+    @abstractmethod
+    def steps(self, world: World, rng: np.random.Generator) -> list[Step]:
+        """Draw everything, and return what happens when.
+
+        Args:
+            world: the world that it happens in.
+            rng: the fault's own stream.
+
+        Raises:
+            BadValue: if the fault does not fit the world.
+        """
+
+    def process(self, world: World, rng: np.random.Generator) -> Process:
+        """Check and draw everything now, and return the process that plays it."""
+        return play(world, self.steps(world, rng))
+
+    def starts_us(self) -> list[int]:
+        """Return when it strikes, in microseconds.
+
+        Raises:
+            BadValue: if it strikes more than once and does not say how often, or the other way round.
+        """
+        every_s, times = self.every_s, self.times
+        if every_s is None and times > 1:
+            raise BadValue("every_s", MISSING, f"is required, because times is {times}")
+        if every_s is not None and times == 1:
+            raise BadValue("times", 1, f"must be at least 2, because every_s is {every_s:g}")
+        first, gap = span("at_s", self.at_s), span("every_s", every_s or 0.0)
+        return [first + index * gap for index in range(times)]
+
+
+@dataclass(kw_only=True)
+class Window(Fault):
+    """A fault that comes and goes.
+
+    Attributes:
+        length: which parameter says for how long, in seconds; None there means until the end.
+    """
+
+    length: ClassVar[str] = "for_s"
+
+    @abstractmethod
+    def targets(self, world: World, rng: np.random.Generator) -> list[Any]:
+        """Return what it hits, for each time that it comes."""
+
+    @abstractmethod
+    def begin(self, world: World, target: Any) -> None:
+        """Strike."""
+
+    @abstractmethod
+    def end(self, world: World, target: Any) -> None:
+        """Let go."""
+
+    def steps(self, world: World, rng: np.random.Generator) -> list[Step]:
+        """Return the beginnings and the ends."""
+        starts_us = self.starts_us()
+        targets = self.targets(world, rng)
+        seconds: float | None = getattr(self, self.length)
+        if seconds is None and self.times > 1:
+            raise BadValue(self.length, MISSING, f"is required, because times is {self.times}")
+        length_us = None if seconds is None else span(self.length, seconds)
+        steps: list[Step] = []
+        for start_us, target in zip(starts_us, targets, strict=True):
+            steps.append((start_us, partial(self.begin, world, target)))
+            if length_us is not None:
+                steps.append((start_us + length_us, partial(self.end, world, target)))
+        return steps
 
 
 def check_known(key: str, nodes: Sequence[int], world: World) -> None:
@@ -79,57 +167,6 @@ def span(key: str, seconds: float) -> int:
     if seconds > MOST_S:
         raise BadValue(key, seconds, f"must be at most {MOST_S:g} s")
     return micros(seconds)
-
-
-def moments(at_s: float, every_s: float | None, times: int) -> list[int]:
-    """Return when a fault strikes, in microseconds.
-
-    Args:
-        at_s: the first time, in seconds.
-        every_s: the time from one to the next, in seconds.
-        times: how often.
-
-    Raises:
-        BadValue: if it strikes more than once and does not say how often, or the other way round.
-
-    >>> moments(1.5, 10.0, 3)
-    [1500000, 11500000, 21500000]
-    """
-    if every_s is None and times > 1:
-        raise BadValue("every_s", MISSING, f"is required, because times is {times}")
-    if every_s is not None and times == 1:
-        raise BadValue("times", 1, f"must be at least 2, because every_s is {every_s:g}")
-    first, gap = span("at_s", at_s), span("every_s", every_s or 0.0)
-    return [first + index * gap for index in range(times)]
-
-
-def windows(
-    starts_us: Sequence[int],
-    length_us: int | None,
-    targets: Sequence[Target],
-    begin: Callable[[Target], None],
-    end: Callable[[Target], None],
-) -> list[Step]:
-    """Return the steps of a fault that comes and goes.
-
-    Args:
-        starts_us: when it comes.
-        length_us: how long it stays, or None for ever.
-        targets: what it hits, for each time that it comes.
-        begin: called with the target when it comes.
-        end: called with the target when it goes.
-
-    Raises:
-        BadValue: if it never goes and comes again.
-    """
-    if length_us is None and len(starts_us) > 1:
-        raise BadValue("for_s", MISSING, f"is required, because times is {len(starts_us)}")
-    steps: list[Step] = []
-    for start_us, target in zip(starts_us, targets, strict=True):
-        steps.append((start_us, partial(begin, target)))
-        if length_us is not None:
-            steps.append((start_us + length_us, partial(end, target)))
-    return steps
 
 
 def play(world: World, steps: Sequence[Step]) -> Process:

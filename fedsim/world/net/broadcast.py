@@ -10,15 +10,35 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from fedsim.world.log import pack_pair
-from fedsim.world.net.flows import Bundle, Link, Path
-from fedsim.world.net.messages import Message, Route, Transfer
+from fedsim.world.clock import Clock
+from fedsim.world.log import EventLog, pack_pair
+from fedsim.world.net.flows import Bundle, Link, Path, Sharing
+from fedsim.world.net.messages import Endpoint, Message, Route, Traffic, Transfer
 
-if TYPE_CHECKING:
-    from fedsim.world.net.network import Network
-    from fedsim.world.node import Node
+
+class Carrier(Protocol):
+    """What broadcasts need of the network that they go over; see :class:`fedsim.world.net.network.Network`."""
+
+    clock: Clock
+    log: EventLog
+    flows: Sharing
+    sharing: str
+    header_bytes: int
+    total: Traffic
+
+    def route(self, src: int, dst: int) -> Route | None:
+        """Return the way between two nodes, or None if there is none."""
+
+    def count(self, node: int, messages: int) -> tuple[int, int]:
+        """Count messages that a node is about to send, and return the numbers before theirs."""
+
+    def arrive(self, transfer: Transfer) -> None:
+        """Deliver a message that goes its own way."""
+
+    def book(self, src: int, dst: int, route: Route, size: int) -> None:
+        """Book delivered bytes."""
 
 
 class Wave:
@@ -47,7 +67,7 @@ class Fan:
 
     __slots__ = ("alive", "ids", "incoming", "nodes", "outgoing", "path", "routes", "src", "waves")
 
-    def __init__(self, src: Node, nodes: tuple[Node, ...], routes: Sequence[Route]) -> None:
+    def __init__(self, src: Endpoint, nodes: tuple[Endpoint, ...], routes: Sequence[Route]) -> None:
         self.src, self.nodes, self.routes = src, nodes, routes
         up = routes[0].path.up
         others = [link for route in routes for link in route.path.links if link is not up]
@@ -119,14 +139,14 @@ class Broadcasts:
         network: sends what does not go together, and counts everything.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Carrier) -> None:
         self._network = network
-        self._latest: dict[Node, tuple[tuple[Node, ...], Fan | None]] = {}
-        self._to: defaultdict[Node, dict[Fan, None]] = defaultdict(dict)
+        self._latest: dict[Endpoint, tuple[tuple[Endpoint, ...], Fan | None]] = {}
+        self._to: defaultdict[Endpoint, dict[Fan, None]] = defaultdict(dict)
         self._unbooked: dict[Wave, Fan] = {}
         self._arriving: tuple[Broadcast, Wave] | None = None
 
-    def send(self, src: Node, nodes: tuple[Node, ...], message: Message) -> bool:
+    def send(self, src: Endpoint, nodes: tuple[Endpoint, ...], message: Message) -> bool:
         """Send a message to several nodes, if all can be reached and the messages go together.
 
         Returns:
@@ -147,7 +167,7 @@ class Broadcasts:
             self.sent(broadcast)
         return True
 
-    def _fan(self, src: Node, nodes: tuple[Node, ...]) -> Fan | None:
+    def _fan(self, src: Endpoint, nodes: tuple[Endpoint, ...]) -> Fan | None:
         """Return the ways to some nodes; the last ones of a sender are kept."""
         latest = self._latest.get(src)
         if latest is None or latest[0] != nodes:
@@ -156,7 +176,7 @@ class Broadcasts:
             latest = self._latest[src] = nodes, self._make_fan(src, nodes)
         return latest[1]
 
-    def _make_fan(self, src: Node, nodes: tuple[Node, ...]) -> Fan | None:
+    def _make_fan(self, src: Endpoint, nodes: tuple[Endpoint, ...]) -> Fan | None:
         network = self._network
         routes = [route for node in nodes if (route := network.route(src.id, node.id)) is not None]
         if not network.flows.bundles or not len({src, *nodes}) == 1 + len(routes) > 1:
@@ -177,7 +197,7 @@ class Broadcasts:
         for node in fan.nodes:
             del self._to[node][fan]
 
-    def reaches(self, node: Node) -> bool:
+    def reaches(self, node: Endpoint) -> bool:
         """Whether a broadcast is on its way to a node."""
         return any(fan.alive for fan in self._to.get(node, ()))
 
@@ -246,7 +266,7 @@ class Broadcasts:
         if not broadcast.is_sent:
             self._network.flows.replace(broadcast, broadcast.parts)
 
-    def split_at(self, node: Node) -> None:
+    def split_at(self, node: Endpoint) -> None:
         """Split all broadcasts that a node sends or receives."""
         sends = [flow for flow in node.transfers if isinstance(flow, Broadcast)]
         for broadcast in sends + [flow for fan in self._to.get(node, ()) for flow in fan.alive]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
-from fedsim.world.clock import MICRO
+from fedsim.world.clock import MICRO, Clock
 from fedsim.world.net.flows import Flow, Link, Path
-
-if TYPE_CHECKING:
-    from fedsim.world.node import Node
 
 
 class Message(NamedTuple):
@@ -28,6 +26,36 @@ class Message(NamedTuple):
     size_bytes: int
     round: int = -1
     src: int = -1
+
+
+@dataclass
+class Traffic:
+    """Bytes counted at one node, or in all, when a transfer ends; every byte sent is delivered or lost."""
+
+    up: int = 0
+    down: int = 0
+    lost: int = 0
+
+
+class Endpoint(Protocol):
+    """What the network sees of a node.
+
+    Attributes:
+        id: its number in the graph.
+        online: whether it can be reached.
+        clock: simulated time.
+        transfers: what is on its way from or to it, which the network keeps there.
+        on_message: whom what arrives is handed to at once, or None.
+    """
+
+    id: int
+    online: bool
+    clock: Clock
+    transfers: dict[Any, None]
+    on_message: Callable[[Message], None] | None
+
+    def deliver(self, message: Message) -> None:
+        """Take a message from the network."""
 
 
 class Route(NamedTuple):
@@ -79,8 +107,8 @@ class Transfer(Flow):
     def __init__(
         self,
         message: Message,
-        src: Node,
-        dst: Node,
+        src: Endpoint,
+        dst: Endpoint,
         route: Route,
         size_bytes: int,
         on_end: Callable[[bool], None] | None,

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import networkx as nx
 
@@ -15,13 +14,10 @@ from fedsim.world.graph import Graph
 from fedsim.world.log import EventLog
 from fedsim.world.net.broadcast import Broadcast, Broadcasts
 from fedsim.world.net.flows import Link, Path
-from fedsim.world.net.messages import NOWHERE, First, Message, Route, Transfer
+from fedsim.world.net.messages import NOWHERE, Endpoint, First, Message, Route, Traffic, Transfer
 from fedsim.world.net.sharing import KINDS
 
 __all__ = ["Access", "Hazard", "Message", "Network", "Route", "Traffic", "Transfer"]
-
-if TYPE_CHECKING:
-    from fedsim.world.node import Node
 
 
 Hazard = Callable[[Transfer], None]
@@ -45,15 +41,6 @@ class Access:
     latency_us: int = 0
     up_bps: int = 0
     down_bps: int = 0
-
-
-@dataclass
-class Traffic:
-    """Bytes counted at one node, or in all, when a transfer ends; every byte sent is delivered or lost."""
-
-    up: int = 0
-    down: int = 0
-    lost: int = 0
 
 
 @dataclass
@@ -118,7 +105,7 @@ class Network:
         return self._links
 
     def send(
-        self, src: Node, dst: Node, message: Message, on_end: Callable[[bool], None] | None = None
+        self, src: Endpoint, dst: Endpoint, message: Message, on_end: Callable[[bool], None] | None = None
     ) -> Transfer:
         """Start a transfer.
 
@@ -147,7 +134,7 @@ class Network:
             self._start(transfer)
         return transfer
 
-    def send_all(self, src: Node, nodes: tuple[Node, ...], message: Message) -> None:
+    def send_all(self, src: Endpoint, nodes: tuple[Endpoint, ...], message: Message) -> None:
         """Start a transfer to each of several nodes, as one :meth:`send` after the other.
 
         Of transfers that end in the same microsecond, others may come first.
@@ -162,12 +149,12 @@ class Network:
             for dst in nodes:
                 self.send(src, dst, message)
 
-    def transfers(self, node: Node) -> list[Transfer]:
+    def transfers(self, node: Endpoint) -> list[Transfer]:
         """Return the transfers that a node sends or receives, in the order in which they were started."""
         self._broadcasts.split_at(node)
         return sorted((t for t in node.transfers if isinstance(t, Transfer)), key=lambda t: t.serial)
 
-    def busy(self, node: Node) -> bool:
+    def busy(self, node: Endpoint) -> bool:
         """Whether a node sends anything, or anything is on its way to it."""
         return bool(node.transfers) or self._broadcasts.reaches(node)
 
@@ -233,7 +220,7 @@ class Network:
         self._routes.clear()
         self._trees.clear()
 
-    def cut(self, node: Node) -> None:
+    def cut(self, node: Endpoint) -> None:
         """Kill the transfers of a node that has just gone offline; bytes that left a sender stay counted.
 
         What a sender had put on the wire completely still arrives: its going offline comes too late to stop it.

@@ -1,6 +1,6 @@
-"""Who takes part in a round: selectors, which any server strategy can take.
+"""Who takes part in a round: selectors, which any method with a server can take.
 
-A part named in ``strategy.select``. Our strategies ask it themselves; for one of Flower's,
+A part named in ``strategy.select``. Our methods ask it themselves; for one of Flower's strategies,
 :class:`fedsim.flower.with_selector.Chosen` does.
 """
 
@@ -11,22 +11,21 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
-from flwr.serverapp import Grid
 
 from fedsim import rng
 from fedsim.errors import BadValue
-from fedsim.flower.cohort import draw, online
+from fedsim.learn.deferred import Deferred
 from fedsim.learn.local import LocalUpdate
+from fedsim.methods.metrics import Metric
+from fedsim.methods.server import Ask, Reply, Server, ask_all
 from fedsim.parts import Count, Positive
 from fedsim.spec.experiment import Weighting
 
+EVALUATE = "evaluate"
+"""The message type that sends a client a model and asks for its loss and accuracy on the client's own data."""
+
 QUERY_SIZE = "query.size"
 """The message type that asks a client how many samples it has."""
-
-
-Fact = tuple[str, float, int]
-"""A number for the record: its name, its value, and the client that it belongs to, or -1 for the whole system."""
 
 
 class Selector(ABC):
@@ -45,14 +44,14 @@ class Selector(ABC):
     updates: Mapping[str, LocalUpdate] = {}
 
     @abstractmethod
-    def choose(self, round: int, arrays: ArrayRecord, grid: Grid, size: int | None) -> list[int]:
+    def choose(self, round: int, model: Deferred, server: Server, size: int | None) -> list[int]:
         """Return the clients of a round, sorted.
 
         Args:
             round: its number, from 1.
-            arrays: the model.
-            grid: whom to choose from; messages may be sent through it.
-            size: how many the strategy asks for, or None for all. A selector may return fewer or more.
+            model: the weights [P].
+            server: whom to choose from; messages may be sent through it.
+            size: how many the method asks for, or None for all. A selector may return fewer or more.
         """
 
     def heard(  # noqa: B027 - most selectors learn nothing
@@ -63,8 +62,9 @@ class Selector(ABC):
     def check(self, clients: int) -> None:  # noqa: B027 - most have nothing to check
         """Check the parameters against the number of clients; nothing by default."""
 
-    def facts(self) -> Iterable[Fact]:
+    def metrics(self, round: int) -> Iterable[Metric]:
         """Return numbers about the latest choice for the record; asked for wherever the model is evaluated."""
+        del round
         return ()
 
 
@@ -78,9 +78,9 @@ class Uniform(Selector):
     def __init__(self, *, seed: int = 0) -> None:
         self.seed = seed
 
-    def choose(self, round: int, arrays: ArrayRecord, grid: Grid, size: int | None) -> list[int]:
+    def choose(self, round: int, model: Deferred, server: Server, size: int | None) -> list[int]:
         """Draw without replacement."""
-        ids = online(grid)
+        ids = server.online()
         return draw(ids, len(ids) if size is None else size, rng.stream(self.seed, "cohort", round=round))
 
 
@@ -90,9 +90,9 @@ class RoundRobin(Selector):
     def __init__(self) -> None:
         self._last = -1
 
-    def choose(self, round: int, arrays: ArrayRecord, grid: Grid, size: int | None) -> list[int]:
+    def choose(self, round: int, model: Deferred, server: Server, size: int | None) -> list[int]:
         """Go on behind the client that was chosen last."""
-        ids = online(grid)
+        ids = server.online()
         turn = [id for id in ids if id > self._last] + [id for id in ids if id <= self._last]
         chosen = turn[: len(ids) if size is None else size]
         self._last = chosen[-1]
@@ -115,9 +115,9 @@ class BySize(Selector):
     def __init__(self, *, seed: int = 0, timeout_s: Positive | None = 3600.0) -> None:
         self.seed, self.sizes = seed, Sizes(timeout_s)
 
-    def choose(self, round: int, arrays: ArrayRecord, grid: Grid, size: int | None) -> list[int]:
+    def choose(self, round: int, model: Deferred, server: Server, size: int | None) -> list[int]:
         """Draw without replacement."""
-        sizes = self.sizes.of(online(grid), round, grid)
+        sizes = self.sizes.of(server.online(), round, server)
         return weighted(sizes, size, rng.stream(self.seed, "cohort", round=round))
 
 
@@ -140,14 +140,13 @@ class PowerOfChoice(Selector):
         self.candidates, self.seed, self.timeout_s = candidates, seed, timeout_s
         self.sizes = Sizes(timeout_s)
 
-    def choose(self, round: int, arrays: ArrayRecord, grid: Grid, size: int | None) -> list[int]:
+    def choose(self, round: int, model: Deferred, server: Server, size: int | None) -> list[int]:
         """Ask the candidates for their losses; of equal ones, the smaller id goes first."""
-        sizes = self.sizes.of(online(grid), round, grid)
+        sizes = self.sizes.of(server.online(), round, server)
         wanted = max(self.candidates, size or 0)
-        asked = weighted(sizes, wanted, rng.stream(self.seed, "candidates", round=round))
-        content = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": round})})
-        metrics = ask(grid, asked, MessageType.EVALUATE, content, self.timeout_s)
-        losses = {node: float(str(one["loss"])) for node, one in metrics.items()}
+        candidates = weighted(sizes, wanted, rng.stream(self.seed, "candidates", round=round))
+        replies = asked(server, round, ask_all(candidates, EVALUATE, arrays=model), self.timeout_s)
+        losses = {reply.node: float(reply.metrics["loss"]) for reply in replies}
         return sorted(sorted(losses, key=lambda node: (-losses[node], node))[:size])
 
     def check(self, clients: int) -> None:
@@ -177,9 +176,9 @@ class Available(Selector):
         streak = self._streaks.get(node, 0)
         return (self._answered[node] + 1) / (self._asked[node] + 2) * streak / (streak + 1)
 
-    def choose(self, round: int, arrays: ArrayRecord, grid: Grid, size: int | None) -> list[int]:
+    def choose(self, round: int, model: Deferred, server: Server, size: int | None) -> list[int]:
         """Look who is online, and draw without replacement."""
-        self._streaks = {node: self._streaks.get(node, 0) + 1 for node in online(grid)}
+        self._streaks = {node: self._streaks.get(node, 0) + 1 for node in server.online()}
         weights = {node: self.weight(node) for node in self._streaks}
         return weighted(weights, size, rng.stream(self.seed, "cohort", round=round))
 
@@ -200,25 +199,29 @@ class Sizes:
         self._timeout_s = timeout_s
         self._known: dict[int, int] = {}
 
-    def of(self, nodes: Iterable[int], round: int, grid: Grid) -> dict[int, int]:
+    def of(self, nodes: Iterable[int], round: int, server: Server) -> dict[int, int]:
         """Return the numbers of those clients that have ever answered, by id."""
         nodes = list(nodes)
         new = [node for node in nodes if node not in self._known]
-        content = RecordDict({"config": ConfigRecord({"server-round": round})})
-        for node, metrics in ask(grid, new, QUERY_SIZE, content, self._timeout_s).items():
-            self._known[node] = int(str(metrics["num-examples"]))
+        for reply in asked(server, round, ask_all(new, QUERY_SIZE), self._timeout_s):
+            self._known[reply.node] = reply.examples
         return {node: self._known[node] for node in nodes if node in self._known}
 
 
-def ask(
-    grid: Grid, nodes: Sequence[int], action: str, content: RecordDict, timeout_s: float | None
-) -> dict[int, MetricRecord]:
-    """Send clients the same message, and return the numbers that they answer, in the order of their ids."""
-    if not nodes:
-        return {}
-    replies = grid.send_and_receive([Message(content, node, action) for node in nodes], timeout=timeout_s)
-    came = {reply.metadata.src_node_id: reply.content for reply in replies if reply.has_content()}
-    return {node: came[node].metric_records["metrics"] for node in sorted(came)}
+def asked(server: Server, round: int, asks: Sequence[Ask], timeout_s: float | None) -> list[Reply]:
+    """Ask clients something, if there is anybody to ask, and return the replies in the order of node ids."""
+    return server.exchange(round, asks, timeout_s) if asks else []
+
+
+def draw(ids: Sequence[int], size: int, rng: np.random.Generator) -> list[int]:
+    """Draw distinct clients uniformly, as many as there are but at most ``size``; sorted.
+
+    >>> from fedsim.rng import stream
+    >>> draw([3, 5, 8, 9], 2, stream(0, "doc"))
+    [5, 8]
+    """
+    picked = rng.choice(len(ids), size=min(size, len(ids)), replace=False)
+    return sorted(ids[int(index)] for index in picked)
 
 
 def weighted(weights: Mapping[int, float], size: int | None, rng: np.random.Generator) -> list[int]:

@@ -11,15 +11,16 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
-from flwr.serverapp import Grid
 
-from fedsim.flower.cohort import online
-from fedsim.flower.select import Fact, Selector, ask
-from fedsim.learn.curriculum.pacing import Family, Ordering, Score, Start, pace
+from fedsim.learn.curriculum.pacing import pace
 from fedsim.learn.curriculum.update import ClientScore
+from fedsim.learn.deferred import Deferred
+from fedsim.methods.metrics import Metric
+from fedsim.methods.select import Selector, asked
+from fedsim.methods.server import Server, ask_all
 from fedsim.parts import Count, NotNegative, Positive
 from fedsim.rng import stream
+from fedsim.spec.local import Family, Ordering, Score, Start
 
 QUERY_SCORE = "query.score"
 """The message type that sends a client the model and asks for the mean score of its samples."""
@@ -78,16 +79,16 @@ class ClientCurriculum(Selector):
         """Take note of the number of clients."""
         self._clients = clients
 
-    def choose(self, round: int, arrays: ArrayRecord, grid: Grid, size: int | None) -> list[int]:
+    def choose(self, round: int, model: Deferred, server: Server, size: int | None) -> list[int]:
         """Return the next group of the pass; begin another pass if nobody is left."""
         self._round = round
-        ids = online(grid)
+        ids = server.online()
         size = len(ids) if size is None else size
         group = self._next(ids, size, self.partial == "keep")
         if not group:
             if self.scored:
-                self._ask(round, arrays, grid, ids)
-                ids = online(grid)
+                self._ask(round, model, server, ids)
+                ids = server.online()
             self._fill(round, ids, size)
             group = self._next(ids, size, True)
         return sorted(group)
@@ -97,16 +98,16 @@ class ClientCurriculum(Selector):
         self.done += len(answered)
         self._visits.update(answered)
 
-    def facts(self) -> Iterable[Fact]:
+    def metrics(self, round: int) -> Iterable[Metric]:
         """Return the size of the pool, the clock, the mean age of the scores in rounds; and each client's own."""
-        yield "pool", len(self.pool), -1
-        yield "pool_updates", self.done, -1
+        yield Metric("pool", len(self.pool))
+        yield Metric("pool_updates", self.done)
         if self._scored:
-            yield "score_age", float(np.mean([self._round - round for round in self._scored.values()])), -1
+            yield Metric("score_age", float(np.mean([self._round - last for last in self._scored.values()])))
         for node, score in self._scores.items():
-            yield "score", score, node
+            yield Metric("score", score, node)
         for node, visits in self._visits.items():
-            yield "visits", visits, node
+            yield Metric("visits", visits, node)
 
     def _next(self, ids: Sequence[int], size: int, partial: bool) -> list[int]:
         here = set(ids)
@@ -116,13 +117,12 @@ class ClientCurriculum(Selector):
         self._queue = [node for node in self._queue if node not in group]
         return group
 
-    def _ask(self, round: int, arrays: ArrayRecord, grid: Grid, ids: Sequence[int]) -> None:
+    def _ask(self, round: int, model: Deferred, server: Server, ids: Sequence[int]) -> None:
         """Ask who is online for its score; the expert's do not change."""
         nodes = [node for node in ids if self.score != "expert" or node not in self._scores]
-        content = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": round})})
-        for node, metrics in ask(grid, nodes, QUERY_SCORE, content, self.timeout_s).items():
-            self._scores[node] = float(str(metrics["score"]))
-            self._scored[node] = round
+        for reply in asked(server, round, ask_all(nodes, QUERY_SCORE, arrays=model), self.timeout_s):
+            self._scores[reply.node] = float(reply.metrics["score"])
+            self._scored[reply.node] = round
 
     def _fill(self, round: int, ids: Sequence[int], size: int) -> None:
         """Make the pool of a pass, and shuffle it."""

@@ -1,0 +1,205 @@
+"""What the command line prints: progress, results, and mistakes with their exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bars
+from rich.table import Column, Table
+
+from fedsim.errors import ConfigError, Problem, RunError
+
+if TYPE_CHECKING:
+    from fedsim.api import Progress, Result
+
+SUMMARY = (
+    "accuracy",
+    "loss",
+    "rounds",
+    "sim_time_s",
+    "wall_time_s",
+    "wall_total_s",
+    "bytes_up",
+    "bytes_down",
+    "bytes_lost",
+    "busy_s",
+    "idle_s",
+    "offline_s",
+    "wasted_s",
+    "joules",
+    "assumed",
+    "notes",
+    "run_hash",
+)
+
+debug = False
+"""Whether a mistake's traceback is shown, too."""
+
+
+def overrides_of(settings: list[str] | None) -> dict[str, str]:
+    """Return what ``--set`` says, by dotted key.
+
+    Raises:
+        ConfigError: for what is not KEY.PATH=VALUE.
+    """
+    problems = [
+        Problem("--set", text, "must be key.path=value")
+        for text in settings or ()
+        if "=" not in text.lstrip("=")
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return {key.strip(): value for key, _, value in (text.partition("=") for text in settings or ())}
+
+
+def check_writable(out: Path) -> None:
+    """Refuse a folder in which nothing can be made, before anything has run."""
+    nearest = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise ConfigError([Problem("--out", str(out), f"{nearest} is not a folder")])
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError([Problem("--out", str(out), f"{nearest} is not writable")])
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn known failures into messages and exit codes; anything else is a bug and keeps its traceback."""
+    try:
+        yield
+    except ConfigError as error:
+        for problem in error.problems:
+            say(str(problem))
+        if debug:
+            say("".join(traceback.format_exception(error)).rstrip())
+        raise typer.Exit(ConfigError.exit_code) from None
+    except RunError as error:
+        say(str(error))
+        cause = error.__cause__
+        while isinstance(cause, RunError):  # SimPy raises what a process has raised once more, from itself
+            cause = cause.__cause__
+        if cause is not None:
+            say("".join(traceback.format_exception(cause)).rstrip())
+        _kept(error)
+        raise typer.Exit(RunError.exit_code) from None
+    except KeyboardInterrupt as stop:
+        say("stopped")
+        _kept(stop)
+        raise typer.Exit(130) from None
+
+
+def _kept(error: BaseException) -> None:
+    """Say where the records of a run are that did not finish, and how to go on."""
+    path: Path | None = getattr(error, "run_path", None)
+    if path is not None:
+        say(f"what was recorded is kept in {path}")
+        say(f"  to look at it:   fedsim report {path}")
+        again = getattr(error, "again", f"fedsim run {Path(path) / 'experiment.yaml'}")
+        say(f"  to start again:  {again}")
+
+
+def say(text: str) -> None:
+    """Print a line that is no result."""
+    typer.echo(text, err=True)
+
+
+def describe(progress: Progress) -> str:
+    """Return one line about the state of a run: round, times, result, bytes, speed."""
+    of = f"/{progress.rounds}" if progress.rounds is not None else ""
+    items = [f"round {progress.round}{of}", f"t = {progress.sim_time_s:.3f} s"]
+    if progress.accuracy is not None:
+        items.append(f"accuracy {progress.accuracy:.4f}")
+    items.append(f"{decimal(progress.bytes_up)} sent")
+    if progress.wall_time_s > 0:
+        items.append(f"{progress.clients / progress.wall_time_s:.1f} clients/s")
+    left = time_left_s(progress)
+    if left is not None:
+        items.append(f"{timedelta(seconds=round(left))} left")
+    return ", ".join(items)
+
+
+def share_done(progress: Progress) -> float | None:
+    """Return the share of the run that is done, from 0 to 1, or None when the run has no known end."""
+    shares = []
+    if progress.rounds:
+        shares.append(progress.round / progress.rounds)
+    if progress.sim_limit_s:
+        shares.append(progress.sim_time_s / progress.sim_limit_s)
+    return min(1.0, max(shares)) if shares else None
+
+
+def time_left_s(progress: Progress) -> float | None:
+    """Return the wall-clock seconds until the end at the present speed, or None when that is unknown."""
+    done = share_done(progress)
+    return progress.wall_time_s * (1 - done) / done if done else None
+
+
+class Lines:
+    """Progress as plain lines, at most one in a second of wall-clock time."""
+
+    def __init__(self) -> None:
+        self.shown_s: float | None = None
+        self.pending: Progress | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        """Print the progress now, or keep it for the end."""
+        self.pending = progress
+        if self.shown_s is None or progress.wall_time_s - self.shown_s >= 1:
+            self.flush()
+
+    def flush(self) -> None:
+        """Print what was kept."""
+        if self.pending is not None:
+            say(describe(self.pending))
+            self.shown_s, self.pending = self.pending.wall_time_s, None
+
+
+@contextmanager
+def shown(quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
+    """Yield what shows the progress: nothing, plain lines, or a bar on a terminal."""
+    if quiet:
+        yield None
+    elif sys.stderr.isatty():
+        text = TextColumn("{task.description}", markup=False, table_column=Column(ratio=1))
+        columns = (BarColumn(16, table_column=Column(min_width=16)), text)
+        with Bars(*columns, console=Console(stderr=True)) as bars:
+            task = bars.add_task("starting", total=None)
+            yield lambda now: bars.update(
+                task, total=1.0, completed=share_done(now) or 0.0, description=describe(now)
+            )
+    else:
+        lines = Lines()
+        try:
+            yield lines
+        finally:
+            lines.flush()
+
+
+def print_result(result: Result) -> None:
+    """Print the summary of a run, and where its report is."""
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for key in SUMMARY:
+        if result.summary.get(key) is not None:
+            table.add_row(key, _cell(result.summary[key]))
+    console.print(table)
+    page = Path(result.path) / "report.html"
+    typer.echo(f"report: {page}" if page.exists() else f"run: {result.path}")
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} = {_cell(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return "; ".join(map(_cell, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

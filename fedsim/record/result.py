@@ -1,0 +1,59 @@
+"""What a run left behind, as a notebook shows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedsim.errors import ValueNeeded
+from fedsim.record.store import metrics
+from fedsim.record.weights import FILE, read_arrays
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left behind.
+
+    Args:
+        path: the run's folder.
+        summary: final numbers by name, as in ``summary.json``.
+    """
+
+    path: Path
+    summary: dict[str, Any]
+
+    def metrics(self, every_round: bool = False) -> dict[str, np.ndarray]:
+        """Return one row per evaluation as columns of equal length, ready for ``pandas.DataFrame``.
+
+        Args:
+            every_round: add the rounds between evaluations, for what strategies and clients say in every round; what
+                was not measured there is NaN.
+        """
+        return metrics(self.path, every_round)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Return the final model by name, as in the model's ``state_dict``; of peers, their average model.
+
+        Frozen weights and buffers are there, too: so ``load_state_dict`` takes it, strict, as tensors.
+
+        Raises:
+            ValueNeeded: if there are none, with the reason.
+            BadValue: if their file is not whole, or no run's.
+        """
+        if self.summary.get("weights_hash") is None:
+            own = "the app has saved its model itself, or nowhere: only what strategy.start aggregates is kept here"
+            is_app = self.summary.get("engine") == "flower"
+            raise ValueNeeded(own if is_app else "a timing-only run has no weights")
+        file = Path(self.path) / FILE
+        if not file.exists():
+            raise ValueNeeded(
+                f"{file} is not there: the model has arrays that cannot be saved, or somebody deleted it"
+            )
+        return read_arrays(file)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><td>{key}</td><td>{value}</td></tr>" for key, value in self.summary.items())
+        return f"<table>{rows}</table>"

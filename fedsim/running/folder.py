@@ -1,0 +1,37 @@
+"""The folder that a run gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedsim.beside import place
+from fedsim.errors import ConfigError, Problem
+from fedsim.record.files import write_text
+from fedsim.spec.experiment import Experiment
+
+
+def make_folder(out: Path, experiment: Experiment, timing_only: bool) -> Path:
+    """Make the run's folder; a run never writes over another one."""
+    stem = f"{experiment.name}-{experiment.digest()[:8]}" + ("-timing" if timing_only else "")
+    number = 1
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = out / (stem if number == 1 else f"{stem}-{number}")
+            try:
+                path.mkdir()
+            except FileExistsError:
+                number += 1
+                continue
+            write_text(path / "experiment.yaml", _dump(experiment))
+            return path
+    except OSError as error:
+        raise ConfigError([Problem("out", str(out), f"cannot be written ({error.strerror})")]) from error
+
+
+def _dump(experiment: Experiment) -> str:
+    """Return an experiment as YAML for the run's folder, from where it can start again: it says where its parts are."""
+    folder = experiment.folder
+    if folder is not None and place(folder).files():
+        experiment = experiment.model_copy(update={"beside": str(folder.absolute())})
+    return experiment.dump()

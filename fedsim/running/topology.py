@@ -1,0 +1,80 @@
+"""From an experiment to the graph that its nodes live on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import networkx as nx
+
+from fedsim import parts
+from fedsim.errors import BadValue
+from fedsim.machine import NODE_BYTES, require_room
+from fedsim.spec.experiment import Experiment
+from fedsim.world.graph import Graph, joined, rounds
+
+
+def make_graph(experiment: Experiment, server: bool) -> Graph:
+    """Make the topology: one node for each client or peer, and one more, the last, for a server."""
+    size = experiment.data.clients + server
+    with experiment.blame("data"):
+        require_room("clients", experiment.data.clients, size * NODE_BYTES, "their nodes")
+    with experiment.blame("topology"):
+        if size == 1:
+            alone = Graph()
+            alone.add_node(0)
+            return alone
+        part = experiment.find("topologies", experiment.topology.name)
+        made = parts.call(part, experiment.topology.params, {"n": size, "seed": experiment.seed})
+        graph = _one_graph(experiment.topology.name, made, size)
+        _check_graph(experiment.topology.name, graph, experiment.network.overlay)
+    return graph
+
+
+def _one_graph(name: str, made: Any, size: int) -> Graph:
+    """Return an ordinary graph as it is, and the links of a directed one or of a sequence of graphs."""
+    graphs = list(made) if isinstance(made, list | tuple) else [made]
+    if not graphs or not all(isinstance(graph, nx.Graph) for graph in graphs):
+        raise BadValue(
+            "name", name, "must return a networkx.Graph or a list of such graphs, one for each round"
+        )
+    for graph in graphs:
+        if not all(isinstance(node, int) for node in graph) or sorted(graph) != list(range(size)):
+            rule = f"must return a graph with the nodes 0 to {size - 1}; this one has {len(graph)} nodes"
+            raise BadValue("name", name, rule)
+    if any(graph.is_directed() for graph in graphs):
+        arrows: nx.DiGraph[int] = nx.compose_all([nx.DiGraph(graph) for graph in graphs])
+        if not nx.is_strongly_connected(arrows):
+            count = nx.number_strongly_connected_components(arrows)
+            rule = f"must let every node reach every other one; this one has {count} strong components"
+            raise BadValue("name", name, rule)
+    return graphs[0] if len(graphs) == 1 and not graphs[0].is_directed() else joined(graphs)
+
+
+def check_use(experiment: Experiment, strategy: Any, graph: Graph) -> None:
+    """Refuse a topology whose links have directions, or change, for a strategy that has no use for that.
+
+    Raises:
+        ConfigError: naming the topology.
+    """
+    graphs, name, method = rounds(graph), experiment.topology.name, experiment.strategy.name
+    with experiment.blame("topology"):
+        if any(one.is_directed() for one in graphs) and not getattr(strategy, "directed", False):
+            rule = f"is directed, and {method} needs links that work both ways"
+            raise BadValue("name", name, rule, "take an undirected topology, or push_sum")
+        if len(graphs) > 1 and not getattr(strategy, "varying", False):
+            rule = f"is a sequence of {len(graphs)} graphs, and {method} needs one that does not change"
+            raise BadValue("name", name, rule)
+
+
+def _check_graph(name: str, graph: Graph, overlay: bool) -> None:
+    for a, b, edge in graph.edges(data=True):
+        for key, least in (("latency_ms", 0.0), ("mbps", 1e-6)):
+            value = edge.get(key, 1.0)
+            if not (isinstance(value, int | float) and least <= value < math.inf):
+                raise BadValue(
+                    "name", name, f"gives edge {a}-{b} {key} = {value!r}; it must be at least {least:g}"
+                )
+    if not overlay and not nx.is_connected(graph):
+        count = nx.number_connected_components(graph)
+        raise BadValue("name", name, f"must return a connected graph; this one has {count} components")
