@@ -175,4 +175,5 @@ class Rounds(ABC):
     def _changed(self, replies: Sequence[Reply]) -> list[Reply]:
         """Return replies as the server's own transforms leave them, and as they are to be weighted."""
         came = (changed(self.central, reply, self.updates, self._model) for reply in replies)
-        return [replace(reply, weighting=self.weighting) for reply in came]
+        share = self.select.share
+        return [replace(reply, weighting=self.weighting, share=share(reply.node)) for reply in came]

@@ -59,6 +59,11 @@ class Selector(ABC):
     ) -> None:
         """Take note of who was asked in a round and who has answered; nothing by default."""
 
+    def share(self, node: int) -> float:
+        """Return how much a client that was chosen counts where clients do not count by their samples; 1 by default."""
+        del node
+        return 1.0
+
     def check(self, clients: int) -> None:  # noqa: B027 - most have nothing to check
         """Check the parameters against the number of clients; nothing by default."""
 
@@ -100,10 +105,11 @@ class RoundRobin(Selector):
 
 
 class BySize(Selector):
-    """The probability of each draw is proportional to the number of samples.
+    """The probability to take part is proportional to the number of samples, and is 1 for those who have too many.
 
     A client is asked for its number once, by a message of its own when it is online for the first time. Those chosen
-    all count the same in an average.
+    all count the same in an average, except that whoever is always chosen counts by its samples: so the average is
+    that over all samples, however many take part. See :func:`proportional`.
 
     Args:
         seed: of the draws.
@@ -114,11 +120,18 @@ class BySize(Selector):
 
     def __init__(self, *, seed: int = 0, timeout_s: Positive | None = 3600.0) -> None:
         self.seed, self.sizes = seed, Sizes(timeout_s)
+        self._shares: dict[int, float] = {}
 
     def choose(self, round: int, model: Deferred, server: Server, size: int | None) -> list[int]:
         """Draw without replacement."""
         sizes = self.sizes.of(server.online(), round, server)
-        return weighted(sizes, size, rng.stream(self.seed, "cohort", round=round))
+        drawn = proportional(sizes, size, rng.stream(self.seed, "cohort", round=round))
+        self._shares.update(drawn)
+        return sorted(drawn)
+
+    def share(self, node: int) -> float:
+        """Return its number of samples by its probability to be drawn; 1 for all who are not always drawn."""
+        return self._shares.get(node, 1.0)
 
 
 class PowerOfChoice(Selector):
@@ -242,3 +255,43 @@ def weighted(weights: Mapping[int, float], size: int | None, rng: np.random.Gene
     chances = np.array([weights[id] for id in ids], dtype=float)
     picked = rng.choice(len(ids), size=size, replace=False, p=chances / chances.sum())
     return sorted(ids[int(index)] for index in picked)
+
+
+def proportional(sizes: Mapping[int, int], size: int | None, rng: np.random.Generator) -> dict[int, float]:
+    """Draw distinct ids, each with a probability of taking part that is proportional to its size, or 1.
+
+    A size that asks for more than 1 gives 1, and the others share what is left: drawing one after another would let
+    large ones take part too rarely. The ids stand in a random order, each as wide as its probability, and are taken
+    at equal distances from a random start (W. G. Madow, Annals of Mathematical Statistics 20, 1949).
+
+    Args:
+        sizes: numbers of samples by id; whoever has none is drawn only if nobody has any.
+        size: how many, or None for all; no more than there are.
+        rng: draws.
+
+    Returns:
+        How much each one drawn counts in a mean, by id: its size by its probability, 1 where that is below 1.
+
+    >>> from fedsim.rng import stream
+    >>> proportional({3: 1, 5: 1, 8: 6}, 2, stream(0, "doc"))[8]
+    3.0
+    >>> proportional({3: 1, 5: 2, 8: 6}, None, stream(0, "doc"))
+    {3: 1.0, 5: 2.0, 8: 6.0}
+    """
+    ids = [node for node in sorted(sizes) if sizes[node]] or sorted(sizes)
+    widths = np.array([sizes[node] or 1 for node in ids], dtype=float)
+    wanted = len(ids) if size is None else min(size, len(ids))
+    always = np.zeros(len(ids), dtype=bool)
+    scale = 1 / widths.min() if len(ids) else 1.0
+    while wanted > always.sum():
+        scale = (wanted - always.sum()) / widths[~always].sum()
+        more = ~always & (scale * widths > 1 - 1e-9)
+        if not more.any():
+            break
+        always |= more
+    rest = rng.permutation(np.flatnonzero(~always))
+    marks = rng.random() + np.arange(wanted - always.sum())
+    ends = np.cumsum(scale * widths[rest])
+    drawn = [*np.flatnonzero(always), *rest[np.searchsorted(ends[:-1], marks, side="right")]]
+    shares = np.maximum(scale * widths, 1.0)
+    return {ids[index]: float(shares[index]) for index in sorted(drawn)}

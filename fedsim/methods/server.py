@@ -46,6 +46,7 @@ class Reply:
         metrics: the numbers it sent, by name; reading one computes it.
         examples: how many samples it has.
         weighting: whether that is how much it counts.
+        share: how much it counts otherwise.
     """
 
     node: int
@@ -54,11 +55,12 @@ class Reply:
     metrics: Mapping[str, Any]
     examples: int
     weighting: Weighting = "samples"
+    share: float = 1.0
 
     @property
-    def weight(self) -> int:
-        """How much it counts in an average: as many samples as it has, or 1."""
-        return self.examples if self.weighting == "samples" else 1
+    def weight(self) -> float:
+        """How much it counts in an average: as many samples as it has, or its share."""
+        return self.examples if self.weighting == "samples" else self.share
 
 
 @dataclass(frozen=True)

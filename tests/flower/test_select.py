@@ -26,6 +26,7 @@ from fedsim.methods.select import (
     Sizes,
     Uniform,
     draw,
+    proportional,
     weighted,
 )
 from fedsim.methods.server import Reply, Server
@@ -115,6 +116,51 @@ def test_by_size_draws_in_proportion():
     counts = Counter(select.choose(round, MODEL, town, 1)[0] for round in range(1, 2001))
     shares = [counts[node] / 2000 for node in range(3)]
     assert shares == pytest.approx([0.1, 0.3, 0.6], abs=4 * np.sqrt(0.25 / 2000))
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [
+        (1, [0.05, 0.05, 0.15, 0.25, 0.5]),
+        (2, [0.1, 0.1, 0.3, 0.5, 1.0]),
+        (
+            3,
+            [0.2, 0.2, 0.6, 1.0, 1.0],
+        ),  # of 2 / 5 for each sample among the four, 5 samples ask for 2: capped
+        (5, [1.0] * 5),
+    ],
+)
+def test_sizes_say_how_probable_it_is_to_take_part(size, wanted):
+    """Sizes 1, 1, 3, 5, 10: of c for each sample, c = size / 20 as long as nobody asks for more than 1.
+
+    Three with c = 3 / 20 would give the largest 1.5: it has 1, and c = 2 / 10 for the others, so 5 samples have 1, too.
+    """
+    sizes, rounds = {0: 1, 1: 1, 2: 3, 3: 5, 4: 10}, 3000
+    counts = Counter()
+    for round in range(rounds):
+        drawn = proportional(sizes, size, stream(7, "cohort", round=round))
+        assert len(drawn) == size
+        counts.update(list(drawn))
+    shares = [counts[node] / rounds for node in range(5)]
+    assert shares == pytest.approx(wanted, abs=4 * np.sqrt(0.25 / rounds))
+    assert [share == 1 for share in shares] == [chance == 1 for chance in wanted]
+
+
+@given(
+    st.dictionaries(st.integers(0, 50), st.integers(0, 10**6), min_size=1, max_size=30),
+    st.integers(1, 40),
+    st.integers(0, 99),
+)
+def test_those_drawn_by_size_stand_for_all_samples(sizes, size, seed):
+    """Whoever is drawn for certain counts c for each of its samples, and the others 1: together, c for all samples."""
+    drawn = proportional(sizes, size, stream(seed, "cohort"))
+    there = {node: count for node, count in sizes.items() if count} or dict.fromkeys(sizes, 1)
+    assert set(drawn) <= set(there)
+    assert len(drawn) == min(size, len(there))
+    certain = [share / there[node] for node, share in drawn.items() if share > 1 + 1e-6]
+    per_sample = certain[0] if certain else len(drawn) / sum(there.values())
+    assert certain == pytest.approx([per_sample] * len(certain), rel=1e-6)
+    assert sum(drawn.values()) == pytest.approx(per_sample * sum(there.values()), rel=1e-5)
 
 
 def test_who_does_not_say_its_size_is_asked_again_and_left_out():

@@ -15,7 +15,7 @@ from fedsim.flower import compat, run_app
 from fedsim.flower.deploy.template import write_app
 from fedsim.flower.simulate.weighting import Uniform as Alike
 from fedsim.learn.data.datasets import Dataset
-from fedsim.methods.select import Uniform, weighted
+from fedsim.methods.select import Uniform, proportional
 from fedsim.record import facts
 from fedsim.rng import stream
 from fedsim.running.threads import limited
@@ -69,10 +69,10 @@ def models(result):
     return np.sqrt(2 * result.metrics()["loss"][1:])
 
 
-def large():
+def large(rounds=ROUNDS):
     """How many of the 20 drawn by size in each round have nine samples."""
-    sizes = dict(enumerate(map(float, SIZES)))
-    draws = [weighted(sizes, 20, stream(3, "cohort", round=round)) for round in range(1, ROUNDS + 1)]
+    sizes = dict(enumerate(SIZES))
+    draws = [proportional(sizes, 20, stream(3, "cohort", round=round)) for round in range(1, rounds + 1)]
     return np.array([sum(node >= 50 for node in drawn) for drawn in draws])
 
 
@@ -97,6 +97,24 @@ def test_size_counts_once(strategy, tmp_path):
     assert models(twice).mean() > 0.97
     assert facts(twice.path)["weighting"] == "samples"
     assert twice.summary["event_hash"] == plain.summary["event_hash"]
+
+
+def test_drawn_by_size_the_plain_mean_has_no_bias():
+    """Each of 50 large ones takes part with 20 * 9 / 500 = 0.36: 18 of 20, where drawing one by one gives 17.7."""
+    k = large(4000)
+    assert k.mean() == pytest.approx(18, abs=4 * k.std() / np.sqrt(4000))
+    assert 4 * k.std() / np.sqrt(4000) < 0.15
+
+
+@pytest.mark.parametrize("participants", [80, 100])
+@pytest.mark.parametrize("strategy", AVERAGING, ids=lambda block: block["name"])
+def test_who_is_always_drawn_counts_by_its_samples(strategy, participants, tmp_path):
+    """Of 80, the 50 large ones are always there, and 30 of the small ones with 30 / 50 each.
+
+    So a large one counts 9 and a small one 1 / 0.6: (50 * 9) / (50 * 9 + 30 / 0.6) = 450 / 500 = 0.9 in every round.
+    """
+    result = api.run(experiment({**strategy, "participants": participants}), out=tmp_path, stop__rounds=3)
+    assert models(result) == pytest.approx(np.full(3, 0.9), abs=1e-6)
 
 
 @pytest.mark.parametrize("strategy", [OURS, FLOWERS], ids=["ours", "flower"])

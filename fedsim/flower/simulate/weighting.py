@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
@@ -28,31 +28,46 @@ PLAIN = (Bulyan, FedMedian, FedTrimmedAvg, FedXgbBagging, FedXgbCyclic, QFedAvg)
 """Flower's strategies that never look at numbers of samples to merge models."""
 
 
+MANY = 2**20
+"""How many samples stand for a share of 1 where shares differ: numbers of samples are whole numbers."""
+
+
 class Uniform(Wrapped):
     """A strategy that is told of every client that it has trained on one sample, so that all count the same.
 
     Args:
         strategy: one that averages by numbers of samples, such as most of Flower's.
+        share: returns how much a client counts, if not all count the same.
     """
 
     weighting: Weighting = "uniform"
+
+    def __init__(self, strategy: Strategy, share: Callable[[int], float] | None = None) -> None:
+        super().__init__(strategy)
+        self._share = share
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Let the strategy aggregate replies that say so."""
-        return self.strategy.aggregate_train(server_round, [_of_one(reply) for reply in replies])
+        came = list(replies)
+        shares = [self._share(reply.metadata.src_node_id) if self._share else 1.0 for reply in came]
+        one = 1 if len(set(shares)) < 2 else MANY
+        told = [
+            _of(reply, round(one * share / min(shares))) for reply, share in zip(came, shares, strict=True)
+        ]
+        return self.strategy.aggregate_train(server_round, told)
 
 
-def _of_one(reply: Message) -> Message:
-    """Return a copy of a reply that says that there is one sample; who else has the reply keeps the number."""
+def _of(reply: Message, count: int) -> Message:
+    """Return a copy of a reply that says how many samples there are; who else has the reply keeps the number."""
     if not reply.has_content():
         return reply
     twin, records = copy.copy(reply), dict[str, Any](reply.content.items())
     for name, record in reply.content.metric_records.items():
         if EXAMPLES in record:
             records[name] = record.copy()
-            records[name][EXAMPLES] = 1
+            records[name][EXAMPLES] = count
     twin.content = RecordDict(records)
     return twin
 
@@ -72,7 +87,7 @@ def weigh(strategy: Any, select: Any, wanted: Weighting | None) -> Any:
     key = getattr(strategy, "weighted_by_key", EXAMPLES)
     if chosen == "uniform" and key != EXAMPLES:
         raise BadValue("weighted_by_key", key, f"contradicts the weighting {chosen}", "leave it out")
-    return Uniform(strategy) if chosen == "uniform" else strategy
+    return Uniform(strategy, getattr(select, "share", None)) if chosen == "uniform" else strategy
 
 
 def is_weighted(strategy: Any) -> bool:
