@@ -21,6 +21,7 @@ from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from fedsim.beside import Place, own_name, place
 from fedsim.errors import MISSING, BadValue, did_you_mean
+from fedsim.places import of_error
 from fedsim.ranges import Count, NonNegative, Positive, Share, within
 from fedsim.rules import REQUIRED, UNKNOWN, either
 
@@ -273,7 +274,9 @@ def bind(part: Part, given: Mapping[str, Any], supplied: Iterable[str]) -> Calla
                 raise
             raise mistake from error
         except OSError as error:
-            raise BadValue("name", _path(part), f"cannot read or write a file ({error})") from error
+            raise BadValue(
+                "name", _path(part), f"cannot read or write a file at {of_error(error)} ({error})"
+            ) from error
 
     return bound
 

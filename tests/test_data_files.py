@@ -112,9 +112,9 @@ def test_a_part_of_the_users_own_that_misses_a_file_is_one_line(tmp_path, block)
     with pytest.raises(ConfigError) as caught:
         fedsim.check(tmp_path / "e.yaml")
     (problem,) = caught.value.problems
-    assert str(problem).endswith(
-        "mine:part: cannot read or write a file ([Errno 2] No such file or directory: 'absent.bin')"
-    )
+    where = f"{tmp_path / 'mine.py'}:2"
+    why = "[Errno 2] No such file or directory: 'absent.bin'"
+    assert str(problem).endswith(f"mine:part: cannot read or write a file at {where} ({why})")
     assert str(problem).startswith(f"{tmp_path / 'e.yaml'}:")
 
 

@@ -46,8 +46,8 @@ def parse(content: bytes, names: Collection[str] = ()) -> tuple[list[str], list[
 
     Raises:
         ElementTree.ParseError: if it is not XML.
-        ValueError: if it is not GraphML, or has what :data:`REFUSED` names, or more than one graph, or says something
-            twice, or gives anything else what only links may have.
+        ValueError: if it is not GraphML, as with a key inside of a graph, or has what :data:`REFUSED` names, or more
+            than one graph, or says something twice, or gives anything else what only links may have.
 
     >>> parse(b'''<graphml><key id="k" attr.name="latency_ms"><default>250</default></key>
     ... <graph edgedefault="undirected"><node id="a"/><node id="b"/><edge source="a" target="b"/></graph></graphml>''')
@@ -99,6 +99,8 @@ def _text(element: Element) -> str:
 
 
 def _refuse(graph: Element) -> None:
+    if next(_children(graph, "key"), None) is not None:
+        raise ValueError("a graph holds a key, and keys stand before the graph, in graphml")
     for owner in (graph, *_children(graph, "node"), *_children(graph, "edge")):
         for child in owner:
             if _tag(child) in REFUSED:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedsim.errors import FedsimError, NotFiniteError, RunError
 from fedsim.learn.deferred import Deferred, Inputs
+from fedsim.learn.draws import states
 from fedsim.learn.engines import Engine, TrainJob
 from fedsim.learn.engines.sequential import score
 from fedsim.learn.local import LocalUpdate, State
@@ -237,9 +238,17 @@ class Evaluate:
         if self.client is not None:
             own = data.owned[self.client]
             x, y = data.x[own], data.y[own]
+        device = learner.engine.task.device
+        before = states(device)
         try:
-            return learner.engine.evaluate([given["weights"] for given in inputs], x, y, learner.chunk)
+            scores = learner.engine.evaluate([given["weights"] for given in inputs], x, y, learner.chunk)
         except BaseException as error:  # also what would end the program
             if passes(error):
                 raise
             raise RunError(told(error), self.client, phase="evaluate") from error
+        if not all(
+            map(torch.equal, before, states(device))
+        ):  # seldom enough not to be seen when it was tried out
+            reason = "the model draws random numbers in evaluation, so no score is right; let it do so only in training"
+            raise RunError(reason, self.client, phase="evaluate")
+        return scores

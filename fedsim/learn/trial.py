@@ -13,7 +13,7 @@ import logging
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
@@ -96,6 +96,7 @@ class Trial:
     fresh: Task
     data: Dataset
     name: str
+    ends: list[dict[str, Leaf]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         count = max(1, min(SAMPLES, len(self.data.y) // 2))
@@ -144,7 +145,8 @@ class Trial:
     def leaves_state(self) -> bool:
         """Refuse a model that changes its state or draws in evaluation; return whether it draws in training."""
         draws = False
-        for weights, batch, settled in ((self.others, self.other, False), (self.weights, self.used, True)):
+        usual = (self.weights, self.used, True)
+        for weights, batch, settled in ((self.others, self.other, False), usual, usual):
             with self._watched("evaluation", settled) as drawn, torch.no_grad():
                 self.task.predict(weights.clone(), batch.x)
             if drawn:
@@ -153,6 +155,11 @@ class Trial:
             with self._watched("training", settled) as drawn:
                 self.task.gradient(weights, batch)
             draws |= bool(drawn)
+        for once, again in zip(self.ends[2:4], self.ends[4:], strict=True):
+            for kind, path in changes(once, again):
+                if kind == "tensor" and not self._alike(once.get(path), again.get(path)):
+                    self._refuse(f"changes its state with every call (attribute {path})", SHARED)
+        self.ends.clear()
         return draws
 
     def repeats(self) -> None:
@@ -219,6 +226,7 @@ class Trial:
             with _phase(self.name, f"fails in {mode}"):
                 yield drawn
             after = contents(self.task.module)
+            self.ends.append(after)
             if not all(map(equal, generators, states(self.task.device))):
                 drawn.append(True)
         for (name, old), (_, new) in zip(others, _foreign(), strict=True):
@@ -233,6 +241,13 @@ class Trial:
 
     def _refuse(self, rule: str, hint: str = "") -> NoReturn:
         raise BadValue("name", self.name, rule, hint)
+
+    def _alike(self, a: Leaf | None, b: Leaf | None) -> bool:
+        """Tell whether two calls have left the same: a layer may keep what it was given, or what it gave."""
+        tensors = [leaf.value for leaf in (a, b) if leaf is not None and isinstance(leaf.value, Tensor)]
+        if len(tensors) < 2 or tensors[0].shape != tensors[1].shape or not tensors[0].is_floating_point():
+            return False
+        return self._close(tensors[0], tensors[1])
 
     def _close(self, a: Tensor, b: Tensor, bits: int = 100) -> bool:
         """Compare but for the last bits, which may depend on where in memory a constant is, or on an accelerator."""

@@ -38,6 +38,7 @@ class Result:
         """Return the final model by name, as in the model's ``state_dict``; of peers, their average model.
 
         Frozen weights and buffers are there, too: so ``load_state_dict`` takes it, strict, as tensors.
+        Buffers that are not persistent are not: torch leaves it to a module's constructor to make them.
 
         Raises:
             ValueNeeded: if there are none, with the reason.

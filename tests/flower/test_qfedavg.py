@@ -75,7 +75,7 @@ def test_q_fedavg_takes_the_papers_step(tmp_path):
 
 @pytest.mark.parametrize("engine", ["sequential", "stacked"])
 def test_the_loss_at_the_start_is_that_of_an_evaluation(engine, tmp_path):
-    local = {"epochs": 2, "batch_size": 7, "lr": 0.1, "momentum": 0.5}
+    local = {"epochs": 2, "batch_size": 7, "lr": 0.1}
     compute = {"dtype": "float64", "engine": engine}
     fair, plain = (
         api.run(experiment({"name": name, "local": local}, compute=compute), out=tmp_path)
@@ -108,6 +108,11 @@ def test_the_loss_at_the_start_is_that_of_an_evaluation(engine, tmp_path):
             "strategy.client_learning_rate: 0.1: must be",
         ),
         ({"local": {"lr_decay": 0.1}}, "strategy.local.lr_decay: 0.1: q-FedAvg needs one learning rate"),
+        (
+            {"local": {"momentum": 0.9}},
+            "strategy.local.momentum: 0.9: q-FedAvg reckons with steps of plain SGD",
+        ),
+        ({"local": {"weight_decay": 0.1}}, "strategy.local.weight_decay: 0.1: q-FedAvg reckons with steps"),
         (
             {"train_loss_key": "train_loss"},
             "strategy.train_loss_key: train_loss: must be start_loss, the loss at",

@@ -246,6 +246,37 @@ class FirstBatch(Net):
         return h / self.scale
 
 
+class CountsInATensor(Net):
+    """Counts its calls where a layer might keep what it was given, and acts on it late."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = torch.zeros(2)
+
+    def inside(self, h):
+        self.calls = self.calls + 1
+        return h if self.calls[0] < 1000 else 0 * h
+
+
+class KeepsEveryInput(Net):
+    """Never forgets."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def inside(self, h):
+        self.seen.append(torch.zeros(h.shape))
+        return h
+
+
+class DrawsForMany(Net):
+    """Draws in evaluation, but not for a batch as small as those it is tried out with."""
+
+    def inside(self, h):
+        return F.dropout(h, 0.5) if len(h) > 4 and not self.training else h
+
+
 class KeepsWeights(Net):
     """Computes something of its weights once."""
 

@@ -55,9 +55,11 @@ REFUSED = {
     "instance_norm": r"changes its buffer in forward \(between\.1\.[a-z_]+\); .* take GroupNorm",
     "spectral": r"changes its buffer in forward \(between\.parametrizations\.weight\.0\._[uv]\)",
     "batch_norm": r"keeps batch statistics \(BatchNorm1d between\); use GroupNorm",
-    "PlainMean": rf"gives the same samples other outputs after other calls \(attribute mean\); {KEPT}",
+    "PlainMean": rf"changes its state with every call \(attribute mean\); {KEPT}",
     "PlainCount": rf"changes its state in forward \(attribute calls\); {KEPT}",
-    "Carries": r"other outputs after other calls \(attribute hidden\)",
+    "CountsInATensor": rf"changes its state with every call \(attribute calls\); {KEPT}",
+    "KeepsEveryInput": rf"changes its state with every call \(attribute seen\[\d+\]\); {KEPT}",
+    "Carries": r"changes its state with every call \(attribute hidden\)",
     "FirstBatch": r"the same samples other outputs after other calls \(attribute scale\)",
     "KeepsWeights": r"other outputs after other calls \(attribute kept\)",
     "Renormalised": r"changes its weights in forward \(words\.weight\); nn\.Embedding does so with max_norm",
@@ -231,6 +233,12 @@ def test_what_the_trial_has_not_seen_changed_makes_the_run_fail(tmp_path):
         RunError, match=r"the model has changed its buffer in forward \(count\), so no result is"
     ):
         fedsim.run(given, out=tmp_path)
+
+
+@pytest.mark.parametrize("engine", ["sequential", "stacked"])
+def test_what_is_drawn_in_evaluation_alone_makes_the_run_fail(engine, tmp_path):
+    with pytest.raises(RunError, match=r"round 0, .*the model draws random numbers in evaluation"):
+        fedsim.run(experiment("DrawsForMany", compute={"engine": engine, "device": "cpu"}), out=tmp_path)
 
 
 def test_a_model_that_mixes_the_samples_of_a_batch_is_told_of(caplog):

@@ -106,6 +106,11 @@ def test_what_would_be_lost_is_refused_by_name(write, where, what, rule):
         ("</graphml>", f"{INNER}</graphml>", "it holds 2 graphs, and must hold one"),
         ("</graphml>", '<key id="d" attr.name="mbps"/></graphml>', "the key d is declared twice"),
         (
+            '<node id="0"/>',
+            '<key id="e" attr.name="mbps"><default>3</default></key><node id="0"/>',
+            "a graph holds a key, and keys stand before the graph, in graphml",
+        ),
+        (
             "</graphml>",
             '<key id="e" attr.name="latency_ms"><default>3</default></key></graphml>',
             "latency_ms has two defaults, 250 and 3",

@@ -189,6 +189,10 @@ def _check_fair(strategy: QFedAvg, local: Local) -> None:
     if isinstance(local.lr, list) or local.lr_decay:
         key, value = ("lr", local.lr) if isinstance(local.lr, list) else ("lr_decay", local.lr_decay)
         raise BadValue(f"local.{key}", value, "q-FedAvg needs one learning rate, for all clients and steps")
+    for key in ("momentum", "weight_decay"):
+        if getattr(local, key):
+            rule = "q-FedAvg reckons with steps of plain SGD"
+            raise BadValue(f"local.{key}", getattr(local, key), rule, "leave it out")
     _check_rates({"client_learning_rate": strategy.client_learning_rate}, local)
     if strategy.train_loss_key != START_LOSS:
         rule = f"must be {START_LOSS}, the loss at the model received"
