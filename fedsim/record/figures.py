@@ -18,6 +18,7 @@ from fedsim.record.curriculum import curriculum, pace
 from fedsim.record.curves import curves, durations, is_loss, loss, progress, quality, views
 from fedsim.record.files import own_folder, replaced
 from fedsim.record.nodes import hours, labels, topology, traffic, utilisation
+from fedsim.record.numbers import changing, numbers
 from fedsim.record.spans import activity
 from fedsim.record.store import Table, facts, faults, read, wide
 from fedsim.record.style import STYLE
@@ -33,6 +34,7 @@ __all__ = [
     "labels",
     "loss",
     "node_timeline",
+    "numbers",
     "pace",
     "progress",
     "round_timeline",
@@ -104,6 +106,8 @@ def _figures(run: Path) -> Iterator[tuple[str, Figure]]:
     if known.get("pace"):
         yield "pace", pace(known["pace"])
     yield from _of_strategies(tables, known.get("difficulty_of_clients"), broken, end_us)
+    if changing(table):
+        yield "numbers", numbers(metrics, rounds)
 
 
 def _of_strategies(

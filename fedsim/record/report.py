@@ -44,6 +44,7 @@ TITLES = {
     "pace": "Pace of the samples",
     "curriculum": "Curriculum of the clients",
     "views": "Who is in the views",
+    "numbers": "What else was measured",
 }
 
 REMARKS = {
@@ -58,6 +59,8 @@ REMARKS = {
     "views": "How many nodes a node counts as active by the round that it knows of, which may be an old one: the mean, "
     "and from the least to the most, when a round was evaluated, over the nodes that were online then or, where there "
     "are more than 100 nodes, over those of them that were among 100 drawn for the round.",
+    "numbers": "What the method, its selector or the app has measured, by its name in the record, where it has changed "
+    "from round to round (the first twelve); dotted are the least and the most.",
     "hours": "Work counts as wasted when it was broken off, or when the server that had asked for it did not use what "
     "came of it; what peers make of each other's work is not followed. An idle node is online and does not compute: it "
     "sends, receives or waits. What is missing to 100% is absence.",
