@@ -31,11 +31,8 @@ from fedsim.world.node import Node
 from strategies.modest.registry import NEVER, VIEWS, View, view_sizes
 from strategies.modest.sampling import LiveSample, Probes, fastest_first, least_window, order, quorum
 
-PING_BYTES, ACK_BYTES, ADVERT_BYTES = 179, 172, 195
-"""Sizes of the datagrams of the authors' implementation, signatures included."""
-
-ENVELOPE_BYTES = 70
-"""What a message with a model has besides the model and the view."""
+PING_BYTES, ACK_BYTES, ADVERT_BYTES, ENVELOPE_BYTES = 179, 172, 195, 70
+"""Sizes of the authors' datagrams, signatures included, and of what goes with a model and its view."""
 
 log = logging.getLogger("fedsim")
 
