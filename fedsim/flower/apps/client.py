@@ -196,11 +196,11 @@ class AppClients(Watch):
 
     def _died(self, client: int, message: Message) -> RunError:
         """Say for whom the worker was at work that has died; the others' results are lost as well."""
-        death = None if self._pool is None else self._pool.death()
+        assert self._pool is not None  # it has died
+        death = self._pool.death()
         if death is None:
-            reason = (
-                f"a worker process died before client {client} had answered; it was at work for it or another"
-            )
+            how = self._pool.deaths()
+            reason = f"a worker process died before client {client} had answered, at work for it or another ({how})"
             return self._error(reason, client, message)
         reason = f"a worker process died before client {death.node} had answered ({death.how})"
         return self._error(reason, death.node, message, death.round)

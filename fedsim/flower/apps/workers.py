@@ -11,6 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
@@ -89,15 +90,18 @@ class Workers:
 
     def death(self) -> Death | None:
         """Return whom a process that has died was at work for, if that can be told."""
-        for process in self._started:
-            process.join(LOOK_S)  # the pool may be about to end the others
-        codes = {process.pid: process.exitcode for process in self._started}
+        codes = {process.pid: _code(process) for process in self._started}
         for place in range(0, len(self._table), COLUMNS):
             pid, client, round = self._table[place : place + COLUMNS]
             code = codes.get(pid)
             if client and code not in (None, -signal.SIGTERM):
                 return Death(client - 1, round, _how(code))
         return None
+
+    def deaths(self) -> str:
+        """Return how the processes have ended that have, in words."""
+        codes = [process.exitcode for process in self._started]
+        return ", ".join(_how(code) for code in codes if code is not None) or "none has ended by now"
 
     def close(self) -> None:
         """End the processes; one that is at work for long is not waited for."""
@@ -135,6 +139,19 @@ class _Spawn(SpawnContext):
         process = SpawnProcess(*args, **options)
         self.started.append(process)
         return process
+
+
+def _code(process: SpawnProcess) -> int | None:
+    """Return how a process has ended; None if it goes on.
+
+    The pool's own thread waits for the same processes. Where it was first to be told of an end and has not written
+    it down yet, the process looks as if it were at work, so this asks again.
+    """
+    process.join(LOOK_S)  # the pool may be about to end it
+    end_s = time.monotonic() + GRACE_S
+    while process.exitcode is None and wait([process.sentinel], 0) and time.monotonic() < end_s:
+        time.sleep(0.01)
+    return process.exitcode
 
 
 def _how(code: int | None) -> str:
