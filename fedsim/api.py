@@ -8,7 +8,7 @@ from typing import Any
 
 from fedsim import parts as _parts
 from fedsim.errors import BadValue, RunError
-from fedsim.machine import remark_on_threads
+from fedsim.machine import remark_on_threads, remark_on_workers
 from fedsim.record.reports import report
 from fedsim.record.result import Result
 from fedsim.running.ending import Ending, clock
@@ -55,9 +55,12 @@ def remarks(experiment: Experiment) -> list[str]:
     >>> remarks(_load({"data": {"clients": 5}, "strategy": "fedavg", "stop": {"rounds": 2}}))
     []
     """
-    threads = experiment.compute.threads
-    said = remark_on_threads(threads)
-    return [str(experiment.problem(("compute",), BadValue("threads", threads, said)))] if said else []
+    threads, workers = experiment.compute.threads, experiment.compute.workers
+    said = (
+        ("threads", threads, remark_on_threads(threads)),
+        ("workers", workers, remark_on_workers(workers, threads)),
+    )
+    return [str(experiment.problem(("compute",), BadValue(*one))) for one in said if one[-1]]
 
 
 def run(
@@ -113,6 +116,7 @@ def run(
             ending.add_to(error)
             raise
         finally:
+            setup.learner.engine.close()
             garbage.leave(setup.learner.nbytes)
 
 

@@ -110,12 +110,25 @@ def place(folder: str | Path | None = None) -> Place:
     """
     folders = tuple(dict.fromkeys(os.path.realpath(one) for one in (folder, os.curdir) if one is not None))
     found = next((one for one in _PLACES.values() if one.folders == folders), None)
-    if found is None:
-        found = Place(folders)
-        _PLACES[found.name] = found
-        if _Finder not in sys.meta_path:
-            sys.meta_path.insert(0, _Finder)  # it answers to no other names than those of places
-    return found
+    return found or _enter(Place(folders))
+
+
+def _enter(made: Place) -> Place:
+    _PLACES[made.name] = made
+    if _Finder not in sys.meta_path:
+        sys.meta_path.insert(0, _Finder)  # it answers to no other names than those of places
+    return made
+
+
+def folders() -> list[tuple[str, ...]]:
+    """Return the folders of every place, so that another process can import from them under the same names."""
+    return [one.folders for one in _PLACES.values()]
+
+
+def use(folders: Sequence[tuple[str, ...]]) -> None:
+    """Make the places that another process has told of with :func:`folders`."""
+    for some in folders:
+        _enter(Place(some))
 
 
 def own_name(text: str) -> str:

@@ -33,16 +33,25 @@ def memory_bytes() -> int:
     return min(found)
 
 
+def cores() -> int:
+    """Return how many cores this process may use.
+
+    >>> cores() >= 1
+    True
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def require_threads(threads: int) -> None:
     """Refuse more threads than are of any use here: 4 for each core, or 64 where those are fewer.
 
     Raises:
         BadValue: with the key ``threads``.
     """
-    cores = os.cpu_count() or 1
-    most = max(64, 4 * cores)
+    have = os.cpu_count() or 1
+    most = max(64, 4 * have)
     if threads > most:
-        raise BadValue("threads", threads, f"must be at most {most} on this machine, which has {cores} cores")
+        raise BadValue("threads", threads, f"must be at most {most} on this machine, which has {have} cores")
 
 
 def require_room(key: str, value: Any, need_bytes: float, what: str, hint: str = "") -> None:
@@ -81,3 +90,15 @@ def remark_on_threads(threads: int) -> str:
     if threads > cores:
         return f"more threads than the {cores} core(s) on this machine; they wait for each other, so {hint}"
     return f"more than one thread is often slower where cores are busy, or models small; {hint}"
+
+
+def remark_on_workers(workers: int | None, threads: int) -> str:
+    """Say that processes will wait for each other's cores; nothing if they will not.
+
+    >>> remark_on_workers(None, 1), remark_on_workers(10**6, 1).partition(";")[0].endswith("on this machine")
+    ('', True)
+    """
+    if workers is None or workers * threads <= max(cores(), threads):
+        return ""
+    each = "" if threads == 1 else f" of {threads} threads each"
+    return f"more processes{each} than the {cores()} core(s) on this machine; they wait for each other"

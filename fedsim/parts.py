@@ -56,6 +56,7 @@ KINDS = (
     "partitions",
     "churn",
     "faults",
+    "engines",
 )
 
 

@@ -352,10 +352,7 @@ def test_speeds_are_positive(value, message):
         ({"stop": {"target": {"accuracy": 90}}}, "stop.target.accuracy: 90: must be at most 1"),
         ({"stop": {"target": {"acuracy": 0.9}}}, "stop.target.acuracy: unknown key; did you mean accuracy?"),
         ({"stop": {"sim_time_s": math.inf}}, "stop.sim_time_s: inf: must be a finite number"),
-        (
-            {"compute": {"engine": "stakced"}},
-            "compute.engine: stakced: must be auto, sequential or stacked; did you mean stacked?",
-        ),
+        ({"compute": {"engine": 3}}, "compute.engine: 3: must be text"),
         ({"compute": {"device": "gpu"}}, "compute.device: gpu: must be auto, cpu, cuda or cuda:N"),
         ({"compute": {"threads": 0}}, "compute.threads: 0: must be at least 1"),
         ({"record": {"events": "yes"}}, "record.events: yes: must be true or false"),

@@ -19,6 +19,7 @@ from fedsim.learn.curriculum.expert import Judge
 from fedsim.learn.data.datasets import Dataset
 from fedsim.learn.engines import Shard
 from fedsim.learn.engines.choose import choose
+from fedsim.learn.engines.workers import shared
 from fedsim.learn.learner import Learner
 from fedsim.learn.models import builtin as models
 from fedsim.learn.task import Task
@@ -55,10 +56,12 @@ def build(experiment: Experiment, dry: bool = False) -> tuple[Learner, Dataset, 
     cast = [_cast(values, task) for values in (dataset.x, dataset.y, dataset.x_test, dataset.y_test)]
     _check_measure(experiment, task)
     difficulty = functools.cache(lambda: _cast(torch.from_numpy(losses()), task))
-    shard = Shard(cast[0], cast[1], [torch.from_numpy(own).to(device) for own in owned], difficulty)
+    shares = [torch.from_numpy(own).to(device) for own in owned]
+    shard = Shard(cast[0], cast[1], shares, difficulty, (cast[2], cast[3]))
     with experiment.blame("compute"):
-        engine, reason = choose(task, shard, settings.engine, settings.slots)
-    log.info("engine: %s (%s)", type(engine).__name__.lower(), reason)
+        engine, reason = choose(task, shard, settings.engine, settings.slots, experiment.folder)
+    log.info("engine: %s (%s)", engine.name, reason)
+    engine = shared(engine, settings.workers)
     seed, chunk = experiment.seed, experiment.evaluate.batch_size
     return (
         Learner(engine, cast[2], cast[3], seed, chunk, dry, optimum=_optimum(dataset, task)),

@@ -143,9 +143,9 @@ class Train:
     numbers: Mapping[str, float]
 
     @property
-    def batch(self) -> tuple[str, int, int]:
-        """Updates of one algorithm run together."""
-        return "train", id(self.learner), id(self.update)
+    def batch(self) -> tuple[str, int]:
+        """Everything that is ready is handed over together, whichever update it is."""
+        return "train", id(self.learner)
 
     def run(self, calls: Sequence[Train], inputs: Sequence[Inputs]) -> Sequence[State]:
         """Do the updates."""

@@ -153,7 +153,9 @@ class LocalSGD(LocalUpdate):
         if self.local.momentum:
             direction = self.local.momentum * state["momentum"] + direction
             new["momentum"] = direction
-        new["weights"] = weights - self._rate(state) * direction
+            new["weights"] = weights - self._rate(state) * direction
+        else:  # the same numbers in the gradient's own memory, which nobody reads again
+            new["weights"] = direction.mul_(-self._rate(state)).add_(weights)
         return new
 
     def _rate(self, state: State) -> Tensor:

@@ -101,13 +101,16 @@ class Task:
 
     def predict(self, weights: Tensor, x: Tensor, training: bool = False) -> Tensor:
         """Return the model's outputs for inputs [B, …] with weights [P]."""
-        pieces = torch.split(weights, self._sizes)
-        parameters = {
-            name: piece.view(shape) for (name, shape), piece in zip(self.layout, pieces, strict=True)
-        }
+        names = [name for name, _ in self.layout]
+        parameters = dict(zip(names, self.split(weights), strict=True))
         with self.mode(training):
             outputs: Tensor = functional_call(self.module, parameters, (x,))
         return outputs
+
+    def split(self, weights: Tensor) -> list[Tensor]:
+        """Return the parameters that a vector [P] holds, as views, in the order of :attr:`layout`."""
+        pieces = torch.split(weights, self._sizes)
+        return [piece.view(shape) for (_, shape), piece in zip(self.layout, pieces, strict=True)]
 
     @contextmanager
     def mode(self, training: bool) -> Iterator[None]:
@@ -129,7 +132,11 @@ class Task:
 
     def loss(self, weights: Tensor, batch: Batch) -> Tensor:
         """Return the mean loss over the samples of a batch in training, padding left out."""
-        losses = self.losses(self.predict(weights, batch.x, training=True), batch.y)
+        return self.mean(self.predict(weights, batch.x, training=True), batch)
+
+    def mean(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Return the mean loss over the samples of a batch, padding left out."""
+        losses = self.losses(outputs, batch.y)
         return (losses * batch.weight).sum() / batch.weight.sum().clamp(min=1.0)
 
     @torch.no_grad()

@@ -173,7 +173,7 @@ def summarise(setup: Setup, observer: Observer) -> dict[str, Any]:
         "dropped_updates": observer.dropped,
         "stalled": observer.stalled or None,
         "memory_mb": None if setup.needs_mb is None else max(setup.needs_mb),
-        "engine": type(setup.learner.engine).__name__.lower(),
+        "engine": setup.learner.engine.name,
         "event_hash": world.log.hexdigest(),
         "weights_hash": None,
         "run_hash": None,

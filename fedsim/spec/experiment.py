@@ -157,13 +157,18 @@ class Assume(Block):
 class Compute(Block):
     """How the numbers are computed."""
 
-    engine: Literal["auto", "sequential", "stacked"] = Field(
-        default="auto", description="how clients are trained"
+    engine: str = Field(
+        default="auto", description="how clients are trained: auto, an engine's name, or a dotted path"
     )
     device: Device = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["float32", "float64"] = Field(default="float32", description="type of weights and data")
     slots: Count | None = Field(
         default=None, description="clients trained in one stacked batch; null is automatic"
+    )
+    workers: Threads | None = Field(
+        default=None,
+        description="processes that share the clients' training on a CPU, at most 1024; null takes one for each core, "
+        "once a run has trained for two seconds. No number depends on how many there are",
     )
     patience_s: Duration | None = Field(
         default=3600.0,

@@ -141,10 +141,10 @@ def test_settings_arrive():
 def test_the_choice_of_engine_is_logged(caplog):
     with caplog.at_level(logging.INFO, logger="fedsim"):
         make()
-        make(model="lenet5")
+        make(model="gn-lenet")
     assert caplog.messages == [
-        "engine: stacked (the stacked engine agrees with the sequential one)",
-        "engine: sequential (convolutions are slower in a stack on a CPU)",
+        "engine: closed (the model is a chain of plain layers, whose gradients are written out)",
+        "engine: lean (the closed engine does not fit this model: MaxPool2d is not among its layers)",
     ]
 
 

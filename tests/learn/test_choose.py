@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from fedsim.errors import BadValue
-from fedsim.learn.engines import Sequential, Shard, Stacked, TrainJob
-from fedsim.learn.engines.choose import choose, probe
+from fedsim.learn.engines import Closed, Lean, Sequential, Shard, Stacked, TrainJob
+from fedsim.learn.engines.choose import choose, probe, same_bits
 from fedsim.learn.local import LocalSGD
 from fedsim.learn.models import builtin as models
 from fedsim.learn.task import Task
@@ -73,48 +73,59 @@ def built(part, shape=(4,)):
     return models.build(part, {}, shape, 3, stream(0, "model"))
 
 
-@pytest.mark.parametrize("part", [models.softmax, models.mlp])
-def test_small_dense_models_are_stacked(part):
-    engine, reason = choose(*world(built(part)), "auto", None)
-    assert isinstance(engine, Stacked)
-    assert engine.slots == 10
-    assert reason == "the stacked engine agrees with the sequential one"
+@pytest.mark.parametrize("part", [models.softmax, models.mlp, models.lenet5])
+def test_chains_of_plain_layers_have_their_gradients_written_out(part):
+    shape = (1, 8, 8)
+    engine, reason = choose(*world(built(part, shape), shape), "auto", None)
+    assert isinstance(engine, Closed)
+    assert reason == "the model is a chain of plain layers, whose gradients are written out"
 
 
-def test_regression_is_stacked():
+def test_regression_is_such_a_chain():
     engine, _ = choose(*world(models.linear(shape=(4,)), loss="half_square"), "auto", None)
-    assert isinstance(engine, Stacked)
-
-
-def test_convolutions_on_a_cpu_are_not():
-    shape = (1, 8, 8)
-    engine, reason = choose(*world(built(models.lenet5, shape), shape), "auto", 20)
-    assert isinstance(engine, Sequential)
-    assert reason == "convolutions are slower in a stack on a CPU"
-
-
-@pytest.mark.parametrize("part", [models.lenet5, models.gn_lenet, models.resnet8_gn])
-def test_convolutions_pass_the_probe(part):
-    shape = (1, 8, 8)
-    assert probe(*world(built(part, shape), shape)) == ""
+    assert isinstance(engine, Closed)
 
 
 @pytest.mark.parametrize(
-    ("module", "reason"),
-    [
-        (Branching, "RuntimeError: .*data-dependent control flow"),
-        (Centred, "it differs by [0-9.]+e-[0-9]+$"),
-        (Slow, "torch does aten::renorm for one client at a time$"),
-    ],
+    ("part", "unknown"), [(models.gn_lenet, "MaxPool2d"), (models.resnet8_gn, "GroupNorm")]
 )
-def test_what_does_not_stack_is_sequential_and_says_why(module, reason):
+def test_other_models_are_lean_on_a_cpu(part, unknown):
+    shape = (1, 8, 8)
+    engine, reason = choose(*world(built(part, shape), shape), "auto", 20)
+    assert isinstance(engine, Lean)
+    assert reason == f"the closed engine does not fit this model: {unknown} is not among its layers"
+
+
+@pytest.mark.parametrize("part", [models.lenet5, models.gn_lenet, models.resnet8_gn])
+@pytest.mark.parametrize("engine", [Stacked, Lean])
+def test_convolutions_pass_the_probe(part, engine):
+    shape = (1, 8, 8)
+    assert probe(engine, *world(built(part, shape), shape)) == ""
+
+
+@pytest.mark.parametrize("module", [Branching, Centred, Slow])
+def test_odd_models_have_the_same_bits_in_the_lean_engine(module):
     task, data = world(module())
-    engine, found = choose(task, data, "auto", None)
-    assert isinstance(engine, Sequential)
-    assert found.startswith("the stacked engine does not fit this model: ")
-    assert "\n" not in found
-    with pytest.raises(AssertionError, match=reason):
-        raise AssertionError(found)
+    assert isinstance(choose(task, data, "auto", None)[0], Lean)
+    assert same_bits(task, data)
+
+
+class Watchful(nn.Module):
+    """Looks at whether its weights are its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(x) * (1 if isinstance(self.layer.weight, nn.Parameter) else 2)
+
+
+def test_what_is_not_the_same_to_the_last_bit_there_is_sequential():
+    task, data = world(Watchful())
+    engine, reason = choose(task, data, "auto", None)
+    assert type(engine) is Sequential
+    assert reason == "the lean engine does not give the same bits for this model"
 
 
 def test_a_wish_overrides():
@@ -166,40 +177,41 @@ class Recurrent(nn.Module):
         return self.last(self.layers(x)[0][:, -1])
 
 
-def test_an_lstm_on_a_cpu_is_not_stacked_and_a_gru_is():
-    engine, reason = choose(*world(Recurrent(nn.LSTM), (4, 2)), "auto", None)
-    assert isinstance(engine, Sequential)
-    assert reason == "an LSTM is slower in a stack on a CPU"
-    assert isinstance(choose(*world(Recurrent(nn.GRU), (4, 2)), "auto", None)[0], Stacked)
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_models_are_lean(kind):
+    engine, reason = choose(*world(Recurrent(kind), (4, 2)), "auto", None)
+    assert isinstance(engine, Lean)
+    assert reason == "the closed engine does not fit this model: Recurrent is not among its layers"
 
 
 def test_what_draws_is_sequential_and_a_stack_is_refused_by_name():
     task, data = world(built(models.softmax))
     task.draws = True
-    engine, reason = choose(task, data, "auto", None)
-    assert isinstance(engine, Sequential)
-    assert reason == "the model draws random numbers in training, which clients in a stack would share"
+    reason = "the model draws random numbers in training, which clients in a stack would share"
     with pytest.raises(BadValue, match=f"engine: stacked: does not fit this model: {reason}; use auto"):
         choose(task, data, "stacked", None)
 
 
 def test_the_number_of_slots_can_be_given():
-    engine, _ = choose(*world(built(models.softmax)), "auto", 3)
-    assert engine.slots == 3
+    engine, _ = choose(*world(built(models.softmax)), "stacked", 3)
+    assert engine.slots == engine.grain == 3
+    assert choose(*world(built(models.softmax)), "stacked", None)[0].slots == 10
 
 
 @pytest.mark.parametrize("sizes", [(1,), (1, 1), (40,), (2, 1, 1)])
-def test_any_number_of_clients_and_samples(sizes):
-    assert probe(*world(built(models.softmax), sizes=sizes)) == ""
+@pytest.mark.parametrize("engine", [Stacked, Closed, Lean])
+def test_any_number_of_clients_and_samples(engine, sizes):
+    assert probe(engine, *world(built(models.softmax), sizes=sizes)) == ""
 
 
-def test_the_probe_leaves_no_trace():
+@pytest.mark.parametrize("wanted", ["auto", "stacked", "lean", "closed"])
+def test_the_choice_leaves_no_trace(wanted):
     task, data = world(built(models.mlp))
     weights, x = task.initial.clone(), data.x.clone()
     state, owned = torch.get_rng_state(), [own.clone() for own in data.owned]
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        choose(task, data, "auto", None)
+        choose(task, data, wanted, None)
     assert heard == []
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(task.initial, weights)
@@ -207,3 +219,43 @@ def test_the_probe_leaves_no_trace():
     assert all(torch.equal(own, old) for own, old in zip(data.owned, owned))
     assert {p.dtype for p in task.module.parameters()} == {torch.float32}
     assert all(p.grad is None for p in task.module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "rule"),
+    [
+        ("stakced", r"no such engine; did you mean stacked\?"),
+        ("fedsim.learn.task:Task", "is not an engine; take a subclass of fedsim.learn.engines.Engine"),
+        ("fedsim.learn.task.Tsak", r"cannot be imported \(.* has no attribute 'Tsak'\).*"),
+    ],
+)
+def test_what_is_no_engine_is_told(wanted, rule):
+    with pytest.raises(BadValue, match=f"^engine: {wanted}: {rule}$"):
+        choose(*world(built(models.softmax)), wanted, None)
+
+
+def test_an_engine_that_cannot_take_the_model_is_refused_by_name():
+    with pytest.raises(
+        BadValue, match=r"^engine: closed: does not fit this model: Slow is not among its layers; "
+    ):
+        choose(*world(Slow()), "closed", None)
+
+
+class Halved(Sequential):
+    """An engine with a mistake."""
+
+    def gradient(self, weights, batch):
+        gradient, loss = super().gradient(weights, batch)
+        return gradient / 2, loss
+
+
+def test_an_own_engine_is_found_by_its_path_and_tried(monkeypatch):
+    monkeypatch.setattr("fedsim.learn.engines.sequential.Halved", Halved, raising=False)
+    monkeypatch.setattr(
+        "fedsim.learn.engines.sequential.Whole", type("Whole", (Sequential,), {}), raising=False
+    )
+    task, data = world(built(models.softmax))
+    engine, reason = choose(task, data, "fedsim.learn.engines.sequential:Whole", None)
+    assert (type(engine).__name__, reason) == ("Whole", "asked for")
+    with pytest.raises(BadValue, match=r"it differs by [0-9.]+e-[0-9]+; use auto or sequential"):
+        choose(task, data, "fedsim.learn.engines.sequential:Halved", None)

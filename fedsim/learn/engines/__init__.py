@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from fedsim.learn.engines.base import Engine, Shard, TrainJob
+from fedsim.learn.engines.closed import Closed
+from fedsim.learn.engines.lean import Lean
 from fedsim.learn.engines.sequential import Sequential
 from fedsim.learn.engines.stacked import Stacked
 
-__all__ = ["Engine", "Sequential", "Shard", "Stacked", "TrainJob"]
+__all__ = ["Closed", "Engine", "Lean", "Sequential", "Shard", "Stacked", "TrainJob"]

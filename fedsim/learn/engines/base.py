@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,10 @@ from torch import Tensor
 from fedsim.errors import FedsimError
 from fedsim.learn.local import LocalUpdate, State
 from fedsim.learn.task import Task
+
+
+class Unfit(FedsimError):
+    """An engine cannot train a model; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +30,14 @@ class Shard:
         y: labels or targets [N].
         owned: for each client its samples' positions [n_i].
         difficulty: returns how hard an expert finds each sample [N]; called where that is asked for.
+        test: held-out inputs [M, …] and their labels or targets [M], if there are any.
     """
 
     x: Tensor
     y: Tensor
     owned: list[Tensor]
     difficulty: Callable[[], Tensor] | None = None
+    test: tuple[Tensor, Tensor] | None = None
 
     def expert_losses(self) -> Tensor:
         """Return how hard the expert finds each sample [N].
@@ -69,25 +76,46 @@ class TrainJob:
 
 
 class Engine(ABC):
-    """Does local updates and evaluations.
+    """Does local updates and evaluations, from its making to :meth:`close`.
 
     A job's result depends on the job alone, never on what it was computed with.
 
     Args:
         task: model and loss.
         data: the clients' training data.
+
+    Raises:
+        Unfit: with the reason, if the model is not one that this engine can train.
+
+    Attributes:
+        grain: so many jobs are best done together.
     """
+
+    grain: int = 1
 
     def __init__(self, task: Task, data: Shard) -> None:
         self.task, self.data = task, data
 
+    @property
+    def name(self) -> str:
+        """What it is called in files and records."""
+        return type(self).__name__.lower()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes the same engine again, beside model and data."""
+        return {}
+
     @abstractmethod
     def train(self, jobs: Sequence[TrainJob]) -> list[State]:
-        """Do jobs that have one update in common, and return what each client sends back and keeps."""
+        """Do jobs, and return what each client sends back and keeps."""
 
     @abstractmethod
     def evaluate(self, weights: Sequence[Tensor], x: Tensor, y: Tensor, chunk: int) -> list[dict[str, float]]:
         """Return loss (and accuracy, for a classifier) of several weight vectors on data [N, …], [N]."""
+
+    def close(self) -> None:  # noqa: B027  # most have nothing to do, and need not say so
+        """Give back what the engine holds beside memory; most hold nothing."""
 
     def scalars(self, job: TrainJob) -> State:
         """Return the client's own numbers as tensors [], but for those that the job gives."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 import copy
 import re
 import warnings
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from fedsim import parts
 from fedsim.errors import BadValue
-from fedsim.learn.engines.base import Engine, Shard, TrainJob
+from fedsim.learn.engines.base import Engine, Shard, TrainJob, Unfit
+from fedsim.learn.engines.closed import Closed
+from fedsim.learn.engines.lean import Lean
 from fedsim.learn.engines.sequential import Sequential
 from fedsim.learn.engines.stacked import SLOW, Stacked
 from fedsim.learn.local import LocalSGD
@@ -19,75 +23,103 @@ from fedsim.learn.task import Task
 from fedsim.rng import stream
 from fedsim.spec.experiment import Local
 
-CPU_SLOTS, ACCELERATOR_SLOTS = 10, 64
 TOLERANCE = 1e-10
 DRAWS = "the model draws random numbers in training, which clients in a stack would share"
 
 
-def choose(task: Task, data: Shard, wanted: str, slots: int | None) -> tuple[Engine, str]:
+def choose(
+    task: Task, data: Shard, wanted: str, slots: int | None, beside: str | Path | None = None
+) -> tuple[Engine, str]:
     """Return an engine and why it was chosen.
+
+    ``auto`` never measures speed: the choice, and with it every bit of the result, depends on model and device alone.
+    On a CPU it is ``closed`` for a chain of plain layers, ``lean`` for everything else, and ``sequential`` for what is
+    not the same to the last bit there; on an accelerator ``stacked``, or else ``sequential``.
 
     Args:
         task: model and loss.
         data: the clients' training data.
-        wanted: ``"auto"``, ``"sequential"`` or ``"stacked"``.
+        wanted: ``"auto"``, the name of an engine, or a dotted path.
         slots: clients in a stack, or None for a default that suits the device.
+        beside: the folder of the experiment file, for a dotted path.
 
     Returns:
-        The engine, and a reason in plain words. ``auto`` never measures speed: the choice, and with it every bit
-        of the result, depends on model and device alone.
+        The engine, and a reason in plain words.
 
     Raises:
-        BadValue: with the key ``engine``, if ``"stacked"`` is wanted and would give other weights, or none.
+        BadValue: with the key ``engine``, if there is no such engine, or if it gives other weights, or none.
     """
-    on_cpu = task.device.type == "cpu"
-    stacked = Stacked(task, data, slots or (CPU_SLOTS if on_cpu else ACCELERATOR_SLOTS))
+    if wanted == "auto":
+        return _on_cpu(task, data) if task.device.type == "cpu" else _on_accelerator(task, data, slots)
     if wanted == "sequential":
         return Sequential(task, data), "asked for"
-    reason = DRAWS if task.draws else _slow_kind(task.module) if on_cpu else ""
-    if wanted == "auto" and reason:
-        return Sequential(task, data), reason
-    wrong, slow = (DRAWS, "") if task.draws else _faults(task, data)
-    if wanted == "stacked":
-        if wrong:
-            raise BadValue("engine", wanted, f"does not fit this model: {wrong}", "use auto or sequential")
-        return stacked, f"asked for, but {slow}" if slow else "asked for"
-    if wrong or slow:
-        return Sequential(task, data), f"the stacked engine does not fit this model: {wrong or slow}"
-    return stacked, "the stacked engine agrees with the sequential one"
-
-
-def _slow_kind(module: nn.Module) -> str:
-    """Say what is slower in a stack on a CPU by experience, whether or not torch warns of it."""
-    parts = list(module.modules())
-    if any(isinstance(part, nn.modules.conv._ConvNd) for part in parts):
-        return "convolutions are slower in a stack on a CPU"
-    if any(isinstance(part, nn.LSTM) for part in parts):
-        return "an LSTM is slower in a stack on a CPU"
-    return ""
-
-
-def _faults(task: Task, data: Shard) -> tuple[str, str]:
-    """Say what is wrong with the stacked engine, and what is only slow."""
     try:
-        return probe(task, data), slowness(task, data)
+        part = parts.find("engines", wanted, beside)
+    except BadValue as error:
+        raise BadValue("engine", wanted, error.rule, error.hint) from error
+    if not (isinstance(part, type) and issubclass(part, Engine)):
+        raise BadValue("engine", wanted, "is not an engine", "take a subclass of fedsim.learn.engines.Engine")
+    wrong, slow = _faults(part, task, data)
+    if wrong:
+        raise BadValue("engine", wanted, f"does not fit this model: {wrong}", "use auto or sequential")
+    return _made(part, task, data, slots), f"asked for, but {slow}" if slow else "asked for"
+
+
+def _made(part: type[Engine], task: Task, data: Shard, slots: int | None) -> Engine:
+    return Stacked(task, data, slots) if part is Stacked else part(task, data)
+
+
+def _on_cpu(task: Task, data: Shard) -> tuple[Engine, str]:
+    try:
+        return Closed(task, data), "the model is a chain of plain layers, whose gradients are written out"
+    except Unfit as error:
+        wrong = str(error)
+    if same_bits(task, data):
+        return Lean(task, data), f"the closed engine does not fit this model: {wrong}"
+    return Sequential(task, data), "the lean engine does not give the same bits for this model"
+
+
+def _on_accelerator(task: Task, data: Shard, slots: int | None) -> tuple[Engine, str]:
+    if wrong := "".join(_faults(Stacked, task, data)):
+        return Sequential(task, data), f"the stacked engine does not fit this model: {wrong}"
+    return Stacked(task, data, slots), "the stacked engine agrees with the sequential one"
+
+
+def _faults(part: type[Engine], task: Task, data: Shard) -> tuple[str, str]:
+    """Say what is wrong with an engine, and what is only slow."""
+    if part is Stacked and task.draws:
+        return DRAWS, ""
+    try:
+        return probe(part, task, data), slowness(task, data) if part is Stacked else ""
     except BaseException as error:  # a model may fail under vmap in any way: the reference can do it
         if passes(error):
             raise
-        return told(error), ""
+        return str(error) if isinstance(error, Unfit) else told(error), ""
 
 
-def probe(task: Task, data: Shard) -> str:
-    """Train and judge with both engines in float64, and say how far apart they are, or return an empty string."""
-    double = Task(_copy(task.module), dtype=torch.float64, device=task.device)
-    double.classifies = task.classifies
+def probe(part: type[Engine], task: Task, data: Shard) -> str:
+    """Train and judge with an engine and with the reference in float64, and say how far apart they are, if they are."""
+    double = _again(task, torch.float64)
     shard, jobs = _some(double, data)
-    engines = (Sequential(double, shard), Stacked(double, shard, len(jobs)))
+    engines = _made(part, double, shard, len(jobs)), Sequential(double, shard)
     trained = [torch.stack([one["arrays"] for one in engine.train(jobs)]) for engine in engines]
     judged = [engine.evaluate([double.initial], shard.x, shard.y, 2)[0]["loss"] for engine in engines]
     a, b = (torch.cat([one.flatten(), one.new_tensor([loss])]) for one, loss in zip(trained, judged))
     gap = float((a - b).nan_to_num().abs().max()) if torch.equal(a.isfinite(), b.isfinite()) else torch.inf
     return "" if gap <= TOLERANCE else f"it differs by {gap:.1e}"
+
+
+def same_bits(task: Task, data: Shard) -> bool:
+    """Tell whether the lean engine gives the very bits of the sequential one."""
+    shard, jobs = _some(task, data)
+    try:
+        found = [make(_again(task), shard).train(jobs) for make in (Lean, Sequential)]
+    except BaseException as error:  # the reference will say what is wrong with the model
+        if passes(error):
+            raise
+        return False
+    ends = ([one["arrays"].nan_to_num() for one in results] for results in found)
+    return all(map(torch.equal, *ends))
 
 
 def slowness(task: Task, data: Shard) -> str:
@@ -104,6 +136,13 @@ def slowness(task: Task, data: Shard) -> str:
             name = re.search(r"batching rule for ([\w:]+)", text)
             return f"torch does {name[1] if name else 'one of its operations'} for one client at a time"
     return ""
+
+
+def _again(task: Task, dtype: torch.dtype | None = None) -> Task:
+    """Return a task with a model of its own."""
+    again = Task(_copy(task.module), dtype=dtype or task.dtype, device=task.device)
+    again.classifies = task.classifies
+    return again
 
 
 def _copy(module: nn.Module) -> nn.Module:

@@ -21,10 +21,15 @@ class Sequential(Engine):
     def train(self, jobs: Sequence[TrainJob]) -> list[State]:
         """Do one job after another; what the model draws in a job depends on that job's seed alone."""
         results = []
-        for job in jobs:
-            with seeded(job.seed, self.task.device), self.task.mode(training=True):
-                results.append(self._one(job))
+        with self.task.mode(training=True):
+            for job in jobs:
+                with seeded(job.seed, self.task.device):
+                    results.append(self._one(job))
         return results
+
+    def gradient(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the mean gradient [P] and the mean loss [] of a batch."""
+        return self.task.gradient(weights, batch)
 
     def _one(self, job: TrainJob) -> State:
         x, y, own = self.data.x, self.data.y, self.data.owned[job.client]
@@ -33,10 +38,11 @@ class Sequential(Engine):
             scores = self.scores(job.update.order, job)
             own, given["score"] = own[job.update.order.arrange(scores)], scores.mean()
         state = job.update.init(given)
+        ones = torch.ones(job.rows.shape[-1], dtype=self.task.dtype, device=x.device)
         for row in job.rows:
             index = own[torch.from_numpy(row[row >= 0]).to(own.device)]
-            batch = Batch(x[index], y[index], torch.ones(len(index), dtype=self.task.dtype, device=x.device))
-            state = job.update.step(self.task.gradient, state, batch)
+            batch = Batch(x.index_select(0, index), y.index_select(0, index), ones[: len(index)])
+            state = job.update.step(self.gradient, state, batch)
             beat()
         return job.update.final(state)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from fedsim.learn.engines.sequential import score
 from fedsim.learn.local import CHUNK, LocalUpdate, State
 from fedsim.learn.task import Batch, Task
 from fedsim.pulse import beat
+
+CPU_SLOTS, ACCELERATOR_SLOTS = 10, 64
 
 SLOW = ".*performance drop.*"
 """What torch warns of where it does an operation for one client after another."""
@@ -31,26 +34,36 @@ class Stacked(Engine):
     Args:
         task: model and loss.
         data: the clients' training data.
-        slots: the number of clients in a stack.
+        slots: the number of clients in a stack; None for one that suits the device.
     """
 
-    def __init__(self, task: Task, data: Shard, slots: int) -> None:
+    def __init__(self, task: Task, data: Shard, slots: int | None = None) -> None:
         super().__init__(task, data)
-        self.slots = slots
+        on_cpu = task.device.type == "cpu"
+        self.slots = self.grain = slots or (CPU_SLOTS if on_cpu else ACCELERATOR_SLOTS)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the number of slots."""
+        return {"slots": self.slots}
 
     def train(self, jobs: Sequence[TrainJob]) -> list[State]:
-        """Do jobs in stacks, the longest first."""
+        """Do jobs in stacks of one update, the longest first."""
         results: list[State] = [{}] * len(jobs)
-        order = sorted(range(len(jobs)), key=lambda i: -len(jobs[i].rows))
+        alike: dict[LocalUpdate, list[int]] = {}
+        for place in sorted(range(len(jobs)), key=lambda i: -len(jobs[i].rows)):
+            alike.setdefault(jobs[place].update, []).append(place)
+        stacks = [
+            some[i : i + self.slots] for some in alike.values() for i in range(0, len(some), self.slots)
+        ]
         with _quiet(), self.task.mode(training=True):
-            for first in range(0, len(jobs), self.slots):
-                chunk = order[first : first + self.slots]
-                for place, result in zip(chunk, self.stack([jobs[i] for i in chunk]), strict=True):
+            for places in stacks:
+                for place, result in zip(places, self.stack([jobs[i] for i in places]), strict=True):
                     results[place] = result
         return results
 
     def stack(self, jobs: Sequence[TrainJob]) -> list[State]:
-        """Do at most as many jobs as there are slots; torch warns of what it cannot do for all of them at once."""
+        """Do jobs of one update, no more than there are slots; torch warns of what it cannot do for all at once."""
         update = jobs[0].update
         given = [{**job.given, **self.scalars(job)} for job in jobs]
         given += given[:1] * (self.slots - len(jobs))
