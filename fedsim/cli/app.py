@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,12 +21,9 @@ from fedsim.cli import trace as tracecli
 from fedsim.errors import ConfigError, Problem, did_you_mean
 from fedsim.version import __version__
 
-if TYPE_CHECKING:
-    pass
-
 KINDS = (
     *("strategies", "selectors", "transforms", "topologies", "datasets"),
-    *("models", "partitions", "churn", "faults"),
+    *("models", "partitions", "churn", "faults", "engines"),
 )
 
 app = typer.Typer(

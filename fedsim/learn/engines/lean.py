@@ -14,7 +14,9 @@ from fedsim.learn.task import Batch, Task
 
 
 class Lean(Sequential):
-    """Keeps the model's own parameters in one vector, and copies into it the weights that a gradient is wanted at.
+    """One client after another, on one vector of parameters: the same bits, less time.
+
+    The model's own parameters lie in the vector; the weights that a gradient is wanted at are copied into it.
 
     Args:
         task: model and loss; its parameters are laid anew.

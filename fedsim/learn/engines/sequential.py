@@ -16,7 +16,7 @@ from fedsim.pulse import beat
 
 
 class Sequential(Engine):
-    """Slow and obvious; the other engines are tested against it."""
+    """One client after another, slow and obvious: the other engines are tested against it."""
 
     def train(self, jobs: Sequence[TrainJob]) -> list[State]:
         """Do one job after another; what the model draws in a job depends on that job's seed alone."""

@@ -26,7 +26,9 @@ SLOW = ".*performance drop.*"
 
 
 class Stacked(Engine):
-    """Steps a fixed number of slots together; spare slots idle, and clients that are done are frozen by a mask.
+    """Many clients in one stack of tensors, stepped together: for accelerators.
+
+    Spare slots idle, and clients that are done are frozen by a mask.
 
     Every stack has the same number of slots and every batch of an update the same width, whoever is in it, so that
     a client's result does not depend on its neighbours in the stack.
