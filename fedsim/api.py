@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedsim import parts as _parts
 from fedsim.errors import BadValue, RunError
@@ -17,7 +17,10 @@ from fedsim.running.progress import Progress
 from fedsim.spec.experiment import Experiment
 from fedsim.spec.experiment import load as _load
 
-__all__ = ["Progress", "Result", "check", "load", "parts", "remarks", "report", "run"]
+if TYPE_CHECKING:
+    from fedsim.running.build import Setup
+
+__all__ = ["Progress", "Result", "check", "load", "outline", "parts", "remarks", "report", "run"]
 
 Source = str | Path | Mapping[str, Any]
 
@@ -42,11 +45,35 @@ def check(
     >>> check({"data": {"clients": 5}, "strategy": "fedavg", "topology": "ring", "stop": {"rounds": 2}}).name
     'experiment'
     """
+    return _prepared(source, overrides, more, timing_only).experiment
+
+
+def outline(
+    source: Source, overrides: Mapping[str, Any] | None = None, *, timing_only: bool = False, **more: Any
+) -> list[str]:
+    """Check an experiment, and return that it is fine, what a run of it would use, and what it is warned of, by line.
+
+    Args:
+        source, overrides, timing_only, more: as for :func:`check`.
+
+    Raises:
+        ConfigError: with the line, the value and the rule of what is wrong.
+
+    >>> experiment = {"data": {"clients": 5}, "strategy": "fedavg", "model": "softmax", "stop": {"rounds": 2}}
+    >>> [line.partition(":")[0] for line in outline(experiment)]
+    ['experiment is fine', 'engine', 'memory']
+    """
+    setup = _prepared(source, overrides, more, timing_only)
+    fine = f"{setup.experiment.name} is fine"
+    return [fine, *setup.learner.outline(), *(f"note: {line}" for line in remarks(setup.experiment))]
+
+
+def _prepared(
+    source: Source, overrides: Mapping[str, Any] | None, more: Mapping[str, Any], dry: bool
+) -> Setup:
     from fedsim.running.build import prepare  # loads torch
 
-    experiment = _load(source, {**(overrides or {}), **_dotted(more)})
-    prepare(experiment, dry=timing_only)
-    return experiment
+    return prepare(_load(source, {**(overrides or {}), **_dotted(more)}), dry)
 
 
 def remarks(experiment: Experiment) -> list[str]:

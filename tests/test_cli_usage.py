@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import subprocess
 import sys
@@ -376,18 +377,27 @@ def test_a_mistake_in_the_second_file_comes_before_the_first_run(folder):
 
 
 def test_checking_a_good_file(folder):
-    assert call("check", "tiny.yaml", "--set", "name=other") == (0, "tiny.yaml: other is fine\n", "")
+    code, text, errors = call("check", "tiny.yaml", "--set", "name=other", "--set", "compute.workers=2")
+    first, engine, memory = text.splitlines()
+    assert (code, first, errors) == (0, "tiny.yaml: other is fine", "")
+    why = "the model is a chain of plain layers, whose gradients are written out"
+    assert engine == f"engine: closed, up to 2 processes; {why}"
+    assert re.fullmatch(r"memory: [0-9.]+ MB for the data and one model of each client", memory)
+    _, text, _ = call("check", "tiny.yaml", "--timing-only")
+    assert text.splitlines()[1:] == ["engine: none, for a timing-only run trains nothing"]
 
 
 def test_a_check_tells_what_threads_may_cost(folder):
     _, said, _ = call("check", "tiny.yaml", "--set", "compute.threads=2")
-    first, note = said.splitlines()
+    first, *_, note = said.splitlines()
     assert first.endswith(" is fine")
     assert note.startswith("note: --set compute.threads=2: compute.threads: 2: more ")
     assert note.endswith("compare the time of a short run with threads: 1")
     cores = len(os.sched_getaffinity(0)) + 1
     _, said, _ = call("check", "tiny.yaml", "--set", f"compute.threads={cores}")
     assert f"more threads than the {cores - 1} core(s) on this machine" in said
+    _, said, _ = call("check", "tiny.yaml", "--set", f"compute.workers={cores}")
+    assert f"compute.workers: {cores}: more processes than the {cores - 1} core(s) on this machine; " in said
 
 
 def test_a_run_shows_lines_and_ends_with_a_table_and_its_folder(folder):

@@ -73,7 +73,7 @@ def experiment(given: argparse.Namespace) -> dict[str, Any]:
         "network": {"latency_ms": 20, "up_mbps": 10, "down_mbps": 10},
         "stop": {"rounds": given.rounds},
         "evaluate": {"every": 10**6, "nodes": 1e-6},  # one node, at the start
-        "compute": {"engine": "stacked", "slots": given.nodes, "device": given.device},
+        "compute": {"engine": "stacked", "slots": given.nodes, "device": given.device, "workers": 1},
         "record": {"events": False, "report": False},
     }
 
@@ -82,8 +82,8 @@ def simulated(setup: Setup) -> tuple[float, int, torch.Tensor]:
     """Return the seconds of a run, how many stacks it trained, and the nodes' final weights [n, P]."""
     engine, stacks = setup.learner.engine, []
     assert isinstance(engine, Stacked)
-    whole = engine._stack
-    engine._stack = lambda jobs: (stacks.append(len(jobs)), whole(jobs))[1]  # type: ignore[method-assign]
+    whole = engine.stack
+    engine.stack = lambda jobs: (stacks.append(len(jobs)), whole(jobs))[1]  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as out, Record(Path(out)) as record:
         observer = Observer(setup.experiment, setup.learner, setup.world, record)
         began = time.perf_counter()

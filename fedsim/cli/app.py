@@ -107,14 +107,17 @@ def run(
 
 
 @app.command()
-def check(file: File, settings: Settings = None) -> None:
-    """Check an experiment file without running it."""
+def check(
+    file: File,
+    settings: Settings = None,
+    timing_only: Annotated[
+        bool, typer.Option("--timing-only", help="Check it for a run that only keeps time.")
+    ] = False,
+) -> None:
+    """Check an experiment file without running it, and say what a run would use."""
     with show.explained():
-        overrides = show.overrides_of(settings)
-        experiment = api.check(file, overrides)
-        typer.echo(f"{file}: {experiment.name} is fine")
-        for line in api.remarks(experiment):
-            typer.echo(f"note: {line}")
+        lines = api.outline(file, show.overrides_of(settings), timing_only=timing_only)
+        typer.echo(f"{file}: " + "\n".join(lines))
 
 
 @app.command("list")

@@ -64,7 +64,7 @@ def build(experiment: Experiment, dry: bool = False) -> tuple[Learner, Dataset, 
     engine = shared(engine, settings.workers)
     seed, chunk = experiment.seed, experiment.evaluate.batch_size
     return (
-        Learner(engine, cast[2], cast[3], seed, chunk, dry, optimum=_optimum(dataset, task)),
+        Learner(engine, cast[2], cast[3], seed, chunk, dry, optimum=_optimum(dataset, task), why=reason),
         dataset,
         owned,
     )

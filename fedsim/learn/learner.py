@@ -47,6 +47,7 @@ class Learner:
         drop: a local update that fails gives a :class:`Failed`, instead of stopping the run.
         assumed: numbers that can be read all the same, by name; None has none.
         optimum: the best weights [P], where the data have a known one.
+        why: the reason for this engine.
     """
 
     engine: Engine
@@ -58,6 +59,18 @@ class Learner:
     drop: bool = False
     assumed: Mapping[str, float] | None = None
     optimum: Tensor | None = None
+    why: str = ""
+
+    def outline(self) -> list[str]:
+        """Return what trains and what it takes, one line each."""
+        if self.dry:
+            return ["engine: none, for a timing-only run trains nothing"]
+        count = self.engine.count
+        used = f"up to {count} processes" if count > 1 else "one process"
+        return [
+            f"engine: {self.engine.name}, {used}; {self.why}",
+            f"memory: {self.nbytes / 1e6:.3g} MB for the data and one model of each client",
+        ]
 
     @property
     def initial(self) -> Deferred:

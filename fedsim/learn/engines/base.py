@@ -89,9 +89,11 @@ class Engine(ABC):
 
     Attributes:
         grain: so many jobs are best done together.
+        count: so many processes share the work at most.
     """
 
     grain: int = 1
+    count: int = 1
 
     def __init__(self, task: Task, data: Shard) -> None:
         self.task, self.data = task, data
