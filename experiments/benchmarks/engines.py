@@ -1,6 +1,7 @@
-"""How much faster (or slower) the stacked engine is than the sequential one, on this machine.
+"""How much faster (or slower) each engine is than the sequential one, on this machine.
 
-Each model trains a cohort of 10 clients with both engines in turn; the ratio of the medians is printed.
+Each model trains a cohort of 10 clients with all engines in turn, in this process alone; medians are printed, and their
+ratios to the sequential engine's.
 ``--json`` prints one JSON object as the last line.
 """
 
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fedsim.learn.engines import Engine, Sequential, Shard, Stacked, TrainJob
+from fedsim.learn.engines import Closed, Engine, Lean, Sequential, Shard, Stacked, TrainJob
 from fedsim.learn.local import LocalSGD
 from fedsim.learn.models.builtin import build, lenet5, mlp, softmax
 from fedsim.learn.task import Task
@@ -38,15 +39,19 @@ def main() -> None:
     torch.set_num_threads(1)
     results = {}
     for name, (make, shape) in CASES.items():
-        slow, fast = measure(make, shape, given)
-        results[name] = {"sequential_s": slow, "stacked_s": fast, "speedup": slow / fast}
-        print(f"{name:8} sequential {slow:.4f} s, stacked {fast:.4f} s, speed-up {slow / fast:.2f}")
+        times = measure(make, shape, given)
+        reference = times["sequential"]
+        results[name] = {
+            engine: {"seconds": took, "speedup": reference / took} for engine, took in times.items()
+        }
+        said = ", ".join(f"{engine} {took:.4f} s ({reference / took:.2f})" for engine, took in times.items())
+        print(f"{name:8} {said}")
     if given.json:
         print(json.dumps({"clients": given.clients, "device": given.device, "results": results}))
 
 
-def measure(make: Any, shape: tuple[int, ...], given: argparse.Namespace) -> tuple[float, float]:
-    """Return the median seconds of a cohort's training with the sequential and with the stacked engine."""
+def measure(make: Any, shape: tuple[int, ...], given: argparse.Namespace) -> dict[str, float]:
+    """Return the median seconds of a cohort's training with each engine."""
     rng = stream(0, "bench")
     x = torch.from_numpy(rng.standard_normal((given.clients * 80, *shape))).float().to(given.device)
     y = torch.from_numpy(rng.integers(0, 10, len(x))).to(given.device)
@@ -57,14 +62,15 @@ def measure(make: Any, shape: tuple[int, ...], given: argparse.Namespace) -> tup
         TrainJob(update, i, update.batches(80, rng), {"arrays": task.initial}) for i in range(given.clients)
     ]
     data = Shard(x, y, owned)
-    engines: list[Engine] = [Sequential(task, data), Stacked(task, data, given.clients)]
-    times: list[list[float]] = [[], []]
+    engines = {one.name: one for one in (Sequential(task, data), Lean(task, data), Closed(task, data))}
+    engines["stacked"] = Stacked(task, data, given.clients)
+    times: dict[str, list[float]] = {name: [] for name in engines}
     for repeat in range(given.repeats + 1):
-        for engine, seconds in zip(engines, times, strict=True):
-            seconds.append(timed(engine, jobs, given.device))
-        if repeat == 0:  # the first one warms up
-            times = [[], []]
-    return statistics.median(times[0]), statistics.median(times[1])
+        for name, engine in engines.items():
+            seconds = timed(engine, jobs, given.device)
+            if repeat:  # the first one warms up
+                times[name].append(seconds)
+    return {name: statistics.median(some) for name, some in times.items()}
 
 
 def timed(engine: Engine, jobs: list[TrainJob], device: str) -> float:
