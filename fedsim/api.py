@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsim import parts as _parts
-from fedsim.errors import BadValue, RunError
+from fedsim.errors import BadValue, ConfigError, Problem, RunError
 from fedsim.machine import remark_on_threads, remark_on_workers
 from fedsim.record.reports import report
 from fedsim.record.result import Result
@@ -16,11 +16,29 @@ from fedsim.running.folder import make_folder
 from fedsim.running.progress import Progress
 from fedsim.spec.experiment import Experiment
 from fedsim.spec.experiment import load as _load
+from fedsim.study import file as studies
+from fedsim.study import results as tables
+from fedsim.study import sweep as sweeps
+from fedsim.study.results import results
+from fedsim.study.sweep import Outcome, Told
 
 if TYPE_CHECKING:
     from fedsim.running.build import Setup
+    from fedsim.study.page import Shown
 
-__all__ = ["Progress", "Result", "check", "load", "outline", "parts", "remarks", "report", "run"]
+__all__ = [
+    "Outcome",
+    "Progress",
+    "Result",
+    "check",
+    "compare",
+    "load",
+    "outline",
+    "parts",
+    "remarks",
+    "report",
+]
+__all__ += ["results", "run", "sweep"]
 
 Source = str | Path | Mapping[str, Any]
 
@@ -130,7 +148,7 @@ def run(
     began = clock()
     experiment = _load(source, {**(overrides or {}), **_dotted(more)})
     from fedsim.running import build, garbage, threads  # they load torch
-    from fedsim.running import run as runs  # so does this
+    from fedsim.running import run as runs
 
     with threads.limited(experiment.compute.threads):
         setup = build.prepare(experiment, dry=timing_only)
@@ -145,6 +163,87 @@ def run(
         finally:
             setup.learner.engine.close()
             garbage.leave(setup.learner.nbytes)
+
+
+def sweep(
+    source: Source,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    out: str | Path = "runs",
+    jobs: int = 1,
+    only: Mapping[str, Any] | None = None,
+    retry: bool = False,
+    told: Told | None = None,
+) -> list[Outcome]:
+    """Run all of a study that has not been run yet.
+
+    Args:
+        source: a study file, or the same content as a dictionary; see :class:`fedsim.study.file.Study`.
+        overrides: values of the experiment by dotted key, for all runs.
+        out: the folder in which the study gets a folder of its own.
+        jobs: how many run at a time, each in a process of its own; with more than one, a script that calls this needs
+            ``if __name__ == "__main__":``, as with any pool of processes.
+        only: run those alone that have these settings.
+        retry: run again what failed before.
+        told: called with each outcome, how many there are by then, and how many there will be.
+
+    Returns:
+        What became of each run; those that fail do not stop the others.
+
+    Raises:
+        ConfigError: for a mistake in the study, before anything has run.
+
+    >>> import tempfile
+    >>> base = {
+    ...     "data": {"clients": 4}, "model": "softmax", "stop": {"rounds": 1}, "record": {"report": False},
+    ...     "strategy": {"name": "fedavg", "fraction_evaluate": 0.0},
+    ... }
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     [(one.status, one.new) for one in sweep({"base": base, "vary": {"seed": [1, 2]}}, out=folder)]
+    ...     sorted(results(folder)["seed"].unique().tolist())
+    [('done', True), ('done', True)]
+    [1, 2]
+    """
+    if jobs < 1:
+        raise ConfigError([Problem("jobs", jobs, "must be at least 1")])
+    plan = studies.load(source, overrides)
+    return sweeps.sweep(plan, run, Path(out), jobs=jobs, only=only, retry=retry, told=told)
+
+
+def compare(
+    *runs: str | Path,
+    by: str | None = None,
+    metric: str | None = None,
+    target: float | None = None,
+    x: Sequence[str] | None = None,
+    baseline: str | None = None,
+) -> Shown:
+    """Compare the finished runs of a study, or of any folders.
+
+    What is not given is taken from the study, if a single folder is one.
+
+    Args:
+        runs: folders of studies or runs.
+        by: the setting whose values are compared; all else is averaged over.
+        metric: what is measured; None takes what the study says, or else the accuracy.
+        target: the value of it to reach.
+        x: the costs that count: rounds, sim_time, bytes, gradients, energy.
+        baseline: the value that the others are compared with.
+
+    Returns:
+        The comparison: ``rows()`` has its numbers, ``plot()`` its figure, and a notebook shows it.
+
+    Raises:
+        ConfigError: if the runs cannot be compared so.
+    """
+    from fedsim.study.page import shown  # loads scipy and matplotlib, which take long
+
+    said = sweeps.wishes(Path(runs[0])) if len(runs) == 1 else studies.Compare()
+    if target is None and metric is None and said.target:
+        metric, target = next(iter(said.target.items()))
+    found = tables.runs(*runs)
+    by = by or (said.by if said.by in found[0].settings else next(iter(found[0].settings)))
+    return shown(found, by, metric, target, x or said.x, baseline or said.baseline)
 
 
 def parts(kind: str) -> list[tuple[str, str]]:

@@ -36,8 +36,9 @@ LOWER["record"] = {"ground", "spec"}
 LOWER["methods"] = {"ground", "spec", "world", "learn"}
 LOWER["running"] = LOWER["methods"] | {"methods", "record"}
 LOWER["flower"] = LOWER["running"] | {"running"}
-LOWER["api"] = LOWER["running"] | {"running"}
-LOWER["cli"] = LOWER["flower"] | {"flower", "api"}
+LOWER["study"] = {"ground", "spec", "record"}
+LOWER["api"] = LOWER["running"] | {"running", "study"}
+LOWER["cli"] = LOWER["flower"] | {"flower", "study", "api"}
 LOWER["topologies"] = {"ground", "spec", "world"}
 LOWER["strategies"] = {"ground", "spec", "world", "learn", "methods", "topologies", "flower.face"}
 """Which rooms each room may import besides itself."""
@@ -50,6 +51,7 @@ NEVER = {
     "methods": {"flwr"},
     "record": {"torch", "simpy", "flwr"},
     "running": {"flwr"},
+    "study": {"torch", "simpy", "flwr", "networkx"},
     "api": HEAVY,
     "cli": {"flwr"},
     "topologies": {"torch", "simpy", "flwr"},
@@ -136,6 +138,8 @@ def test_imports_go_one_way() -> None:
         ("fedsim.methods.peer", "from fedsim.running.peers import PeerRun"),
         ("fedsim.running.build", "from fedsim.flower.simulate.build import maker"),
         ("fedsim.running.run", "import flwr"),
+        ("fedsim.study.sweep", "from fedsim.api import run"),
+        ("fedsim.study.results", "import torch"),
         ("fedsim.flower.face", "from fedsim.api import run"),
         ("fedsim.flower.compat", "import fedsim.cli.app"),
         ("fedsim.api", "import torch"),

@@ -17,6 +17,7 @@ import typer
 from fedsim import api
 from fedsim.cli import flower as flowercli
 from fedsim.cli import output, show
+from fedsim.cli import study as studycli
 from fedsim.cli import trace as tracecli
 from fedsim.errors import ConfigError, Problem, did_you_mean
 from fedsim.version import __version__
@@ -33,6 +34,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.command()(studycli.sweep)
+app.command()(studycli.compare)
 app.add_typer(tracecli.app, name="trace")
 app.add_typer(flowercli.app, name="flower")
 

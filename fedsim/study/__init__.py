@@ -1,0 +1,1 @@
+"""Studies: many runs of one experiment that differ in what is written down, and what they say together."""

@@ -1,0 +1,276 @@
+"""A study file: an experiment, what varies, and what is compared."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+
+from fedsim.errors import BadValue, ConfigError, Problem, did_you_mean
+from fedsim.ranges import Number, Seed
+from fedsim.spec.blocks import Block
+from fedsim.spec.experiment import Experiment
+from fedsim.spec.experiment import load as load_experiment
+from fedsim.spec.explain import explain, locate
+from fedsim.spec.yamlfile import Document, read, write
+
+METHOD, ZIP = "method", "zip"
+Settings = dict[str, Any]
+
+Axis = Literal["rounds", "sim_time", "bytes", "gradients", "energy"]
+
+
+class Compare(Block):
+    """What is compared, unless the command says something else."""
+
+    by: str = Field(
+        default=METHOD, description="the setting whose values are compared; everything else is averaged over"
+    )
+    baseline: str | None = Field(default=None, description="the value that the others are compared with")
+    target: dict[str, Number] = Field(
+        default_factory=dict, description="a metric, and the value that is to be reached"
+    )
+    x: list[Axis] = Field(default=["rounds", "sim_time", "bytes"], description="the costs that count")
+
+
+class Study(Block):
+    """A whole study; :func:`load` makes one."""
+
+    name: str = Field(
+        description="the name of the study's folder; by default the file's name without its ending"
+    )
+    base: str | dict[str, Any] = Field(
+        description="the experiment: a path, seen from this file, or the experiment itself"
+    )
+    methods: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="what is compared, by name: for each the dotted keys that it changes. A strategy that says nothing "
+        "of local training keeps the experiment's",
+    )
+    vary: dict[str, Any] = Field(
+        default_factory=dict,
+        description="dotted keys with lists of values, each combined with each; below zip, lists that go in step",
+    )
+    tune: dict[str, list[Any]] = Field(
+        default_factory=dict,
+        description="dotted keys with lists of values, of which each method gets the best, found with the tuning seed",
+    )
+    tune_seed: Seed = Field(
+        default=0, description="the seed that is tuned with; it is none of those that are compared"
+    )
+    compare: Compare = Field(default_factory=Compare, description="what is compared")
+
+    @field_validator("vary")
+    @classmethod
+    def _lists(cls, vary: dict[str, Any]) -> dict[str, Any]:
+        for key, values in _axes(vary):
+            if not isinstance(values, list):
+                raise BadValue(key, values, "must be a list of values")
+            if not values:
+                raise BadValue(key, values, "is empty, so that there is nothing to run")
+        lengths = {key: len(values) for key, values in vary.get(ZIP, {}).items()}
+        if len(set(lengths.values())) > 1:
+            raise BadValue(ZIP, vary[ZIP], f"its lists go in step, and have different lengths: {lengths}")
+        return vary
+
+
+def _axes(vary: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    zipped = vary.get(ZIP, {})
+    if not isinstance(zipped, dict):
+        raise BadValue(ZIP, zipped, "must be keys with lists of values")
+    yield from ((key, values) for key, values in vary.items() if key != ZIP)
+    yield from zipped.items()
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a study.
+
+    Args:
+        settings: what sets it apart, by dotted key; a method by its name.
+        changes: the values of the experiment that it replaces, by dotted key.
+    """
+
+    settings: Settings
+    changes: Settings
+
+    @property
+    def label(self) -> str:
+        """Return its settings in one line.
+
+        >>> Point({"method": "FedAvg", "seed": 1}, {}).label
+        'method=FedAvg, seed=1'
+        """
+        return ", ".join(f"{key}={_short(value)}" for key, value in self.settings.items())
+
+
+def _short(value: Any) -> str:
+    return str(value.get("name", value)) if isinstance(value, dict) else str(value)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study as it was read.
+
+    Args:
+        study: what it says.
+        source: the experiment: a file, or its content.
+        document: where everything was written.
+        data: the experiment's own content, before anything is changed.
+        more: values that the command line replaces, by dotted key.
+    """
+
+    study: Study
+    source: str | dict[str, Any]
+    document: Document
+    data: dict[str, Any]
+    more: Settings = field(default_factory=dict)
+
+    def points(self) -> list[Point]:
+        """Return the runs of the study, without those for tuning.
+
+        >>> base = {"data": {"clients": 4}, "strategy": "fedavg", "stop": {"rounds": 1}}
+        >>> vary = {"model": ["mlp", "softmax"], "zip": {"seed": [1, 2], "data.root": ["a", "b"]}}
+        >>> plan = load({"base": base, "vary": vary})
+        >>> [point.label for point in plan.points()][:3]
+        ['model=mlp, seed=1, data.root=a', 'model=mlp, seed=2, data.root=b', 'model=softmax, seed=1, data.root=a']
+        """
+        return [
+            self._point({**method, **settings}) for method in self._methods() for settings in self._grid()
+        ]
+
+    def trials(self) -> list[Point]:
+        """Return the runs that are tuned with: each method with each value to choose from."""
+        grid = [
+            dict(zip(self.study.tune, values, strict=True))
+            for values in itertools.product(*self.study.tune.values())
+        ]
+        seed = {"seed": self.study.tune_seed}
+        return [
+            self._point({**method, **values, **seed})
+            for method in self._methods()
+            for values in grid
+            if values
+        ]
+
+    def tuned(self, point: Point, values: Settings) -> Point:
+        """Return a run with the values that were the best for its method."""
+        return Point({**point.settings, **values}, {**point.changes, **values})
+
+    def experiment(self, point: Point) -> Experiment:
+        """Return the experiment of a run.
+
+        Raises:
+            ConfigError: for a mistake in it; it says which run it is of.
+        """
+        try:
+            return load_experiment(self.source, {**self.more, **point.changes})
+        except ConfigError as error:
+            at = f"{self.document.name}: {point.label}" if self.document.name else point.label
+            problems = [Problem(p.key, p.value, p.rule, p.hint, at) for p in error.problems]
+            raise ConfigError(problems) from error
+
+    def _methods(self) -> list[Settings]:
+        return [{METHOD: name} for name in self.study.methods] or [{}]
+
+    def _grid(self) -> list[Settings]:
+        vary = self.study.vary
+        single = [[{key: value} for value in values] for key, values in vary.items() if key != ZIP]
+        zipped = vary.get(ZIP, {})
+        steps = [dict(zip(zipped, values, strict=True)) for values in zip(*zipped.values(), strict=True)]
+        axes = [*single, steps] if steps else single
+        return [
+            {key: value for one in chosen for key, value in one.items()}
+            for chosen in itertools.product(*axes)
+        ]
+
+    def _point(self, settings: Settings) -> Point:
+        changes = dict(self.study.methods.get(settings.get(METHOD, ""), {}))
+        changes |= {key: value for key, value in settings.items() if key != METHOD}
+        if "strategy" in changes:
+            changes["strategy"] = self._with_local(changes["strategy"])
+        # A whole block first, so that what is said of its inside holds.
+        return Point(settings, dict(sorted(changes.items(), key=lambda item: item[0].count("."))))
+
+    def _with_local(self, strategy: Any) -> Any:
+        block = {"name": strategy} if isinstance(strategy, str) else strategy
+        own = self.data.get("strategy")
+        if not isinstance(block, dict) or "local" in block or not isinstance(own, dict) or "local" not in own:
+            return strategy
+        return {**block, "local": own["local"]}
+
+
+def load(source: str | Path | Mapping[str, Any], more: Mapping[str, Any] | None = None) -> Plan:
+    """Load a study.
+
+    Args:
+        source: a YAML file, or the same content as a mapping.
+        more: values of the experiment by dotted key, for all runs.
+
+    Raises:
+        ConfigError: with every mistake found, one line each.
+
+    >>> load({"base": "quickstart.yaml", "vary": {"seed": 3}})
+    Traceback (most recent call last):
+    fedsim.errors.ConfigError: vary.seed: 3: must be a list of values
+    """
+    document, stem = (
+        (Document(data=dict(source)), "study")
+        if isinstance(source, Mapping)
+        else (read(source), Path(source).stem)
+    )
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)
+    try:
+        study = Study.model_validate({"name": name, **document.data})
+    except ValidationError as error:
+        raise ConfigError(explain(Study, document, error)) from None
+    _check_keys(study, document)
+    folder = Path() if isinstance(source, Mapping) else Path(source).parent
+    if isinstance(study.base, dict):
+        beside = {} if isinstance(source, Mapping) else {"beside": str(folder.absolute())}
+        experiment: str | dict[str, Any] = {"name": study.name, **beside, **study.base}
+        return Plan(study, experiment, document, study.base, dict(more or {}))
+    path = os.path.relpath(folder / study.base) if not os.path.isabs(study.base) else study.base
+    return Plan(study, path, document, read(path).data, dict(more or {}))
+
+
+def _check_keys(study: Study, document: Document) -> None:
+    """Refuse settings that no experiment has, before anything runs."""
+    blocks = list(Experiment.model_fields)
+    groups: dict[tuple[str, ...], dict[str, Any]] = {
+        ("vary",): dict(_axes(study.vary)),
+        ("tune",): study.tune,
+    }
+    groups |= {("methods", name): changes for name, changes in study.methods.items()}
+    for group, keys in groups.items():
+        for key in keys:
+            block = key.partition(".")[0]
+            if block not in blocks:
+                hint = did_you_mean(block, blocks)
+                error = BadValue("", key, "is no key of an experiment", hint)
+                raise ConfigError([locate(Study, document, group, error)])
+    if study.tune and "seed" in study.vary and study.tune_seed in study.vary["seed"]:
+        rule = "is one of the seeds that are compared, which would favour what was tuned with it"
+        raise ConfigError([locate(Study, document, (), BadValue("tune_seed", study.tune_seed, rule))])
+    baseline = study.compare.baseline
+    if (
+        baseline is not None
+        and study.methods
+        and study.compare.by == METHOD
+        and baseline not in study.methods
+    ):
+        hint = did_you_mean(baseline, list(study.methods))
+        raise ConfigError(
+            [locate(Study, document, ("compare",), BadValue("baseline", baseline, "is no method", hint))]
+        )
+
+
+def dump(study: Study) -> str:
+    """Return a study as YAML with every default."""
+    return write(study.model_dump())

@@ -1,0 +1,298 @@
+"""The runs of a study, one after another or several at a time; what is done is not done again."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fedsim.errors import BadValue, ConfigError, FedsimError, Problem
+from fedsim.record.files import to_json, write_text
+from fedsim.spec.experiment import Experiment
+from fedsim.study.file import METHOD, Compare, Plan, Point, Settings, dump, load
+
+POINTS, STUDY = "points.json", "study.yaml"
+DONE, FAILED, WAITING = "done", "failed", "waiting"
+
+Run = Callable[..., Any]
+"""Runs an experiment: :func:`fedsim.run`, which is handed in, since this room lies below it."""
+
+
+@dataclass
+class Outcome:
+    """What became of one run of a study.
+
+    Args:
+        point: which run.
+        status: ``"done"``, ``"failed"`` or ``"waiting"``.
+        folder: the run's folder, or None.
+        reason: why it failed, in one line.
+        new: whether it has run just now, and was not there already.
+        summary: the run's final numbers.
+    """
+
+    point: Point
+    status: str = WAITING
+    folder: Path | None = None
+    reason: str = ""
+    new: bool = False
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+Told = Callable[[Outcome, int, int], None]
+"""Called with each outcome, how many there are by then, and how many there will be."""
+
+
+def sweep(
+    plan: Plan,
+    run: Run,
+    out: Path,
+    *,
+    jobs: int = 1,
+    only: Mapping[str, Any] | None = None,
+    retry: bool = False,
+    told: Told | None = None,
+) -> list[Outcome]:
+    """Run all of a study that has not been run.
+
+    Args:
+        plan: the study.
+        run: :func:`fedsim.run`.
+        out: the folder in which the study gets a folder of its own, with one for each run.
+        jobs: how many run at a time, each in a process of its own if there are several.
+        only: run those alone that have these settings.
+        retry: run again what failed before.
+        told: hears of each outcome.
+
+    Returns:
+        The outcomes in the order of the study, also those of earlier calls.
+
+    Raises:
+        ConfigError: if the study cannot be run at all, or somebody else is at it.
+    """
+    folder = out / plan.study.name
+    with _alone(folder):
+        write_text(folder / STUDY, dump(plan.study))
+        points = [point for point in plan.points() if _matches(point, only or {})]
+        if not points:
+            raise ConfigError(
+                [Problem("only", str(dict(only or {})), "no run of the study has these settings")]
+            )
+        best = _tune(plan, run, folder, jobs, retry, told)
+        points = [plan.tuned(point, best.get(point.settings.get(METHOD), {})) for point in points]
+        return _Sweep(plan, run, folder, retry, told).do(points, jobs)
+
+
+def _tune(
+    plan: Plan, run: Run, folder: Path, jobs: int, retry: bool, told: Told | None
+) -> dict[Any, Settings]:
+    """Return the values that were the best for each method."""
+    trials = plan.trials()
+    if not trials:
+        return {}
+    best: dict[Any, tuple[float, Settings]] = {}
+    for outcome in _Sweep(plan, run, folder / "tuning", retry, told).do(trials, jobs):
+        settings = outcome.point.settings
+        score = _score(outcome)
+        method = settings.get(METHOD)
+        if score is not None and (method not in best or score > best[method][0]):
+            best[method] = score, {key: settings[key] for key in plan.study.tune}
+    missing = [name for name in plan.study.methods if name not in best]
+    if missing or not best:
+        reason = (
+            f"no run of {', '.join(missing) or 'the study'} came to an end, so that nothing could be chosen"
+        )
+        raise ConfigError([Problem("tune", str(dict(plan.study.tune)), reason)])
+    chosen = {method: values for method, (_, values) in best.items()}
+    write_text(folder / "tuned.json", to_json({str(k): v for k, v in chosen.items()}, indent=2) + "\n")
+    return chosen
+
+
+def _score(outcome: Outcome) -> float | None:
+    """Return how good a run was: its accuracy at the end, or else its loss with the sign turned."""
+    accuracy, loss = (outcome.summary.get(name) for name in ("accuracy", "loss"))
+    if accuracy is not None:
+        return float(accuracy)
+    return None if loss is None else -float(loss)
+
+
+class _Sweep:
+    def __init__(self, plan: Plan, run: Run, folder: Path, retry: bool, told: Told | None) -> None:
+        self.plan, self.run, self.folder, self.retry, self.told = plan, run, folder, retry, told
+        self.before = _earlier(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def do(self, points: Sequence[Point], jobs: int) -> list[Outcome]:
+        """Do what has not been done."""
+        outcomes = [self._start(point) for point in points]
+        ends = self._in_turn(outcomes) if jobs == 1 else self._at_once(outcomes, jobs)
+        for count, outcome in enumerate(ends, 1):
+            self._write(outcomes)
+            if self.told is not None:
+                self.told(outcome, count, len(outcomes))
+        return outcomes
+
+    def _start(self, point: Point) -> Outcome:
+        """Return what is known of a run: it is done, it failed before, its settings are refused, or it waits."""
+        outcome = Outcome(point)
+        try:
+            experiment = self.plan.experiment(point)
+        except ConfigError as error:
+            outcome.status, outcome.reason = FAILED, str(error).splitlines()[0]
+            return outcome
+        found = finished(self.folder, experiment)
+        if found is not None:
+            outcome.status, outcome.folder = DONE, found
+            outcome.summary = json.loads((found / "summary.json").read_text(encoding="utf-8"))
+        elif not self.retry and (reason := self.before.get(point.label)):
+            outcome.status, outcome.reason = FAILED, reason
+        return outcome
+
+    def _in_turn(self, outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
+        for outcome in outcomes:
+            if outcome.status == WAITING:
+                self._take(outcome, functools.partial(_run, *self._given(outcome.point)))
+            yield outcome
+
+    def _at_once(self, outcomes: Sequence[Outcome], jobs: int) -> Iterator[Outcome]:
+        yield from (outcome for outcome in outcomes if outcome.status != WAITING)
+        left = [outcome for outcome in outcomes if outcome.status == WAITING]
+        while left:
+            with _pool(min(jobs, len(left))) as pool:
+                futures = {pool.submit(_run, *self._given(outcome.point)): outcome for outcome in left}
+                broken: list[Outcome] = []
+                for future in _completed(futures):
+                    outcome = futures[future]
+                    if isinstance(future.exception(), BrokenProcessPool):
+                        broken.append(outcome)
+                        continue
+                    self._take(outcome, future.result)
+                    yield outcome
+            # A process that dies takes the others' runs with it; which one it was is seen when each runs alone.
+            left = broken[1:] if len(broken) > jobs else []
+            for outcome in broken[: 1 if left else None]:
+                yield self._by_itself(outcome)
+
+    def _by_itself(self, outcome: Outcome) -> Outcome:
+        with _pool(1) as pool:
+            self._take(outcome, pool.submit(_run, *self._given(outcome.point)).result)
+        return outcome
+
+    def _given(self, point: Point) -> tuple[Any, ...]:
+        return self.run, self.plan.source, {**self.plan.more, **point.changes}, str(self.folder)
+
+    def _take(self, outcome: Outcome, result: Callable[[], tuple[str, dict[str, Any]]]) -> None:
+        outcome.new = True
+        try:
+            path, outcome.summary = result()
+            outcome.status, outcome.folder = DONE, Path(path)
+        except BrokenProcessPool:
+            outcome.status, outcome.reason = (
+                FAILED,
+                "its process ended before the run did (killed, or out of memory)",
+            )
+        except FedsimError as error:
+            outcome.status, outcome.reason = FAILED, str(error).splitlines()[0]
+
+    def _write(self, outcomes: Iterable[Outcome]) -> None:
+        """Write down what has become of each run, so that the study can be read, and gone on with, at any time."""
+        rows = [
+            {
+                "settings": outcome.point.settings,
+                "status": outcome.status,
+                "folder": outcome.folder.name if outcome.folder else None,
+                "reason": outcome.reason or None,
+            }
+            for outcome in outcomes
+        ]
+        write_text(self.folder / POINTS, to_json(rows, indent=2) + "\n", lasting=False)
+
+
+def wishes(folder: Path) -> Compare:
+    """Return what the study in a folder says of comparing; nothing if there is none."""
+    file = folder / STUDY
+    return load(file).study.compare if file.exists() else Compare()
+
+
+def finished(out: Path, experiment: Experiment) -> Path | None:
+    """Return the folder of a run of this very experiment that has come to its end, or None."""
+    digest = experiment.digest()
+    for summary in sorted(out.glob(f"{experiment.name}-{digest[:8]}*/summary.json")):
+        if not summary.parent.name.endswith("-timing"):
+            return summary.parent
+    return None
+
+
+def _earlier(folder: Path) -> dict[str, str]:
+    """Return the reasons of the runs that failed before, by their labels."""
+    file = folder / POINTS
+    if not file.exists():
+        return {}
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    return {Point(row["settings"], {}).label: row["reason"] for row in rows if row["status"] == FAILED}
+
+
+def _matches(point: Point, only: Mapping[str, Any]) -> bool:
+    return all(str(point.settings.get(key)) == str(value) for key, value in only.items())
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep others out of a study's folder meanwhile."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise ConfigError(
+            [Problem("out", str(folder), "somebody else is running this study there")]
+        ) from None
+    except OSError as error:
+        raise ConfigError([Problem("out", str(folder), f"cannot be written ({error.strerror})")]) from error
+
+
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(jobs, get_context("spawn"), _prepare)
+
+
+def _prepare() -> None:
+    """Make a process ready: the runs share the cores already."""
+    os.environ.setdefault("FEDSIM_WORKERS", "1")
+
+
+def _run(run: Run, source: Any, changes: Settings, out: str) -> tuple[str, dict[str, Any]]:
+    """Run an experiment, and return what is left of it in a form that can be sent."""
+    result = run(source, overrides=changes, out=out)
+    return str(result.path), result.summary
+
+
+def _completed(futures: Iterable[Future[Any]]) -> Iterator[Future[Any]]:
+    left = set(futures)
+    while left:
+        done, left = wait(left, return_when=FIRST_COMPLETED)
+        yield from done
+
+
+def only_of(texts: Iterable[str]) -> Settings:
+    """Return what ``--only KEY=VALUE`` says.
+
+    Raises:
+        BadValue: for what is not KEY=VALUE.
+    """
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise BadValue("--only", text, "must be KEY=VALUE")
+        found[key] = value
+    return found
