@@ -81,6 +81,12 @@ class Engine(ABC):
     def __init__(self, task: Task, data: Shard) -> None:
         self.task, self.data = task, data
 
+    @property
+    def arithmetic(self) -> object:
+        """What the last bits of a result depend on besides the job and the model: settings of its own, and sizes."""
+        settings = {name: one for name, one in vars(self).items() if isinstance(one, str | int | float | bool)}
+        return settings, self.data.sizes
+
     @abstractmethod
     def train(self, jobs: Sequence[TrainJob]) -> list[State]:
         """Do jobs that have one update in common, and return what each client sends back and keeps."""
