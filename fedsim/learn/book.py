@@ -57,11 +57,13 @@ class Past:
 
     Args:
         made: how many values had been made.
+        round: the latest round that had ended.
         values: those that were alive and there, by identity.
         pending: the identities of those that were alive and still to be computed.
     """
 
     made: int
+    round: int
     values: Mapping[bytes, Any]
     pending: Container[bytes]
 
@@ -77,10 +79,11 @@ class Book:
     Attributes:
         alive: the values that somebody holds.
         made: how many there have been; what is made to measure does not count.
+        round: the latest round that has ended.
         write: takes key and numbers of everything that is read for the first time.
         pause: called between two batches of a long computation.
         unnamed: the first part that could not be named, and why; or nothing.
-        counts: how many local updates were computed, and how many were taken from the store.
+        lenient: whether measurements that were not made before may be missing in a repetition.
     """
 
     def __init__(
@@ -90,18 +93,20 @@ class Book:
         store: Store | None = None,
     ) -> None:
         self.alive: WeakSet[Value] = WeakSet()
-        self.made = 0
+        self.made, self.round = 0, -1
         self.journal = {} if journal is None else journal
         self.past, self.store = past, store
-        self.write: Callable[[str, Numbers], None] = lambda key, numbers: None
+        self.write: Callable[[str, Numbers], None] = lambda *_: None
         self.pause: Callable[[], None] = lambda: None
         self.unnamed = ""
+        self.lenient = False
         self._counts = True
 
     @property
     def repeats(self) -> bool:
         """Whether everything so far has happened before."""
-        return self.past is not None and self.made < self.past.made
+        past = self.past
+        return past is not None and (self.made, self.round) < (past.made, past.round)
 
     def take(self, value: Value) -> None:
         """Take note of a value that has just been made, and let it be what it was."""
@@ -128,7 +133,9 @@ class Book:
             return identity(*parts)
         except Exception as error:  # what is named may be anybody's, and break while it is asked
             if not self.unnamed:
-                self.unnamed = str(error) if isinstance(error, Unnamed) else f"{type(error).__name__}: {error}"
+                self.unnamed = (
+                    str(error) if isinstance(error, Unnamed) else f"{type(error).__name__}: {error}"
+                )
                 log.info("no other run can use what this one computes: %s", self.unnamed)
             return identity("unnamed", self.made)
 

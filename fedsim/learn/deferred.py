@@ -201,7 +201,7 @@ class Deferred:
         return Deferred(_Divide(divisor), {"of": self})
 
 
-def noted(values: Sequence[Deferred], name: str, make: Callable[[], Numbers]) -> Numbers:
+def noted(values: Sequence[Deferred], name: str, make: Callable[[], Numbers]) -> Any:
     """Return numbers that are made of values, and keep them; where the values are gone, return what was kept.
 
     Args:

@@ -1,7 +1,7 @@
 """What something is, as 32 bytes that follow from its content: equal here, tomorrow, and on another machine.
 
 Numbers, texts, tensors and containers of them are named by what is in them; an object by its class and its attributes;
-a class or a function by its module and, where that is neither ours nor a library's, by the source of the module. Whoever
+a class or a function by its module and, where that is neither ours nor a library's, by the module's source. Whoever
 wants to be named by less than all of its attributes has a method ``named_by`` that returns what counts.
 """
 
@@ -140,7 +140,9 @@ def _array(value: Any, above: Above) -> bytes:
 
 def _module(value: nn.Module, above: Above) -> bytes:
     """Name a model by its classes and all that it holds, whatever mode it is in."""
-    held = {name: one for name, one in vars(value).items() if name != "training" and not _is_unused(name, one)}
+    held = {
+        name: one for name, one in vars(value).items() if name != "training" and not _is_unused(name, one)
+    }
     return _framed(b"M", _class_once(type(value)), _mapping(held, above))
 
 
@@ -162,7 +164,9 @@ def _function(value: Any, above: Above) -> bytes:
     held = []
     for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
         if isinstance(cell.cell_contents, CHANGES):
-            raise Unnamed(f"{own_name(value.__module__)}.{value.__qualname__}", f"closes over {name}, which can change")
+            raise Unnamed(
+                f"{own_name(value.__module__)}.{value.__qualname__}", f"closes over {name}, which can change"
+            )
         held.append(_encode(cell.cell_contents, above))
     defaults = _encode((value.__defaults__, value.__kwdefaults__), above)
     return _framed(b"F", *_home(value), defaults, *held)
@@ -173,7 +177,9 @@ def _method(value: types.MethodType, above: Above) -> bytes:
 
 
 def _partial(value: Any, above: Above) -> bytes:
-    return _framed(b"P", _encode(value.func, above), _encode(value.args, above), _encode(value.keywords, above))
+    return _framed(
+        b"P", _encode(value.func, above), _encode(value.args, above), _encode(value.keywords, above)
+    )
 
 
 def _object(value: Any, above: Above) -> bytes:
@@ -184,7 +190,9 @@ def _object(value: Any, above: Above) -> bytes:
     slots = [name for one in type(value).__mro__ for name in getattr(one, "__slots__", ())]
     if not hasattr(value, "__dict__") and not slots:
         raise Unnamed(f"a {type(value).__name__}", "cannot be looked into")
-    held = {name: getattr(value, name) for name in slots if not name.startswith("__") and hasattr(value, name)}
+    held = {
+        name: getattr(value, name) for name in slots if not name.startswith("__") and hasattr(value, name)
+    }
     held |= getattr(value, "__dict__", {})
     kept = {name: one for name, one in held.items() if not _is_derived(type(value), name)}
     return _framed(b"V", kind, _mapping(kept, above))
@@ -272,7 +280,7 @@ def _is_installed(file: str) -> bool:
 
 
 KINDS: list[tuple[Any, Callable[[Any, Above], bytes]]] = [
-    (Enum, lambda value, above: _framed(b"E", _class_once(type(value)), value.name.encode())),
+    (Enum, lambda value, _: _framed(b"E", _class_once(type(value)), value.name.encode())),
     (Tensor, _tensor),
     (np.ndarray | np.generic, _array),
     (nn.Module, _module),
@@ -286,7 +294,10 @@ KINDS: list[tuple[Any, Callable[[Any, Above], bytes]]] = [
     (types.BuiltinFunctionType, lambda value, _: _framed(b"F", *_home(value))),
     (functools.partial, _partial),
     (functools._lru_cache_wrapper, lambda value, above: _encode(value.__wrapped__, above)),
-    (types.ModuleType, lambda value, _: _framed(b"m", own_name(value.__name__).encode(), source(value.__name__))),
+    (
+        types.ModuleType,
+        lambda value, _: _framed(b"m", own_name(value.__name__).encode(), source(value.__name__)),
+    ),
     (PurePath, _plain(b"p")),
     (torch.dtype, _plain(b"d")),
     (torch.device, lambda value, _: _framed(b"v", value.type.encode())),

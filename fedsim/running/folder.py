@@ -23,13 +23,13 @@ def make_folder(out: Path, experiment: Experiment, timing_only: bool) -> Path:
             except FileExistsError:
                 number += 1
                 continue
-            write_text(path / "experiment.yaml", _dump(experiment))
+            write_text(path / "experiment.yaml", written(experiment))
             return path
     except OSError as error:
         raise ConfigError([Problem("out", str(out), f"cannot be written ({error.strerror})")]) from error
 
 
-def _dump(experiment: Experiment) -> str:
+def written(experiment: Experiment) -> str:
     """Return an experiment as YAML for the run's folder, from where it can start again: it says where its parts are."""
     folder = experiment.folder
     if folder is not None and place(folder).files():

@@ -84,7 +84,9 @@ class Engine(ABC):
     @property
     def arithmetic(self) -> object:
         """What the last bits of a result depend on besides the job and the model: settings of its own, and sizes."""
-        settings = {name: one for name, one in vars(self).items() if isinstance(one, str | int | float | bool)}
+        settings = {
+            name: one for name, one in vars(self).items() if isinstance(one, str | int | float | bool)
+        }
         return settings, self.data.sizes
 
     @abstractmethod
