@@ -17,12 +17,12 @@ from fedsim.learn.identity import FORMAT
 from fedsim.record.files import write_text
 from fedsim.record.result import Result
 from fedsim.record.rows import rows
-from fedsim.record.store import facts
+from fedsim.record.store import FILE, facts
 from fedsim.running import garbage, threads
 from fedsim.running.build import Setup, prepare
 from fedsim.running.checkpoint import Journal, Keeper, Saved, files, is_before, read
 from fedsim.running.ending import Ending
-from fedsim.running.folder import make_folder, written
+from fedsim.running.folder import is_timing, make_folder, written
 from fedsim.running.lock import locked
 from fedsim.running.progress import Progress
 from fedsim.running.run import ORIGIN, run_setup
@@ -51,10 +51,15 @@ def fresh(experiment: Experiment, out: Path, dry: bool, progress: Told, began: f
     with threads.limited(experiment.compute.threads):
         setup = prepare(experiment, dry)
         path = make_folder(out, experiment, dry)
-        with locked(path), _kept(path, experiment, began, setup) as ending:
-            rule = None if dry else experiment.record.checkpoint
-            keeper = Keeper(path, rule, setup.learner.book)
-            return run_setup(setup, ending, progress, keeper, origin_of(setup))
+        with locked(path):
+            return _begun(path, setup, progress, began)
+
+
+def _begun(path: Path, setup: Setup, progress: Told, began: float) -> Result:
+    experiment, learner = setup.experiment, setup.learner
+    keeper = Keeper(path, None if learner.dry else experiment.record.checkpoint, learner.book)
+    with _kept(path, experiment, began, setup) as ending:
+        return run_setup(setup, ending, progress, keeper, origin_of(setup))
 
 
 def again(run: Path, experiment: Experiment, progress: Told, began: float, longer: bool) -> Result:
@@ -72,6 +77,9 @@ def again(run: Path, experiment: Experiment, progress: Told, began: float, longe
     """
     with locked(run):
         origin = origin_in(run)
+        if origin is None:
+            with threads.limited(experiment.compute.threads):
+                return _begun(run, prepare(experiment, is_timing(run)), progress, began)
         check_same(run, origin, experiment)
         if (run / "summary.json").exists() and not longer:
             hint = "let it be longer with --extend rounds=+N"
@@ -153,15 +161,17 @@ def origin_of(setup: Setup) -> dict[str, Any]:
     return known
 
 
-def origin_in(run: Path) -> Mapping[str, Any]:
-    """Return what a run is known by.
+def origin_in(run: Path) -> Mapping[str, Any] | None:
+    """Return what a run is known by; None for one that was killed before anything happened.
 
     Raises:
         BadValue: if it was made by a version of fedsim that names what it computes in another way.
     """
+    if not (run / FILE).exists() or not (rows(run, "rounds") or facts(run)):
+        return None
     found = facts(run).get(ORIGIN)
     if not isinstance(found, dict) or not {"format", "version", "experiment", "timing_only"} <= found.keys():
-        raise BadValue("run", str(run), "holds no run that can go on")
+        raise BadValue("run", str(run), "was begun by a version of fedsim whose runs cannot be resumed")
     if found["format"] != FORMAT:
         rule = (
             f"was begun by fedsim {found['version']}, whose runs this version ({__version__}) cannot resume"

@@ -12,6 +12,8 @@ from typing import Any
 class Terminated(KeyboardInterrupt):
     """Somebody has sent SIGTERM."""
 
+    exit_code = 128 + signal.SIGTERM
+
 
 @contextmanager
 def terminable() -> Iterator[None]:
