@@ -32,6 +32,9 @@ from fedsim.running.updates import updates_of
 from fedsim.world.log import FAULTS, KINDS
 from fedsim.world.world import World
 
+IDENTITY = "identity"
+"""The fact that says what the final models are, as follows from all that has led to them."""
+
 ORIGIN = "origin"
 """The fact that says how a run began: its experiment, and what its results depend on."""
 
@@ -69,6 +72,7 @@ def run_setup(
             summary = summarise(setup, observer)
             if not setup.learner.dry:
                 summary["weights_hash"] = _save_weights(setup, observer, ending)
+                record.fact(IDENTITY, identity_of(observer))
         finally:
             with ending.tried(FILE):
                 _record_end(setup, record)
@@ -212,6 +216,11 @@ def costs(world: World) -> dict[str, Any]:
         "wasted_samples": totals["wasted"],
         **world.spent(),
     }
+
+
+def identity_of(observer: Observer) -> str:
+    """Return what the models of the latest round are, as 64 hexadecimal digits; no number of theirs is looked at."""
+    return observer.learner.book.name({node: model.identity for node, model in observer.models.items()}).hex()
 
 
 def _save_weights(setup: Setup, observer: Observer, ending: Ending) -> str:
