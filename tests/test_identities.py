@@ -83,7 +83,12 @@ def outcome(method: str, changes: dict[str, Any]) -> tuple[str, str, str]:
 def check(method: str, one: dict[str, Any], two: dict[str, Any]) -> None:
     """Compare two experiments."""
     (identity, weights, _), (other, others, _) = outcome(method, one), outcome(method, two)
-    assert (identity == other) == (weights == others), (one, two)
+    assert identity != other or weights == others, (one, two)
+    engines = "compute.engine" in {
+        **one,
+        **two,
+    }  # which may agree to the last bit, and have names of their own
+    assert identity == other or weights != others or engines, (one, two)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))

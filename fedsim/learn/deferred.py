@@ -95,6 +95,14 @@ class Deferred:
         return deferred
 
     @classmethod
+    def lifted(cls, value: Any, book: Book) -> Deferred:
+        """Return a value that foreign code has made, which is another one where that only repeats what it has done."""
+        deferred = cls.known(value, book)
+        deferred._identity = book.lift(lambda: identity(value))
+        book.take(deferred)
+        return deferred
+
+    @classmethod
     def phantom(cls, assumed: Mapping[str, float] | None = None) -> Deferred:
         """Return a value that will never be there; all that depends on it will not be there either.
 
@@ -113,6 +121,11 @@ class Deferred:
     def done(self) -> bool:
         """Whether the value is there."""
         return self._call is None and not self._phantom and self._value is not GONE
+
+    @property
+    def book(self) -> Book | None:
+        """What keeps count of it."""
+        return self._book
 
     @property
     def is_gone(self) -> bool:

@@ -118,7 +118,11 @@ class Keeper:
         """Take note of where the run happens."""
         self._world, self._record = world, record
         self.book.write = self._write
-        self.book.pause = self._pause
+        self.book.pause = self._pause_in_round
+
+    def stop(self) -> None:
+        """Save nothing more."""
+        self._broken = True
 
     def round_begins(self, round: int) -> None:
         """Take note of the events until the end of a round, before anything of it is measured.
@@ -157,7 +161,8 @@ class Keeper:
         try:
             yield
         except KeyboardInterrupt as stop:
-            self.save()
+            if self.state is None:
+                self.save()
             if self.saved_any:
                 stop.go_on = f"fedsim resume {self.folder}"  # type: ignore[attr-defined]
             raise
@@ -213,6 +218,10 @@ class Keeper:
     def _write(self, key: str, numbers: Numbers) -> None:
         assert self._record is not None  # the run has begun
         self._record.journal(key, self.journal.add(key, numbers))
+
+    def _pause_in_round(self) -> None:
+        if self.state is None:  # what a strategy holds in the middle of a round cannot be restored there
+            self._pause()
 
     def _pause(self) -> None:
         rule = self.rule
