@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fedsim import parts as _parts
-from fedsim.errors import BadValue, ConfigError, Problem, RunError
+from fedsim.errors import BadValue, ConfigError, Problem
 from fedsim.machine import remark_on_threads, remark_on_workers
 from fedsim.record.reports import report
 from fedsim.record.result import Result
-from fedsim.running.ending import Ending, clock
-from fedsim.running.folder import make_folder
+from fedsim.running.ending import clock
 from fedsim.running.progress import Progress
 from fedsim.spec.experiment import Experiment
 from fedsim.spec.experiment import load as _load
@@ -38,7 +38,7 @@ __all__ = [
     "remarks",
     "report",
 ]
-__all__ += ["results", "run", "sweep"]
+__all__ += ["results", "resume", "run", "sweep"]
 
 Source = str | Path | Mapping[str, Any]
 
@@ -89,9 +89,8 @@ def outline(
 def _prepared(
     source: Source, overrides: Mapping[str, Any] | None, more: Mapping[str, Any], dry: bool
 ) -> Setup:
-    from fedsim.running.build import prepare  # loads torch
-
-    return prepare(_load(source, {**(overrides or {}), **_dotted(more)}), dry)
+    setup: Setup = _begin().prepare(_load(source, {**(overrides or {}), **_dotted(more)}), dry)
+    return setup
 
 
 def remarks(experiment: Experiment) -> list[str]:
@@ -147,22 +146,66 @@ def run(
     """
     began = clock()
     experiment = _load(source, {**(overrides or {}), **_dotted(more)})
-    from fedsim.running import build, garbage, threads  # they load torch
-    from fedsim.running import run as runs
+    result: Result = _begin().fresh(experiment, Path(out), timing_only, progress, began)
+    return result
 
-    with threads.limited(experiment.compute.threads):
-        setup = build.prepare(experiment, dry=timing_only)
-        path = make_folder(Path(out), experiment, timing_only)
-        ending = Ending(path, experiment, began)
-        try:
-            return runs.run_setup(setup, ending, progress)
-        except (RunError, KeyboardInterrupt) as error:
-            error.run_path = path  # type: ignore[union-attr]
-            ending.add_to(error)
-            raise
-        finally:
-            setup.learner.engine.close()
-            garbage.leave(setup.learner.nbytes)
+
+def resume(
+    folder: str | Path,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    extend: Mapping[str, float] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Let a run go on that was stopped, killed, or has ended and is to be longer.
+
+    All that happened is repeated from the start without training; from the latest checkpoint on, the run goes on. It
+    ends as it would have ended without a break, bit for bit.
+
+    Args:
+        folder: the run's.
+        overrides: values by dotted key, of ``stop``, ``record`` and ``evaluate``.
+        extend: how much longer it is to be, such as ``{"rounds": 50}`` or ``{"sim_time_s": 600}``.
+        progress: called after every round.
+
+    Raises:
+        ConfigError: if the folder holds no run that can go on.
+        RunError: if the run breaks.
+
+    >>> import tempfile
+    >>> experiment = {
+    ...     "data": {"clients": 4}, "model": "softmax", "stop": {"rounds": 2}, "strategy": "dpsgd", "topology": "ring",
+    ...     "record": {"report": False},
+    ... }
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     first = run(experiment, out=out)
+    ...     resume(first.path, extend={"rounds": 3}).summary["rounds"]
+    5
+    """
+    began, file = clock(), Path(folder) / "experiment.yaml"
+    try:
+        if not file.is_file():
+            raise BadValue("run", str(folder), "holds no run: there is no experiment.yaml in it")
+        experiment = _load(file, overrides)
+        changes = {f"stop.{key}": _longer(experiment, key, more) for key, more in (extend or {}).items()}
+        experiment = _load(file, {**(overrides or {}), **changes})
+        result: Result = _begin().again(Path(folder), experiment, progress, began, bool(extend))
+    except BadValue as error:
+        raise ConfigError([Problem(error.key, error.value, error.rule, error.hint)]) from error
+    return result
+
+
+def _begin() -> ModuleType:
+    from fedsim.running import begin  # loads torch
+
+    return begin
+
+
+def _longer(experiment: Experiment, key: str, more: float) -> float:
+    now = getattr(experiment.stop, key, None)
+    if key not in ("rounds", "sim_time_s") or now is None:
+        raise BadValue("extend", key, "is not among what ends this run", "extend rounds or sim_time_s")
+    return float(now + more) if key == "sim_time_s" else now + int(more)
 
 
 def sweep(

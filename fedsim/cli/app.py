@@ -1,7 +1,8 @@
 """The command line: it parses, calls :mod:`fedsim.api` and prints.
 
 Exit codes: 0 done, 1 a text that was asked for could not be written, 2 a mistake in the file or the command, or a
-folder that cannot be used, 3 a run that broke or whose results could not be written, 130 stopped with Ctrl-C.
+folder that cannot be used, 3 a run that broke or whose results could not be written, 130 stopped with Ctrl-C, 143 with
+SIGTERM.
 
 What a run is for is its folder: it goes on, and ends with its own exit code, when nobody reads what it prints.
 """
@@ -107,6 +108,24 @@ def run(
             with show.shown(quiet) as told:
                 result = api.run(file, overrides=overrides, out=out, timing_only=timing_only, progress=told)
             show.print_result(result)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    extend: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=+N", help="Let a run be longer: rounds=+50, or sim_time_s=+600."),
+    ] = None,
+    settings: Settings = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+) -> None:
+    """Let a run go on that was stopped or killed, or is to be longer; it ends as it would have without a break."""
+    with show.explained():
+        overrides, more = show.overrides_of(settings), show.extension_of(extend)
+        with show.shown(quiet) as told:
+            result = api.resume(run, overrides=overrides, extend=more, progress=told)
+        show.print_result(result)
 
 
 @app.command()

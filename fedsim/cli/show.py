@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -63,6 +64,24 @@ def overrides_of(settings: list[str] | None) -> dict[str, str]:
     return {key.strip(): value for key, _, value in (text.partition("=") for text in settings or ())}
 
 
+def extension_of(settings: list[str] | None) -> dict[str, float]:
+    """Return what ``--extend`` says, by key.
+
+    Raises:
+        ConfigError: for what is not KEY=+N.
+
+    >>> extension_of(["rounds=+50"])
+    {'rounds': 50.0}
+    """
+    found = {}
+    for text in settings or ():
+        key, _, more = text.partition("=")
+        if not re.fullmatch(r"\+\d+(\.\d+)?", more) or not float(more):
+            raise ConfigError([Problem("--extend", text, "must say by how much, like rounds=+50")])
+        found[key.strip()] = float(more)
+    return found
+
+
 def check_writable(out: Path) -> None:
     """Refuse a folder in which nothing can be made, before anything has run."""
     nearest = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
@@ -95,7 +114,7 @@ def explained() -> Iterator[None]:
     except KeyboardInterrupt as stop:
         say("stopped")
         _kept(stop)
-        raise typer.Exit(130) from None
+        raise typer.Exit(getattr(stop, "exit_code", 130)) from None
 
 
 def _kept(error: BaseException) -> None:
@@ -104,6 +123,8 @@ def _kept(error: BaseException) -> None:
     if path is not None:
         say(f"what was recorded is kept in {path}")
         say(f"  to look at it:   fedsim report {path}")
+        if hasattr(error, "go_on"):
+            say(f"  to go on:        {error.go_on}")
         again = getattr(error, "again", f"fedsim run {Path(path) / 'experiment.yaml'}")
         say(f"  to start again:  {again}")
 

@@ -29,8 +29,8 @@ class TensorArray(Array):
     """A piece of a deferred vector, as a Flower array.
 
     Nothing is turned into bytes unless foreign code asks for ``data``; nothing is computed unless somebody asks for
-    ``data`` or ``numpy()``. In a timing-only run the numbers do not exist: zeros stand for them. It never changes;
-    pickled or copied, it becomes an ordinary array.
+    ``data`` or ``numpy()``. In a timing-only run the numbers do not exist, nor do those that were computed before a run
+    was killed: zeros stand for them. It never changes; pickled or copied, it becomes an ordinary array.
 
     Args:
         vector: the whole vector [P].
@@ -69,10 +69,10 @@ class TensorArray(Array):
     def numpy(self) -> np.ndarray:
         """Return the numbers, as an array of their own."""
         vector: Deferred = self.__dict__["vector"]
-        if vector.is_phantom:
-            return np.zeros(self.shape, self.dtype)
         start = self.__dict__["start"]
-        whole = _value(vector, self.__dict__)
+        whole = None if vector.is_phantom else _value(vector, self.__dict__)
+        if whole is None:
+            return np.zeros(self.shape, self.dtype)
         piece = whole[start : start + int(np.prod(self.shape, dtype=np.int64))]
         return np.array(piece.detach().cpu().numpy().reshape(self.shape))
 
@@ -104,7 +104,10 @@ class LazyMetrics(MetricRecord):
         names, values = self.__dict__["names"], self.__dict__["deferred"]
         if values.is_phantom:
             self.__dict__["invented"] = self.__dict__.get("invented", False) or bool(names)
-        numbers = values.assumed if values.is_phantom else _value(values, self.__dict__) if names else None
+        numbers = values.assumed
+        if numbers is None and names and not values.is_phantom:
+            _value(values, self.__dict__)
+            numbers = {name: values.read(name) for name in names}
         if numbers is not None:
             self.__dict__["_data"].update({name: float(numbers[name]) for name in names})
         if not values.is_phantom:
@@ -186,11 +189,11 @@ def real(records: Iterable[MetricRecord]) -> Iterator[Callable[[], bool]]:
 
 
 def _value(wanted: Deferred, own: dict[str, Any]) -> Any:
-    """Return a value, computed together with those beside it."""
+    """Return a value, computed together with those beside it; None if it was computed before the run was killed."""
     beside: list[Deferred] = own.get("beside", [])
     compute([wanted, *beside])
     beside.clear()
-    return wanted.value()
+    return None if wanted.is_gone else wanted.value()
 
 
 def together(contents: Iterable[RecordDict]) -> None:
@@ -255,6 +258,20 @@ def unpack(
     return Deferred(_Cast(dtype), {"of": vector})
 
 
+def lifted(record: ArrayRecord, own: Deferred) -> ArrayRecord:
+    """Return a record of arrays that a strategy has made as pieces of one vector, which a run keeps count of.
+
+    Args:
+        record: floating-point arrays.
+        own: the initial weights [P]; a record that holds them is returned as it is.
+    """
+    vector = unpack(record, own.value().device)
+    if vector is own or own.book is None:
+        return repack(vector, record)
+    value = torch.zeros(0) if vector.is_gone else vector.value()
+    return repack(Deferred.lifted(value, own.book), record)
+
+
 @dataclass(frozen=True)
 class _Cast:
     """Changes the type of a vector."""
@@ -277,12 +294,18 @@ def _is_whole(arrays: list[Array], vector: Deferred) -> bool:
     return bool(arrays[-1].__dict__["last"])
 
 
-def isolate(content: RecordDict, lifted: dict[int, ArrayRecord] | None = None) -> RecordDict:
+Lift = Callable[[ArrayRecord], ArrayRecord]
+
+
+def isolate(
+    content: RecordDict, lifted: dict[int, ArrayRecord] | None = None, lift: Lift | None = None
+) -> RecordDict:
     """Copy a message's content, so that one side cannot change what the other side holds.
 
     Args:
         content: the records.
         lifted: copies made before, by the id of the original: messages of one round share their arrays.
+        lift: makes pieces of one vector of them; None is the usual way.
 
     Returns:
         New records. Arrays of one floating-point type become pieces of one vector, which never changes.
@@ -293,7 +316,7 @@ def isolate(content: RecordDict, lifted: dict[int, ArrayRecord] | None = None) -
     for name, record in content.items():
         if isinstance(record, ArrayRecord):
             if id(record) not in lifted:
-                lifted[id(record)] = _lift(record)
+                lifted[id(record)] = _lift(record, lift)
             held[name] = _twin(lifted[id(record)])
         else:
             held[name] = record.copy()
@@ -311,10 +334,10 @@ def _twin(record: ArrayRecord) -> ArrayRecord:
     return twin
 
 
-def _lift(record: ArrayRecord) -> ArrayRecord:
+def _lift(record: ArrayRecord, lift: Lift | None) -> ArrayRecord:
     types = {array.dtype for array in record.values()}
     if len(types) == 1 and types <= DTYPES.keys() and all(a.stype == NUMPY for a in record.values()):
-        return repack(unpack(record), record)
+        return repack(unpack(record), record) if lift is None else lift(record)
     return ArrayRecord(dict(record))
 
 

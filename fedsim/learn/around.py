@@ -152,6 +152,10 @@ class Around(LocalUpdate):
         self._received = f"{label}.received"
         self.keeps = (*update.keeps, *self._kept.values())
 
+    def named_by(self) -> object:
+        """Name what it was made of; what it remembers of rounds follows from that."""
+        return self.update, self.transform, self.label
+
     def over(self, update: LocalUpdate) -> Around:
         """Return the same around another update."""
         return Around(update, self.transform, self.label)

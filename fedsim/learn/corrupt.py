@@ -35,6 +35,11 @@ class Corrupt:
     name: str
     batch: None = None
 
+    def named_by(self) -> object:
+        """Name what the result depends on: only noise is another one elsewhere, and at another time."""
+        drawn = (self.seed, self.name, self.place.node, self.place.round, self.place.sim_time_s)
+        return self.kind, self.scale, drawn if self.kind == "noise" else ()
+
     def run(self, calls: Sequence[Corrupt], inputs: Sequence[Inputs]) -> Sequence[Tensor]:
         """Corrupt the vectors [P]."""
         return [call._one(given["of"]) for call, given in zip(calls, inputs, strict=True)]

@@ -14,9 +14,14 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from fedsim.errors import ValueNeeded
+from fedsim.learn.book import Book, Mismatch, Numbers
+from fedsim.learn.identity import identity
 from fedsim.pulse import beat
 
 Inputs = dict[str, Any]
+
+GONE: Any = type("Gone", (), {"__repr__": lambda _: "(gone)"})()
+"""Stands for a value that was computed before the run was killed, and was not kept."""
 
 DEEP = 1000
 """How long a chain of values that wait for each other may become; then it is computed, lest memory grows."""
@@ -56,25 +61,45 @@ class Deferred:
     tensor([-0.5000,  0.0000])
     """
 
-    __slots__ = ("_call", "_depth", "_inputs", "_phantom", "_value")
+    __slots__ = ("__weakref__", "_book", "_call", "_depth", "_identity", "_inputs", "_phantom", "_value")
 
-    def __init__(self, call: Call, inputs: Mapping[str, Deferred]) -> None:
+    def __init__(self, call: Call, inputs: Mapping[str, Deferred], book: Book | None = None) -> None:
         self._call: Call | None = call
         self._inputs: dict[str, Deferred] = dict(inputs)
         self._value: Any = None
         self._phantom: bool = any(value._phantom for value in self._inputs.values())
         self._depth: int = 1 + max((value._depth for value in self._inputs.values()), default=0)
+        self._book, self._identity = book, b""
         if self._phantom:
             self._call, self._inputs, self._depth = None, {}, 0
-        elif self._depth > DEEP:
+            return
+        if book is None:
+            self._book = next(filter(None, (value._book for value in self._inputs.values())), None)
+        if self._book is not None:
+            self._identity = self._book.name(*self._parts())
+            self._book.take(self)
+        if self._depth > DEEP:
             compute([self])
 
     @classmethod
-    def known(cls, value: Any) -> Deferred:
-        """Return a deferred value that is there already."""
+    def known(cls, value: Any, book: Book | None = None) -> Deferred:
+        """Return a deferred value that is there already.
+
+        Args:
+            value: what it is.
+            book: keeps count of what is made of it; None keeps none.
+        """
         deferred = cls.__new__(cls)
         deferred._call, deferred._inputs, deferred._value, deferred._phantom = None, {}, value, False
-        deferred._depth = 0
+        deferred._depth, deferred._book, deferred._identity = 0, book, b""
+        return deferred
+
+    @classmethod
+    def lifted(cls, value: Any, book: Book) -> Deferred:
+        """Return a value that foreign code has made, which is another one where that only repeats what it has done."""
+        deferred = cls.known(value, book)
+        deferred._identity = book.lift(lambda: identity(value))
+        book.take(deferred)
         return deferred
 
     @classmethod
@@ -95,7 +120,25 @@ class Deferred:
     @property
     def done(self) -> bool:
         """Whether the value is there."""
-        return self._call is None and not self._phantom
+        return self._call is None and not self._phantom and self._value is not GONE
+
+    @property
+    def book(self) -> Book | None:
+        """What keeps count of it."""
+        return self._book
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the value was computed before the run was killed, and was not kept."""
+        return self._value is GONE
+
+    @property
+    def identity(self) -> bytes:
+        """What the value is, as 32 bytes that follow from its call and from the identities of what it reads."""
+        if not self._identity:
+            parts = (self._value,) if self._call is None else self._parts()
+            self._identity = identity(*parts) if self._book is None else self._book.name(*parts)
+        return self._identity
 
     @property
     def is_phantom(self) -> bool:
@@ -112,9 +155,42 @@ class Deferred:
 
         Raises:
             ValueNeeded: if it is a phantom.
+            Mismatch: if it was computed before the run was killed, and was not kept.
         """
         compute([self])
+        if self.is_gone:
+            raise Mismatch("a value is asked for that was not kept")
         return self._value
+
+    def read(self, name: str = "") -> Any:
+        """Return numbers, as every decision has to read them: they are kept, and are there when a run is repeated.
+
+        Args:
+            name: the entry of a deferred dictionary; nothing for all of the value, which must be numbers, then.
+
+        >>> Deferred.known({"loss": 0.5}).read("loss")
+        0.5
+        """
+        return noted([self], name, lambda: _numbers(self.value(), name))
+
+    def moved(self, value: Any) -> Deferred:
+        """Return the same value, held in another place."""
+        twin = Deferred.known(value, self._book)
+        twin._identity = self.identity
+        if self._book is not None:
+            self._book.alive.add(twin)
+        return twin
+
+    def settle(self, value: Any) -> None:
+        """Be there, without having been computed."""
+        self._value, self._call, self._inputs, self._depth = value, None, {}, 0
+
+    def forget(self) -> None:
+        """Be neither there nor ever computed: it was, and nobody will need it again."""
+        self.settle(GONE)
+
+    def _parts(self) -> tuple[Any, ...]:
+        return self._call, {name: value.identity for name, value in self._inputs.items()}
 
     def pick(self, name: str) -> Deferred:
         """Return one entry of a deferred dictionary."""
@@ -136,6 +212,24 @@ class Deferred:
 
     def __truediv__(self, divisor: float) -> Deferred:
         return Deferred(_Divide(divisor), {"of": self})
+
+
+def noted(values: Sequence[Deferred], name: str, make: Callable[[], Numbers]) -> Any:
+    """Return numbers that are made of values, and keep them; where the values are gone, return what was kept.
+
+    Args:
+        values: at least one.
+        name: tells these numbers from others that are made of the same values.
+        make: returns them.
+    """
+    book = next(filter(None, (value._book for value in values)), None)
+    if book is None or any(value.is_phantom for value in values):
+        return make()
+    named = [value.identity for value in values]
+    key = f"{(named[0] if len(named) == 1 else identity(*named)).hex()} {name}".rstrip()
+    if any(value.is_gone for value in values):
+        return book.recall(key)
+    return book.note(key, make())
 
 
 def combine(vectors: Sequence[Deferred], factors: Sequence[float]) -> Deferred:
@@ -218,12 +312,22 @@ def _closure(wanted: Iterable[Deferred]) -> tuple[dict[Deferred, int], dict[Defe
             raise ValueNeeded("a timing-only run has no values; this choice depends on one")
         if value._call is None or value in waiting:
             continue
+        if any(source.is_gone for source in value._inputs.values()):
+            raise Mismatch("a value has to be computed of one that was not kept")
         missing = [source for source in dict.fromkeys(value._inputs.values()) if not source.done]
         waiting[value] = len(missing)
         for source in missing:
             readers[source].append(value)
         stack.extend(missing)
     return dict(reversed(waiting.items())), readers
+
+
+def _numbers(value: Any, name: str) -> Numbers:
+    """Return numbers, or one entry of them, as plain ones."""
+    chosen = value[name] if name else value
+    if isinstance(chosen, Mapping):
+        return {key: float(one) for key, one in chosen.items()}
+    return float(chosen)
 
 
 def _run(values: Sequence[Deferred]) -> None:
@@ -233,7 +337,7 @@ def _run(values: Sequence[Deferred]) -> None:
     results = calls[0].run(calls, inputs)
     beat()
     for value, result in zip(values, results, strict=True):
-        value._value, value._call, value._inputs, value._depth = result, None, {}, 0
+        value.settle(result)
 
 
 class _Cheap:

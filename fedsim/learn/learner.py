@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import FedsimError, NotFiniteError, RunError
+from fedsim.learn.book import Book
 from fedsim.learn.deferred import Deferred, Inputs
 from fedsim.learn.draws import states
 from fedsim.learn.engines import Engine, TrainJob
 from fedsim.learn.engines.sequential import score
 from fedsim.learn.local import LocalUpdate, State
+from fedsim.learn.names import Names
 from fedsim.learn.raised import passes, told
 from fedsim.rng import stream
 
@@ -48,6 +50,7 @@ class Learner:
         assumed: numbers that can be read all the same, by name; None has none.
         optimum: the best weights [P], where the data have a known one.
         why: the reason for this engine.
+        book: keeps count of all values.
     """
 
     engine: Engine
@@ -60,6 +63,7 @@ class Learner:
     assumed: Mapping[str, float] | None = None
     optimum: Tensor | None = None
     why: str = ""
+    book: Book = field(default_factory=Book)
 
     def outline(self) -> list[str]:
         """Return what trains and what it takes, one line each."""
@@ -72,15 +76,21 @@ class Learner:
             f"memory: {self.nbytes / 1e6:.3g} MB for the data and one model of each client",
         ]
 
-    @property
+    @cached_property
     def initial(self) -> Deferred:
         """The weights that everybody starts from [P]."""
-        return Deferred.phantom() if self.dry else Deferred.known(self.engine.task.initial)
+        return Deferred.phantom() if self.dry else Deferred.known(self.engine.task.initial, self.book)
 
     @cached_property
     def zeros(self) -> Deferred:
         """A vector of zeros [P]."""
-        return Deferred.phantom() if self.dry else Deferred.known(torch.zeros_like(self.engine.task.initial))
+        zeros = torch.zeros_like(self.engine.task.initial)
+        return Deferred.phantom() if self.dry else Deferred.known(zeros, self.book)
+
+    @cached_property
+    def names(self) -> Names:
+        """What the results depend on."""
+        return Names(self.engine, self.x_test, self.y_test, self.book)
 
     @property
     def sizes(self) -> list[int]:
@@ -118,15 +128,14 @@ class Learner:
             raise RunError(reason, place.node, place.round, place.sim_time_s, "train")
         if self.dry:
             return Deferred.phantom(self.assumed)
-        return Deferred(
-            Train(self, update, client, place, numbers or {}), {name: given[name] for name in names}
-        )
+        call = Train(self, update, client, place, numbers or {})
+        return Deferred(call, {name: given[name] for name in names}, self.book)
 
     def evaluate(self, weights: Deferred, client: int | None = None) -> Deferred:
         """Return loss (and accuracy) as a deferred dictionary, on the test data or on a client's own data."""
         if self.dry:
             return Deferred.phantom(self.assumed)
-        return Deferred(Evaluate(self, client), {"weights": weights})
+        return Deferred(Evaluate(self, client), {"weights": weights}, self.book)
 
 
 class Failed(dict[str, Tensor]):
@@ -159,6 +168,15 @@ class Train:
     def batch(self) -> tuple[str, int]:
         """Everything that is ready is handed over together, whichever update it is."""
         return "train", id(self.learner)
+
+    def named_by(self) -> object:
+        """Name what the result depends on: when and where it is computed is not among that."""
+        learner, client, update = self.learner, self.client, self.update
+        own = update.scalars(client, learner.sizes[client]) if self.numbers else ()
+        said = {name: float(number) for name, number in self.numbers.items() if name in own}
+        data = learner.names.client(client), learner.names.judgement(client, update)
+        visit = learner.seed, client, self.place.round, self.place.visit
+        return learner.names.basis, update, *data, *visit, said
 
     def run(self, calls: Sequence[Train], inputs: Sequence[Inputs]) -> Sequence[State]:
         """Do the updates."""
@@ -242,6 +260,11 @@ class Evaluate:
     def batch(self) -> tuple[str, int, int | None]:
         """Evaluations on the same data run together."""
         return "evaluate", id(self.learner), self.client
+
+    def named_by(self) -> object:
+        """Name model, data and how many samples are evaluated at a time."""
+        names, own = self.learner.names, self.client
+        return names.basis, names.test if own is None else names.client(own), self.learner.chunk
 
     def run(self, calls: Sequence[Evaluate], inputs: Sequence[Inputs]) -> Sequence[dict[str, float]]:
         """Do the evaluations."""

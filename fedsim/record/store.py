@@ -163,6 +163,19 @@ class Record:
         with self._writing():
             self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, to_json(value)))
 
+    def journal(self, identity: str, numbers: str) -> None:
+        """Add numbers that a decision was made of, by what they are, as JSON."""
+        self._add("journal", (identity, numbers))
+
+    def restart(self, keep: Sequence[str] = ()) -> None:
+        """Forget all but the journal and the facts with some keys: the run is repeated from its start."""
+        marks = ", ".join("?" * len(keep))
+        with self._writing():
+            for table in TABLES:
+                if table not in ("journal", "facts"):
+                    self._db.execute(f"DELETE FROM {table}")
+            self._db.execute(f"DELETE FROM facts WHERE key NOT IN ({marks})", tuple(keep))
+
     def flush(self) -> None:
         """Write the buffered rows in one transaction, so that readers see them.
 
@@ -368,7 +381,7 @@ def _columns(table: str) -> dict[str, str]:
 
 
 def _insert(table: str) -> str:
-    return f"INSERT INTO {table} VALUES ({', '.join('?' * len(TABLES[table]))})"
+    return f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(TABLES[table]))})"
 
 
 def _checked(table: str, rows: Iterable[Sequence[Any]], width: int) -> Iterator[tuple[Any, ...]]:

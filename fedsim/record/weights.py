@@ -34,14 +34,26 @@ def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[np.generic]], order
         safetensors.SafetensorError: if the format has no room for one of the arrays.
     """
     with replaced(path) as part:
-        try:
-            save_file(dict(arrays), part, metadata={"parameters": json.dumps(list(order))})
-        except SafetensorError as error:
-            # The library has one exception for all that can go wrong, and says in words what the system said.
-            number = re.search(r"(?:os error |code: )(\d+)", str(error))
-            if number is None:
-                raise
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
+        save_file_at(part, arrays, {"parameters": json.dumps(list(order))})
+
+
+def save_file_at(
+    path: Path, arrays: Mapping[str, npt.NDArray[np.generic]], metadata: Mapping[str, str]
+) -> None:
+    """Write contiguous arrays by name with safetensors, where a disk that refuses is told as that.
+
+    Raises:
+        OSError: if the file cannot be written.
+        safetensors.SafetensorError: if the format has no room for one of the arrays.
+    """
+    try:
+        save_file(dict(arrays), path, metadata=dict(metadata))
+    except SafetensorError as error:
+        # The library has one exception for all that can go wrong, and says in words what the system said.
+        number = re.search(r"(?:os error |code: )(\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
 def read_arrays(path: Path) -> Arrays:

@@ -14,6 +14,7 @@ import numpy as np
 from fedsim import parts
 from fedsim.errors import MISSING, BadValue, ConfigError, FedsimError
 from fedsim.learn import build as learning
+from fedsim.learn.book import Book
 from fedsim.learn.curriculum.expert import consistency
 from fedsim.learn.curriculum.update import ordered
 from fedsim.learn.data.datasets import Dataset
@@ -71,12 +72,13 @@ class Setup:
         return not isinstance(self.strategy, PeerStrategy)
 
 
-def prepare(experiment: Experiment, dry: bool = False) -> Setup:
+def prepare(experiment: Experiment, dry: bool = False, book: Book | None = None) -> Setup:
     """Build everything that an experiment describes.
 
     Args:
         experiment: the experiment.
         dry: keep time only.
+        book: what is remembered of the run's values; None begins anew.
 
     Raises:
         ConfigError: if any part is unknown, refuses its parameters, or does not fit the others.
@@ -101,6 +103,8 @@ def prepare(experiment: Experiment, dry: bool = False) -> Setup:
             parts.check(experiment.find("faults", fault.name), fault.params, {"world": 0, "rng": 0})
     if mistakes:
         raise ConfigError([problem for mistake in mistakes for problem in mistake.problems]) from mistakes[0]
+    if book is not None:
+        learner = replace(learner, book=book)
     if dry and depends_on_values(strategy) is not False:
         learner = replace(learner, assumed=experiment.assume.numbers)
     if server and not isinstance(strategy, Rounds | Arrivals):

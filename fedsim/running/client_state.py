@@ -47,10 +47,10 @@ class Kept:
         for client, names, result in self._pending:
             if result.done:
                 latest.update(((client, name), result) for name in names)
-            else:
+            elif not result.is_gone:  # what is gone was there before the run was killed
                 waiting.append((client, names, result))
         newer = {(client, name) for client, names, _ in waiting for name in names}
         for (client, name), result in latest.items():
             if (client, name) not in newer:
-                self._vectors[client][name] = Deferred.known(result.value()[name])
+                self._vectors[client][name] = self._vectors[client][name].moved(result.value()[name])
         self._pending = waiting

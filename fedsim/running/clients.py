@@ -12,7 +12,7 @@ from fedsim.learn.around import Around
 from fedsim.learn.codec import Codec
 from fedsim.learn.corrupt import corrupted
 from fedsim.learn.curriculum.update import Ordered
-from fedsim.learn.deferred import Deferred, compute
+from fedsim.learn.deferred import Deferred, compute, noted
 from fedsim.learn.learner import Failed, Learner, Place
 from fedsim.learn.local import LocalSGD, LocalUpdate
 from fedsim.methods.select import EVALUATE, QUERY_SIZE
@@ -61,7 +61,7 @@ class Numbers(Mapping[str, Any]):
             return float(self.values_.assumed[name])
         compute([self.values_, *self.beside])
         self.beside.clear()
-        return float(self.values_.value()[name])
+        return self.values_.read(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter((*self.names, *(name for name in self.known if name not in self.names)))
@@ -218,12 +218,20 @@ def faults(ended: Sequence[Instruction]) -> dict[Instruction, str]:
     """Compute what replies hold, all together, and say what is wrong with those that cannot be used."""
     came = [one for one in ended if one.end == "answered" and not _is_phantom(one.content)]
     compute(one.content.metrics.values_ for one in came if isinstance(one.content.metrics, Numbers))
-    found = {one: _fault(one.content) for one in came}
+    found = {one: str(fault_of(one.content)) for one in came}
     return {one: why for one, why in found.items() if why}
 
 
 def _is_phantom(reply: Reply) -> bool:
     return isinstance(reply.metrics, Numbers) and reply.metrics.values_.is_phantom
+
+
+def fault_of(reply: Reply) -> Any:
+    """Say what is wrong with a reply, or nothing."""
+    values = [*reply.vectors.values()]
+    if isinstance(reply.metrics, Numbers):
+        values.append(reply.metrics.values_)
+    return noted(values, "fault", lambda: _fault(reply)) if values else ""
 
 
 def _fault(reply: Reply) -> str:

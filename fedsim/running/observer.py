@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 
 from fedsim.errors import NotFiniteError, RunError
-from fedsim.learn.deferred import Deferred, compute
+from fedsim.learn.book import Mismatch
+from fedsim.learn.deferred import Deferred, compute, noted
 from fedsim.learn.learner import Learner
 from fedsim.record.store import Record
 from fedsim.rng import stream
+from fedsim.running.checkpoint import Keeper
 from fedsim.running.progress import Progress
+from fedsim.running.spread import Spread
 from fedsim.spec.experiment import Experiment
 from fedsim.world.clock import MICRO
 from fedsim.world.world import World
@@ -36,6 +39,7 @@ class Observer:
         world: counts bytes and work.
         record: where everything is written.
         progress: called after every round, or None.
+        keeper: saves the run now and then, or None.
     """
 
     def __init__(
@@ -45,7 +49,9 @@ class Observer:
         world: World,
         record: Record,
         progress: Callable[[Progress], None] | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
+        self.keeper = keeper
         self.experiment, self.learner, self.world = experiment, learner, world
         self.record, self.progress = record, progress
         self.round = 0
@@ -92,6 +98,8 @@ class Observer:
         world, totals = self.world, self.world.totals()
         if round:
             world.log.add("round", SYSTEM, round=round)
+        if self.keeper is not None:
+            self.keeper.round_begins(round)
         self.record.round(round, world.clock.now, clients=updates, **totals)
         if self.due(round):
             self._measure()
@@ -101,6 +109,8 @@ class Observer:
             self._computed = round
         if self.progress is not None:
             self.progress(self._progress(updates, totals))
+        if self.keeper is not None:
+            self.keeper.round_ends()
         return self.time_to_target_s is not None
 
     def close(self) -> None:
@@ -114,9 +124,18 @@ class Observer:
             self.scores = self._assumed
             self._judge(self.scores.get("accuracy"))
             return
+        book = self.learner.book
+        try:
+            with book.aside():
+                self._measure_models()
+        except Mismatch:
+            if not book.lenient:  # a run that goes on may have measured other rounds before
+                raise
+
+    def _measure_models(self) -> None:
         each = {node: self.learner.evaluate(self.models[node]) for node in self._chosen()}
         self._compute(each.values())
-        scores = {node: dict(result.value()) for node, result in each.items()}
+        scores = {node: dict(result.read()) for node, result in each.items()}
         for node, values in scores.items():
             values |= self._distance(self.models[node])
             self._check(node, values)
@@ -135,7 +154,7 @@ class Observer:
         try:
             compute(wanted)
         except RunError as error:
-            if error.round is not None:
+            if error.round is not None or isinstance(error, Mismatch):
                 raise
             now_s = self.world.clock.now_s
             raise RunError(error.reason, error.node, self.round, now_s, error.phase) from error.__cause__
@@ -144,8 +163,12 @@ class Observer:
         """Return how far a model is from the best one, where that is known."""
         if self.learner.optimum is None:
             return {}
-        gap = model.value().double() - self.learner.optimum.double()
-        return {"distance": float(torch.linalg.vector_norm(gap))}
+        optimum = self.learner.optimum.double()
+
+        def distance() -> float:
+            return float(torch.linalg.vector_norm(model.value().double() - optimum))
+
+        return {"distance": noted([model], "distance", distance)}
 
     def _chosen(self) -> list[int]:
         """Return the nodes whose own models are evaluated: all of them, or a share drawn for the round."""
@@ -175,12 +198,11 @@ class Observer:
             tenth = math.ceil(len(values) / 10)
             worst = values[:tenth] if name == "accuracy" else values[-tenth:]
             summary[f"{name}_worst_decile"] = math.fsum(worst) / tenth
-        stack = torch.stack([model.value() for model in self.models.values()]).double()
-        average = stack.mean(0)
-        found = self.learner.evaluate(Deferred.known(average.to(self.learner.engine.task.dtype)))
+        spread = Deferred(Spread(), {f"{place}": model for place, model in enumerate(self.models.values())})
+        found = self.learner.evaluate(spread.pick("average"))
         self._compute([found])
-        summary |= {f"{name}_of_average": value for name, value in found.value().items()}
-        summary["consensus_distance"] = float((stack - average).norm(dim=1).pow(2).mean().sqrt())
+        summary |= {f"{name}_of_average": value for name, value in found.read().items()}
+        summary["consensus_distance"] = spread.read("consensus_distance")
         return summary
 
     def _check(self, node: int, scores: Mapping[str, float]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from fedsim.record.reports import try_report
 from fedsim.record.result import Result
 from fedsim.record.store import FILE, Record
 from fedsim.running.build import Setup, adapter, describe, ordering
+from fedsim.running.checkpoint import Keeper
 from fedsim.running.ending import Ending
 from fedsim.running.garbage import settled
 from fedsim.running.observer import Observer
@@ -31,26 +32,47 @@ from fedsim.running.updates import updates_of
 from fedsim.world.log import FAULTS, KINDS
 from fedsim.world.world import World
 
+IDENTITY = "identity"
+"""The fact that says what the final models are, as follows from all that has led to them."""
 
-def run_setup(setup: Setup, ending: Ending, progress: Callable[[Progress], None] | None) -> Result:
+ORIGIN = "origin"
+"""The fact that says how a run began: its experiment, and what its results depend on."""
+
+
+def run_setup(
+    setup: Setup,
+    ending: Ending,
+    progress: Callable[[Progress], None] | None,
+    keeper: Keeper,
+    origin: Mapping[str, Any] | None,
+) -> Result:
     """Run what is ready to begin, from t = 0 to its folder.
 
     Args:
         setup: the run.
         ending: writes what it leaves.
         progress: called after every round, or None.
+        keeper: saves it now and then.
+        origin: what the run is to be known by later; None goes on with a run that is known already.
     """
     world, path = setup.world, ending.folder
     with Record(path) as record:
+        if origin is None:
+            record.restart(keep=[ORIGIN])
+        else:
+            record.fact(ORIGIN, origin)
         _record_start(setup, record)
-        observer = Observer(setup.experiment, setup.learner, world, record, progress)
+        keeper.begin(world, record)
+        observer = Observer(setup.experiment, setup.learner, world, record, progress, keeper)
         try:
-            with scenes(setup, observer):
+            with scenes(setup, observer), keeper.last_words():
                 drive(setup, observer)
                 observer.close()
+            keeper.ends()
             summary = summarise(setup, observer)
             if not setup.learner.dry:
                 summary["weights_hash"] = _save_weights(setup, observer, ending)
+                record.fact(IDENTITY, identity_of(observer))
         finally:
             with ending.tried(FILE):
                 _record_end(setup, record)
@@ -194,6 +216,11 @@ def costs(world: World) -> dict[str, Any]:
         "wasted_samples": totals["wasted"],
         **world.spent(),
     }
+
+
+def identity_of(observer: Observer) -> str:
+    """Return what the models of the latest round are, as 64 hexadecimal digits; no number of theirs is looked at."""
+    return observer.learner.book.name({node: model.identity for node, model in observer.models.items()}).hex()
 
 
 def _save_weights(setup: Setup, observer: Observer, ending: Ending) -> str:

@@ -33,6 +33,7 @@ from fedsim.ranges import Count, Duration, NonNegative, Number, Seed, Threads, W
 from fedsim.spec.blocks import Block, Constant, Draw, OpenBlock, Part, matching
 from fedsim.spec.explain import explain, locate
 from fedsim.spec.local import Expert, Local
+from fedsim.spec.record import Record
 from fedsim.spec.world import Devices, Network
 from fedsim.spec.yamlfile import Document, Steps, read, write
 
@@ -180,13 +181,6 @@ class Compute(Block):
         description="threads of one operation on the CPU, at most 1024; more are often slower where cores are few or "
         "busy",
     )
-
-
-class Record(Block):
-    """What a run leaves behind."""
-
-    events: bool = Field(default=True, description="keep every message and computation")
-    report: bool = Field(default=True, description="write a report at the end")
 
 
 class Experiment(Block):

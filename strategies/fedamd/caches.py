@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 
-from fedsim.learn.deferred import Deferred, combine, compute
+from fedsim.learn.deferred import Deferred, Inputs, combine, compute
 
 BLOCK = 256
 """How many vectors one file holds; files are sparse, so that those not yet written take no room."""
@@ -78,42 +78,39 @@ class Spilled(Caches):
     def __init__(self) -> None:
         self._rows: dict[int, int] = {}
         self._blocks: list[np.ndarray] = []
-        self._like: Deferred | None = None
+        self._vectors: dict[int, Deferred] = {}
+        self._device = torch.device("cpu")
 
     def __getitem__(self, node: int) -> Deferred:
-        row = self._rows[node]
-        assert self._like is not None  # a vector has been written
-        if self._like.is_phantom:
-            return self._like
-        vector = torch.from_numpy(np.array(self._blocks[row // BLOCK][row % BLOCK]))
-        return Deferred.known(vector.to(self._like.value().device))
+        held = self._vectors[node]
+        return held.moved(held.value().clone().to(self._device)) if held.done else held
 
     def __iter__(self) -> Iterator[int]:
-        return iter(sorted(self._rows))
+        return iter(sorted(self._vectors))
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._vectors)
 
     def keep(self, new: Mapping[int, Deferred], reader: Deferred) -> None:
         """Compute them all together, with what reads the old ones, and write them."""
         if not reader.is_phantom:
             compute([*new.values(), reader])
         for node, vector in new.items():
-            row = self._rows.setdefault(node, len(self._rows))
-            self._like = vector
-            if not vector.is_phantom:
-                self._row(row, vector.value())[:] = vector.value().numpy(force=True)
+            if vector.done:
+                self._device = vector.value().device
+                row = self._row(self._rows.setdefault(node, len(self._rows)), vector.value())
+                row[:] = vector.value().numpy(force=True)
+                vector = vector.moved(torch.from_numpy(row))
+            self._vectors[node] = vector
 
     def total(self) -> Deferred:
         """Add them up one by one, so that they are never all in memory."""
-        nodes = list(self)
-        first = self[nodes[0]]
-        if first.is_phantom:
-            return first
-        total: torch.Tensor = first.value()
-        for node in nodes[1:]:
-            total.add_(self[node].value())
-        return Deferred.known(total)
+        vectors = [self._vectors[node] for node in self]
+        if vectors[0].is_phantom:
+            return vectors[0]
+        total = Deferred(Total(self._device), {f"{place}": vector for place, vector in enumerate(vectors)})
+        compute([total])
+        return total
 
     def _row(self, row: int, like: torch.Tensor) -> np.ndarray:
         if row // BLOCK == len(self._blocks):
@@ -122,3 +119,31 @@ class Spilled(Caches):
                 self._blocks.append(np.memmap(file, dtype, "w+", shape=(BLOCK, len(like))))
         place: np.ndarray = self._blocks[row // BLOCK][row % BLOCK]
         return place
+
+
+class Total:
+    """The sum of vectors that are not all in memory, as a call.
+
+    Args:
+        device: where it is added up.
+    """
+
+    batch = None
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def named_by(self) -> object:
+        """Nothing counts but the vectors: no device is known where all of them are gone."""
+        return ()
+
+    def run(self, calls: Sequence[Total], inputs: Sequence[Inputs]) -> Sequence[torch.Tensor]:
+        """Add the vectors [P] up, one after the other."""
+        return [call._one(given) for call, given in zip(calls, inputs, strict=True)]
+
+    def _one(self, given: Inputs) -> torch.Tensor:
+        first, *others = given.values()
+        total: torch.Tensor = first.clone().to(self.device)
+        for vector in others:
+            total.add_(vector.to(self.device))
+        return total

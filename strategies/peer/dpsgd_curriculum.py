@@ -7,7 +7,7 @@ its clients; ranking neighbours by the losses that they report is fedsim's own, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from fedsim.rng import stream
 from fedsim.spec.experiment import Local
 from fedsim.spec.local import Family, Ordering, Start
 from fedsim.world.clock import Process
-from strategies.peer.dpsgd import DPSGD
+from strategies.peer.dpsgd import DPSGD, average
 
 LOSS_BYTES = 8
 """The size of the loss that travels with a model."""
@@ -105,19 +105,17 @@ class DPSGDCurriculum(DPSGD):
         self, node: int, own: Deferred, received: Mapping[int, Any], round: int, size: int
     ) -> Deferred:
         """Average a node's own model with those of the first neighbours, at most ``size`` of them, as D-PSGD does."""
-
-        def mix(own: Deferred, pool: Mapping[int, Deferred]) -> Deferred:
-            return self.mix(node, own, pool, round)
-
         if not self.scored:
             drawn = stream(self.seed, "neighbours", node, round).permutation(list(received))[:size]
-            return mix(own, {sender: received[sender] for sender in sorted(drawn.tolist())})
+            return self.mix(node, own, {sender: received[sender] for sender in sorted(drawn.tolist())}, round)
         if not received:
-            return mix(own, {})
+            return self.mix(node, own, {}, round)
         inputs = {"own": own}
         for sender, (model, loss) in received.items():
             inputs |= {f"model {sender}": model, f"loss {sender}": loss}
-        return Deferred(Pool(tuple(received), size, self.ranking, mix), inputs)
+        weights = self.mixing[(round - 1) % len(self.mixing)][node]
+        heard = {sender: weights[sender] for sender in received}
+        return Deferred(Pool(heard, size, self.ranking), inputs)
 
 
 @dataclass(frozen=True)
@@ -125,16 +123,14 @@ class Pool:
     """The average with those who rank first by their losses, as a call.
 
     Args:
-        senders: the neighbours that were heard.
+        weights: how much the model of each neighbour that was heard weighs, without unit.
         size: how many of them are in the pool, if there are so many.
         ranking: which loss comes first.
-        mix: averages a node's own model with those of the pool.
     """
 
-    senders: tuple[int, ...]
+    weights: Mapping[int, float]
     size: int
     ranking: Order
-    mix: Callable[[Deferred, Mapping[int, Deferred]], Deferred]
     batch: None = None
 
     def run(self, calls: Sequence[Pool], inputs: Sequence[Inputs]) -> Sequence[Tensor]:
@@ -142,12 +138,12 @@ class Pool:
         return [call._one(given) for call, given in zip(calls, inputs, strict=True)]
 
     def _one(self, given: Inputs) -> Tensor:
-        losses = torch.stack([given[f"loss {sender}"] for sender in self.senders])
+        losses = torch.stack([given[f"loss {sender}"] for sender in self.weights])
         first = self.ranking.arrange(losses)[: self.size].tolist()
         pool = {
             sender: Deferred.known(given[f"model {sender}"])
-            for place, sender in enumerate(self.senders)
+            for place, sender in enumerate(self.weights)
             if place in first
         }
-        average: Tensor = self.mix(Deferred.known(given["own"]), pool).value()
-        return average
+        mixed: Tensor = average(self.weights, Deferred.known(given["own"]), pool).value()
+        return mixed

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import textwrap
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim.errors import ConfigError
+from fedsim.running.build import prepare
 from fedsim.study.file import Point, dump, load
 
 BASE = {
@@ -176,3 +178,14 @@ def test_a_mistake_of_one_run_says_which(tmp_path):
     assert plan.experiment(good).seed == 1
     with pytest.raises(ConfigError, match=r"s\.yaml: seed=-1: seed: -1: must be at least 0"):
         plan.experiment(bad)
+
+
+STUDIES = sorted((Path(__file__).parents[2] / "experiments" / "studies").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
+def test_our_own_studies_can_be_run(file):
+    plan = load(file)
+    first = {point.settings.get("method"): point for point in plan.points()}
+    for point in first.values():
+        prepare(plan.experiment(point), dry=True)

@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from fedsim.errors import RunError
 from fedsim.flower import compat
 from fedsim.flower.records import LazyMetrics, unpack
-from fedsim.learn.deferred import Deferred, compute
+from fedsim.learn.deferred import Deferred, compute, noted
 from fedsim.learn.learner import Failed
 from fedsim.running.instruction import Instruction
 from fedsim.running.servers import Dropped
@@ -27,7 +27,7 @@ def refuse(ended: Sequence[Instruction], sim_time_s: float) -> dict[Instruction,
     """
     came = [(one, one.content) for one in ended if one.end == "answered"]
     compute(result for _, content in came for result in _results(content))
-    faults = {one: _fault(content) for one, content in came}
+    faults = {one: _noted(content) for one, content in came}
     return {one: Dropped(one.node.id, one.round, sim_time_s, why) for one, why in faults.items() if why}
 
 
@@ -52,15 +52,23 @@ def _results(content: RecordDict) -> list[Deferred]:
     return [result for result in found if not result.is_phantom]
 
 
+def _noted(content: RecordDict) -> str:
+    """Say why a reply cannot be used, or nothing; what was said before a run was killed is said again."""
+    values = [*_results(content), *_vectors(content)]
+    return str(noted(values, "fault", lambda: _fault(content))) if values else ""
+
+
+def _vectors(content: RecordDict) -> list[Deferred]:
+    return [unpack(record) for record in content.values() if isinstance(record, ArrayRecord) and record]
+
+
 def _fault(content: RecordDict) -> str:
-    """Say why a reply cannot be used, or nothing."""
     for result in _results(content):
         value = result.value()
         if isinstance(value, Failed):
             return value.error.reason
-    vectors = [unpack(record) for record in content.values() if isinstance(record, ArrayRecord) and record]
     try:
-        compute(vector for vector in vectors if not vector.is_phantom)
+        compute(vector for vector in _vectors(content) if not vector.is_phantom)
     except RunError as error:
         return error.reason
     return ""

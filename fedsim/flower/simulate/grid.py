@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim.flower import compat
-from fedsim.flower.records import isolate, together, wire_bytes
+from fedsim.flower.records import Lift, isolate, together, wire_bytes
 from fedsim.flower.simulate.corrupt import corrupt
 from fedsim.flower.simulate.failures import refuse
 from fedsim.flower.simulate.instruction import Clients, Watch, round_of
@@ -44,6 +44,7 @@ class SimGrid(Grid):
         retries: how often to ask a client again that is online but whose message or reply was lost.
         watches: told what is sent and what comes back.
         drop: put an error in the place of a reply that cannot be computed, or has NaN in it, instead of raising.
+        lift: makes pieces of one vector of the arrays that a server sends; None is the usual way.
 
     A message whose time to live is shorter than Flower's 12 hours gives an error reply (code 3) when it is over.
     """
@@ -58,12 +59,13 @@ class SimGrid(Grid):
         retries: int = 0,
         watches: Sequence[Watch] = (),
         drop: bool = False,
+        lift: Lift | None = None,
     ) -> None:
         translated = _Translated(clients, watches)
         self.line = _Line(world, translated, detect_s, time_limit_s, quorum, retries)
         self.world, self.clients, self.server = world, clients, self.line.server
         self.dropped: list[Dropped] = []
-        self._watches, self._drop = watches, drop
+        self._watches, self._drop, self._lift = watches, drop, lift
         self._open: dict[str, Instruction] = {}
         self._count = 0
         self._run = compat.make_run()
@@ -150,7 +152,7 @@ class SimGrid(Grid):
         node = self.line.node(about.dst_node_id, round)
         self._count += 1
         id = str(self._count)
-        content = isolate(message.content, lifted)
+        content = isolate(message.content, lifted, self._lift)
         copy = Message(content, node.id, about.message_type, ttl=about.ttl, group_id=about.group_id)
         for one in (message, copy):
             compat.name_message(one, id, self.server.id)

@@ -46,6 +46,10 @@ class Ordered(LocalUpdate):
         self.keeps = (*update.keeps, *self._own)
         self._rounds: dict[int, LocalUpdate] = {}
 
+    def named_by(self) -> object:
+        """Name what it was made of; what it remembers of rounds follows from that."""
+        return self.update, self.order, self.keeps
+
     def over(self, update: LocalUpdate) -> Ordered:
         """Return the same around another update."""
         return Ordered(update, self.order, bool(self._own))

@@ -108,6 +108,19 @@ class Engine(ABC):
         """What makes the same engine again, beside model and data."""
         return {}
 
+    @property
+    def kind(self) -> type[Engine]:
+        """Whose arithmetic it is."""
+        return type(self)
+
+    @property
+    def arithmetic(self) -> object:
+        """What the last bits of a result depend on besides the job and the model: settings of its own, and sizes."""
+        settings = {
+            name: one for name, one in vars(self).items() if isinstance(one, str | int | float | bool)
+        }
+        return settings, self.data.sizes
+
     @abstractmethod
     def train(self, jobs: Sequence[TrainJob]) -> list[State]:
         """Do jobs, and return what each client sends back and keeps."""

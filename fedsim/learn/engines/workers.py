@@ -146,6 +146,16 @@ class Workers(Engine):
         """Return the name of the engine that does the jobs."""
         return self.inner.name
 
+    @property
+    def kind(self) -> type[Engine]:
+        """Return what does the jobs."""
+        return self.inner.kind
+
+    @property
+    def arithmetic(self) -> object:
+        """Return what the bits depend on: how many processes there are is not among that."""
+        return self.inner.arithmetic
+
     def train(self, jobs: Sequence[TrainJob]) -> list[State]:
         """Do jobs, in as many processes as there are."""
         asks = any(job.update.order is not None and job.update.order.score == "expert" for job in jobs)

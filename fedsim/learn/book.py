@@ -1,0 +1,167 @@
+"""What a run remembers of its deferred values: which of them are alive, and the numbers that were read of them.
+
+From that it can go on after it was killed. All that happens is repeated from the start, and no value is computed that
+was computed before: it is there because it was alive when the run was saved, or nobody will need it any more, and its
+numbers, if any were read, are in the journal.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+from weakref import WeakSet
+
+from fedsim.errors import RunError
+from fedsim.learn.identity import Unnamed, identity
+
+Numbers = float | str | dict[str, float]
+"""What can be read of a value and written into a journal."""
+
+log = logging.getLogger("fedsim")
+
+
+class Mismatch(RunError):
+    """What is repeated is not what was saved."""
+
+
+class Value(Protocol):
+    """A deferred value, as far as a book deals with it."""
+
+    @property
+    def identity(self) -> bytes:
+        """What it is."""
+
+    def settle(self, value: Any) -> None:
+        """Be there, without having been computed."""
+
+    def forget(self) -> None:
+        """Be neither there nor ever computed."""
+
+
+class Store(Protocol):
+    """Values of other runs."""
+
+    def get(self, identity: bytes) -> Any:
+        """Return a value, or None."""
+
+    def put(self, identity: bytes, value: Any) -> None:
+        """Keep a value."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """What was there when a run was saved.
+
+    Args:
+        made: how many values had been made.
+        round: the latest round that had ended.
+        values: those that were alive and there, by identity.
+        pending: the identities of those that were alive and still to be computed.
+    """
+
+    made: int
+    round: int
+    values: Mapping[bytes, Any]
+    pending: Container[bytes]
+
+
+class Book:
+    """Keeps count of a run's deferred values.
+
+    Args:
+        journal: the numbers that were read before the run was killed, by key.
+        past: what was there when it was saved; None begins anew.
+        store: values of other runs, or None.
+
+    Attributes:
+        alive: the values that somebody holds.
+        made: how many there have been; what is made to measure does not count.
+        round: the latest round that has ended.
+        write: takes key and numbers of everything that is read for the first time.
+        pause: called between two batches of a long computation.
+        unnamed: the first part that could not be named, and why; or nothing.
+        lenient: whether measurements that were not made before may be missing in a repetition.
+    """
+
+    def __init__(
+        self,
+        journal: dict[str, Numbers] | None = None,
+        past: Past | None = None,
+        store: Store | None = None,
+    ) -> None:
+        self.alive: WeakSet[Value] = WeakSet()
+        self.made, self.round, self._lifts = 0, -1, 0
+        self.journal = {} if journal is None else journal
+        self.past, self.store = past, store
+        self.write: Callable[[str, Numbers], None] = lambda *_: None
+        self.pause: Callable[[], None] = lambda: None
+        self.unnamed = ""
+        self.lenient = False
+        self._counts = True
+
+    @property
+    def repeats(self) -> bool:
+        """Whether everything so far has happened before."""
+        past = self.past
+        return past is not None and (self.made, self.round) < (past.made, past.round)
+
+    def take(self, value: Value) -> None:
+        """Take note of a value that has just been made, and let it be what it was."""
+        self.alive.add(value)
+        if self.past is not None:
+            if value.identity in self.past.values:
+                value.settle(self.past.values[value.identity])
+            elif self.repeats and value.identity not in self.past.pending:
+                value.forget()
+        self.made += self._counts
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Let values be made to measure, which do not count: another run of the same may measure at other times."""
+        before, self._counts = self._counts, False
+        try:
+            yield
+        finally:
+            self._counts = before
+
+    def name(self, *parts: Any) -> bytes:
+        """Return the identity of parts; where one has none, the next best that a repetition will find again."""
+        try:
+            return identity(*parts)
+        except Exception as error:  # what is named may be anybody's, and break while it is asked
+            if not self.unnamed:
+                self.unnamed = (
+                    str(error) if isinstance(error, Unnamed) else f"{type(error).__name__}: {error}"
+                )
+                log.info("no other run can use what this one computes: %s", self.unnamed)
+            return identity("unnamed", self.made)
+
+    def lift(self, make: Callable[[], bytes]) -> bytes:
+        """Return the identity of a value that foreign code has made; in a repetition, of what it was then."""
+        self._lifts += 1
+        key = f"lift {self._lifts}"
+        if self.repeats:
+            return bytes.fromhex(str(self.recall(key)))
+        identity = make()
+        self.note(key, identity.hex())
+        return identity
+
+    def note(self, key: str, numbers: Numbers) -> Numbers:
+        """Write down what was read, once."""
+        if key not in self.journal:
+            self.journal[key] = numbers
+            self.write(key, numbers)
+        return numbers
+
+    def recall(self, key: str) -> Numbers:
+        """Return what was read before the run was killed.
+
+        Raises:
+            Mismatch: if nothing was.
+        """
+        if key not in self.journal:
+            raise Mismatch("a number is asked for that nobody has read before")
+        return self.journal[key]

@@ -1,0 +1,216 @@
+"""Begins runs, and lets those go on that were stopped."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedsim.errors import BadValue, ConfigError, Problem, RunError
+from fedsim.learn.book import Book
+from fedsim.learn.build import find_device
+from fedsim.learn.identity import FORMAT
+from fedsim.record.files import write_text
+from fedsim.record.result import Result
+from fedsim.record.rows import rows
+from fedsim.record.store import FILE, facts
+from fedsim.running import garbage, threads
+from fedsim.running.build import Setup, prepare
+from fedsim.running.checkpoint import Journal, Keeper, Saved, files, is_before, read
+from fedsim.running.ending import Ending
+from fedsim.running.folder import is_timing, make_folder, written
+from fedsim.running.lock import locked
+from fedsim.running.progress import Progress
+from fedsim.running.run import ORIGIN, run_setup
+from fedsim.running.signals import terminable
+from fedsim.spec.experiment import Experiment
+from fedsim.version import __version__
+
+FREE = ("stop", "record", "evaluate")
+"""The blocks that may be others when a run goes on."""
+
+IDLE = ("workers", "patience_s")
+"""What may be another in the block compute."""
+
+Told = Callable[[Progress], None] | None
+
+log = logging.getLogger("fedsim")
+
+
+def fresh(experiment: Experiment, out: Path, dry: bool, progress: Told, began: float) -> Result:
+    """Begin a run in a folder of its own.
+
+    Args:
+        experiment: what to run.
+        out: the folder in which the run gets its own.
+        dry: keep time only.
+        progress: called after every round, or None.
+        began: when whoever waits for the run began to wait.
+    """
+    with threads.limited(experiment.compute.threads):
+        setup = prepare(experiment, dry)
+        path = make_folder(out, experiment, dry)
+        with locked(path):
+            return _begun(path, setup, progress, began)
+
+
+def _begun(path: Path, setup: Setup, progress: Told, began: float) -> Result:
+    experiment, learner = setup.experiment, setup.learner
+    keeper = Keeper(path, None if learner.dry else experiment.record.checkpoint, learner.book)
+    with _kept(path, experiment, began, setup) as ending:
+        return run_setup(setup, ending, progress, keeper, origin_of(setup))
+
+
+def again(run: Path, experiment: Experiment, progress: Told, began: float, longer: bool) -> Result:
+    """Let a run go on that was stopped, or one that has ended, if it is to be longer now.
+
+    Args:
+        run: its folder.
+        experiment: what to run; it may stop, record and evaluate in another way.
+        progress: called after every round, or None.
+        began: when whoever waits for the run began to wait.
+        longer: whether the run may have ended.
+
+    Raises:
+        BadValue: if the folder holds no run that can go on with this experiment.
+    """
+    with locked(run):
+        origin = origin_in(run)
+        if origin is None:
+            with threads.limited(experiment.compute.threads):
+                return _begun(run, prepare(experiment, is_timing(run)), progress, began)
+        check_same(run, origin, experiment)
+        if (run / "summary.json").exists() and not longer:
+            hint = "let it be longer with --extend rounds=+N"
+            raise BadValue("run", str(run), "has ended; there is nothing to go on with", hint)
+        write_text(run / "experiment.yaml", written(experiment))
+        (run / "summary.json").unlink(missing_ok=True)
+        with threads.limited(experiment.compute.threads):
+            return _Again(run, experiment, origin, progress, began).run()
+
+
+@dataclass
+class _Again:
+    """Tries one checkpoint after the other, the latest first, and begins from the start if none fits."""
+
+    folder: Path
+    experiment: Experiment
+    origin: Mapping[str, Any]
+    progress: Told
+    began: float
+
+    def run(self) -> Result:
+        journal = Journal(rows(self.folder, "journal"))
+        for goal in self._goals(journal):
+            book = Book(journal.numbers, None if goal is None else goal.past)
+            book.lenient = self.experiment.evaluate.model_dump() != self.origin["experiment"]["evaluate"]
+            try:
+                return self._attempt(goal, book, journal)
+            except RunError as error:
+                if goal is None or not is_before(error, book):
+                    raise
+                log.warning("%s does not fit this run: %s", goal.file.name, error.reason)
+        raise AssertionError("the last attempt needs no checkpoint")
+
+    def _attempt(self, goal: Saved | None, book: Book, journal: Journal) -> Result:
+        dry = self.origin["timing_only"]
+        setup = prepare(self.experiment, dry, book)
+        check_data(self.origin, setup)
+        rule = None if dry else self.experiment.record.checkpoint
+        keeper = Keeper(self.folder, rule, book, journal, goal)
+        if goal is not None:
+            log.info("%s: all until round %d is repeated without training", self.folder, goal.past.round)
+        with _kept(self.folder, self.experiment, self.began, setup) as ending:
+            return run_setup(setup, ending, self.progress, keeper, None)
+
+    def _goals(self, journal: Journal) -> Iterator[Saved | None]:
+        device = find_device(self.experiment.compute.device)
+        for file in files(self.folder):
+            try:
+                yield read(file, journal, device)
+            except BadValue as error:
+                log.warning("%s is not used: it %s", file.name, error.rule)
+        yield None
+
+
+@contextmanager
+def _kept(path: Path, experiment: Experiment, began: float, setup: Setup) -> Iterator[Ending]:
+    """Yield what writes the end of a run; let what ends it early say where it is."""
+    ending = Ending(path, experiment, began)
+    try:
+        with terminable():
+            yield ending
+    except (RunError, KeyboardInterrupt) as error:
+        error.run_path = path  # type: ignore[union-attr]
+        ending.add_to(error)
+        raise
+    finally:
+        setup.learner.engine.close()
+        garbage.leave(setup.learner.nbytes)
+
+
+def origin_of(setup: Setup) -> dict[str, Any]:
+    """Return what a run is to be known by when it goes on."""
+    learner = setup.learner
+    known = {"format": FORMAT, "version": __version__, "timing_only": learner.dry}
+    known["experiment"] = json.loads(setup.experiment.model_dump_json(exclude={"beside"}))
+    if not learner.dry:
+        clients = [learner.names.client(client) for client in range(len(learner.sizes))]
+        known["data"] = learner.book.name(learner.names.test, *clients).hex()
+        known["model"] = learner.names.basis.hex()
+    return known
+
+
+def origin_in(run: Path) -> Mapping[str, Any] | None:
+    """Return what a run is known by; None for one that was killed before anything happened.
+
+    Raises:
+        BadValue: if it was made by a version of fedsim that names what it computes in another way.
+    """
+    if not (run / FILE).exists() or not (rows(run, "rounds") or facts(run)):
+        return None
+    found = facts(run).get(ORIGIN)
+    if not isinstance(found, dict) or not {"format", "version", "experiment", "timing_only"} <= found.keys():
+        raise BadValue("run", str(run), "was begun by a version of fedsim whose runs cannot be resumed")
+    if found["format"] != FORMAT:
+        rule = (
+            f"was begun by fedsim {found['version']}, whose runs this version ({__version__}) cannot resume"
+        )
+        raise BadValue("run", str(run), rule, f"install fedsim {found['version']}")
+    return found
+
+
+def check_same(run: Path, origin: Mapping[str, Any], experiment: Experiment) -> None:
+    """Refuse an experiment that is not the one with which the run began.
+
+    Raises:
+        ConfigError: naming the blocks that are others.
+    """
+    given = json.loads(experiment.model_dump_json(exclude={"beside"}))
+    now, before = _compared(given), _compared(origin["experiment"])
+    others = [key for key in now if key not in FREE and now[key] != before.get(key)]
+    rule = f"must be what it was when the run began; only {', '.join(FREE[:-1])} and {FREE[-1]} may change"
+    if others:
+        raise ConfigError([Problem(key, now[key], rule, source=str(run)) for key in others])
+
+
+def _compared(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {**given, "compute": {key: value for key, value in given["compute"].items() if key not in IDLE}}
+
+
+def check_data(origin: Mapping[str, Any], setup: Setup) -> None:
+    """Refuse data or a model that are not those of the run.
+
+    Raises:
+        BadValue: saying which.
+    """
+    now = origin_of(setup)
+    if now.get("data") != origin.get("data"):
+        raise BadValue("data", setup.experiment.data.name, "are not the data with which the run began")
+    if now.get("model") != origin.get("model"):
+        rule = "is not that of the run: its code or the engine has changed"
+        raise BadValue("model", setup.experiment.model.name, rule, "begin a new run")

@@ -1,0 +1,119 @@
+"""A run that is killed again and again ends as one that is not: the same events, the same weights, to the last bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fedsim
+from fedsim.record import read
+
+SOAK = bool(os.environ.get("FEDSIM_SOAK"))
+LOCAL = {"steps": 4, "batch_size": 8, "lr": 0.1}
+RESTLESS: dict[str, Any] = {
+    "name": "killed",
+    "data": {"clients": 8, "partition": {"name": "dirichlet", "alpha": 1.0}},
+    "model": "softmax",
+    "network": {"latency_ms": 20, "up_mbps": 0.05, "down_mbps": 0.1, "detect_s": 1},
+    "churn": {"name": "exponential", "online_s": 60, "offline_s": 10},
+    "faults": [{"name": "message_loss", "probability": 0.03}],
+    "stop": {"rounds": 40 if SOAK else 12},
+    "evaluate": {"every": 3},
+    "record": {"report": False, "checkpoint": {"every_rounds": 2}},
+}
+CALM = {"churn": "always", "faults": []}
+GRAPH = {"name": "random_regular", "degree": 4}
+
+
+def experiment(
+    name: str, topology: Any = "star", changes: Mapping[str, Any] | None = None, **params: Any
+) -> Any:
+    """Return an experiment in a world in which much goes wrong."""
+    strategy = {"name": name, "local": LOCAL, **params}
+    return {**RESTLESS, "strategy": strategy, "topology": topology, **(changes or {})}
+
+
+PACED = {"local": {**LOCAL, "curriculum": {"score": "local"}}}
+CRASHES = {**CALM, "faults": [{"name": "crash", "at_s": 9.0, "count": 1}]}
+ROWS = {
+    "fedamd": experiment("fedamd", participants=4, p=0.5),
+    "fedamd-disk": experiment("fedamd", participants=4, p=0.5, caches_on="disk", caches="lazy"),
+    "curriculum": experiment(
+        "fedprox", participants=3, mu=0.1, select={"name": "curriculum", "rounds": 12}, **PACED
+    ),
+    "scaffold": experiment("scaffold", participants=4, on_failure="drop"),
+    "fedbuff": experiment("fedbuff", concurrency=5, buffer=3),
+    "dpsgd": experiment("dpsgd", GRAPH, timeout_s=20),
+    "choco": experiment("choco", GRAPH, timeout_s=20),
+    "modest": experiment(
+        "modest", "complete", CRASHES, sample_size=3, success_fraction=0.6, ping_timeout_s=1.0
+    ),
+    "dpsgd-curriculum": experiment("dpsgd_curriculum", GRAPH, timeout_s=20, rounds=12),
+    "adpsgd": experiment("adpsgd", GRAPH, timeout_s=20),
+}
+
+
+def killed(act: Any, after_s: float) -> bool:
+    """Do something in a process of its own, kill it after a while, and return whether it had ended by then."""
+    process = os.fork()
+    if not process:
+        sys.stderr = sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+        try:
+            act()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    time.sleep(after_s)
+    os.kill(process, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+
+
+def folder(out: Path) -> Path | None:
+    """Return the folder of the run, if it has one in which anything can be found again."""
+    return next((path for path in out.glob("*") if (path / "experiment.yaml").exists()), None)
+
+
+def finished(given: Any, out: Path, seed: int, kills: int, most_s: float) -> fedsim.Result:
+    """Return what a run leaves that is killed a few times before it may end, each time after at most so long."""
+    rng = random.Random(seed)
+    for _ in range(kills):
+        path = folder(out)
+        if path is None:
+            shutil.rmtree(out, ignore_errors=True)
+            killed(lambda: fedsim.run(given, out=out), rng.uniform(0.3, 1.0) * most_s)
+        else:
+            (path / "summary.json").unlink(missing_ok=True)  # it was quicker than the kill
+            killed(lambda path=path: fedsim.resume(path), rng.uniform(0.3, 1.0) * most_s)
+    path = folder(out)
+    if path is None:
+        return fedsim.run(given, out=out)
+    (path / "summary.json").unlink(missing_ok=True)
+    return fedsim.resume(path)
+
+
+@pytest.mark.parametrize("seed", range(20 if SOAK else 1))
+@pytest.mark.parametrize("name", ROWS)
+def test_a_run_that_is_killed_ends_as_one_that_is_not(name: str, seed: int, tmp_path: Path) -> None:
+    given = ROWS[name]
+    whole = fedsim.run(given, out=tmp_path / "whole")
+    assert whole.summary["rounds"] == given["stop"]["rounds"]
+    most_s = min(whole.summary["wall_total_s"], 1.0)
+    found = finished(given, tmp_path / "killed", seed, 6 if SOAK else 2, most_s)
+    changing = {"wall_time_s", "wall_total_s"}
+    for key in whole.summary.keys() - changing:
+        assert found.summary[key] == whole.summary[key], key
+    for table in ("metrics", "rounds", "presence", "nodes", "links", "events", "journal"):
+        one, two = (
+            [repr(column.tolist()) for column in read(path, table).values()]
+            for path in (found.path, whole.path)
+        )
+        assert one == two, table

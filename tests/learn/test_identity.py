@@ -1,0 +1,214 @@
+"""Names that follow from content: equal for what is equal, in every process, and different for all else."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import subprocess
+import sys
+from collections import OrderedDict
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from fedsim.beside import place
+from fedsim.learn.codec import Quantised, Sparse
+from fedsim.learn.identity import Unnamed, identity
+from fedsim.learn.local import LocalSGD, MeanGradient
+from fedsim.learn.sampling import LargeBatch, LocalBatches
+from fedsim.spec.experiment import Local
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner, inner),
+    max_leaves=8,
+)
+
+
+class Colour(Enum):
+    RED = 1
+    BLUE = 2
+
+
+@dataclass(frozen=True)
+class Point:
+    x: float
+    y: float
+
+
+class Slotted:
+    __slots__ = ("held",)
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+
+class Chosen:
+    """Is named by less than all that it holds."""
+
+    def __init__(self, counts: int) -> None:
+        self.counts, self.cache = counts, random.random()
+
+    def named_by(self) -> object:
+        return self.counts
+
+
+def first(x: float) -> float:
+    return x
+
+
+def second(x: float) -> float:
+    return x
+
+
+def closing(over: Any) -> Any:
+    def inner(x: float) -> Any:
+        return over
+
+    return inner
+
+
+@given(PLAIN, PLAIN)
+def test_two_things_have_one_name_where_python_shows_them_alike(one: Any, two: Any) -> None:
+    assert (identity(one) == identity(two)) == (_shown(one) == _shown(two))
+
+
+def _shown(value: Any) -> Any:
+    """Show a value with its types, whatever the order of a dictionary; lists and tuples are one kind."""
+    if isinstance(value, dict):
+        return sorted((key, _shown(one)) for key, one in value.items()).__repr__()
+    if isinstance(value, list | tuple):
+        return [_shown(one) for one in value].__repr__()
+    return f"{type(value).__name__} {value!r}"
+
+
+DIFFERENT: list[Any] = [
+    *(0, 0.0, False, "", b"", None, (), {}, "0", b"0", -0.0, 1, True, 1.0, 1j, float("inf"), ...),
+    *((1, 2), ((1,), 2), (1, (2,)), (12,), ("1", "2"), ("12",), ("1,2",), {1: 2}, {2: 1}, {1, 2}),
+    *(np.float64(1), np.float32(1), np.int64(1), np.zeros(2), np.zeros((2, 1)), np.zeros(2, np.float32)),
+    *(torch.zeros(2), torch.zeros(1, 2), torch.zeros(2, dtype=torch.float64), torch.tensor([0.0, -0.0])),
+    *(nn.Parameter(torch.zeros(2)), torch.float32, torch.device("cpu"), Path("a"), Colour.RED, Colour.BLUE),
+    *(Point(1.0, 2.0), Point(2.0, 1.0), Slotted(1), Slotted(2), Slotted, Point, Chosen(1), Chosen(2)),
+    *(first, second, functools.partial(first, 1), functools.partial(first, 2), functools.partial(second, 1)),
+    *(closing(1), closing(2), torch.relu, torch.sigmoid, Chosen(1).named_by, len, np.array(["a", None])),
+    *(LocalSGD(Local()), LocalSGD(Local(), 0.1), LocalSGD(Local(lr=0.5)), LocalSGD(Local(steps=3))),
+    *(MeanGradient(), MeanGradient(3), LargeBatch(3, 2), LargeBatch(2, 3), LocalBatches(Local())),
+    *(Sparse(0.1), Sparse(0.2), Quantised(8), Quantised(16), np, torch, np.dtype("int8")),
+]
+
+
+def test_different_things_have_different_names() -> None:
+    assert len({identity(one) for one in DIFFERENT}) == len(DIFFERENT)
+
+
+def test_things_that_are_made_alike_have_one_name() -> None:
+    makers = [
+        lambda: LocalSGD(Local(lr=0.25, steps=2)),
+        lambda: torch.arange(6.0).reshape(2, 3),
+        lambda: nn.Sequential(OrderedDict(a=nn.Conv2d(1, 2, 3), b=nn.BatchNorm2d(2))).apply(_filled),
+        lambda: Chosen(4),
+        lambda: closing((1, "a")),
+        lambda: Slotted({"b": 1, "a": [torch.ones(1)]}),
+    ]
+    for make in makers:
+        assert identity(make()) == identity(make())
+
+
+def _filled(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        nn.init.constant_(parameter, 0.5)
+
+
+def test_the_order_of_a_dictionary_and_the_memory_of_a_tensor_do_not_matter() -> None:
+    assert identity({"a": 1, "b": 2}) == identity({"b": 2, "a": 1})
+    square = torch.arange(4.0).reshape(2, 2)
+    assert identity(square.T) == identity(square.T.contiguous())
+    assert identity(square[:, 0]) == identity(torch.tensor([0.0, 2.0]))
+
+
+def test_a_model_is_all_that_it_holds_but_for_its_mode() -> None:
+    def make(**more: Any) -> nn.Module:
+        module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).apply(_filled)
+        for name, value in more.items():
+            setattr(module, name, value)
+        return module
+
+    plain = identity(make())
+    assert identity(make().eval()) == plain
+    assert identity(make(act=torch.relu)) != identity(make(act=torch.tanh))
+    changed = make()
+    changed[1].running_mean += 1
+    assert identity(changed) != plain
+    frozen = make()
+    frozen[0].weight.requires_grad_(False)
+    assert identity(frozen) != plain
+    hooked = make()
+    hooked.register_forward_hook(first)
+    assert identity(hooked) != plain
+
+
+def test_what_holds_itself_has_a_name() -> None:
+    ring, other = Slotted(1), Slotted(2)
+    ring.held, other.held = [ring, 5], [other, 6]
+    assert identity(ring) != identity(other)
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (lambda x: x, "has no name"),
+        (closing([1]), "closes over over, which can change"),
+        (closing({}), "can change"),
+        (np.random.default_rng(1), "changes with every draw"),
+        (torch.Generator(), "changes with every draw"),
+        (iter([1]), "cannot be looked into"),
+        ({"deep": [lambda: 1]}, "has no name"),
+    ],
+)
+def test_what_would_be_another_thing_tomorrow_has_no_name(value: Any, why: str) -> None:
+    with pytest.raises(Unnamed, match=why):
+        identity(value)
+
+
+def test_a_part_of_the_users_is_its_source_and_that_of_its_helpers(tmp_path: Path) -> None:
+    """What a module imports from beside it counts, too; what nobody uses does not."""
+
+    def named(
+        case: str, own: str = "x = 1", helper: str = "def half(x): return x / 2", spare: str = ""
+    ) -> bytes:
+        folder = tmp_path / case
+        folder.mkdir()
+        (folder / "lab_own.py").write_text(f"import lab_help\n{own}\nclass Mine:\n    pass\n")
+        (folder / "lab_help.py").write_text(helper + "\n")
+        (folder / "lab_spare.py").write_text(spare)
+        return identity(place(folder).load("lab_own").Mine())
+
+    plain = named("plain")
+    assert named("elsewhere") == plain
+    assert named("spare", spare="y = 2") == plain
+    assert named("own", own="x = 2") != plain
+    assert named("helper", helper="def half(x): return x / 3") != plain
+
+
+@pytest.mark.parametrize("hashseed", ["77"])
+def test_names_are_the_same_in_every_process(hashseed: str) -> None:
+    code = (
+        "import torch, numpy as np\n"
+        "from fedsim.learn.identity import identity\n"
+        "from fedsim.learn.local import LocalSGD\n"
+        "from fedsim.spec.experiment import Local\n"
+        "print(identity({'b', 'a', 'c'}, LocalSGD(Local(lr=0.5)), torch.ones(3), np.arange(3)).hex())"
+    )
+    env = {**os.environ, "PYTHONHASHSEED": hashseed}
+    told = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    here = identity({"b", "a", "c"}, LocalSGD(Local(lr=0.5)), torch.ones(3), np.arange(3)).hex()
+    assert told.stdout.strip() == here
