@@ -250,7 +250,7 @@ def sweep(
     if jobs < 1:
         raise ConfigError([Problem("jobs", jobs, "must be at least 1")])
     plan = studies.load(source, overrides)
-    return sweeps.sweep(plan, run, Path(out), jobs=jobs, only=only, retry=retry, told=told)
+    return sweeps.sweep(plan, run, resume, Path(out), jobs=jobs, only=only, retry=retry, told=told)
 
 
 def compare(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -26,6 +27,9 @@ DONE, FAILED, WAITING = "done", "failed", "waiting"
 
 Run = Callable[..., Any]
 """Runs an experiment: :func:`fedsim.run`, which is handed in, since this room lies below it."""
+
+Ways = tuple[Run, Run]
+"""How to run, and how to go on with what was stopped."""
 
 
 @dataclass
@@ -56,6 +60,7 @@ Told = Callable[[Outcome, int, int], None]
 def sweep(
     plan: Plan,
     run: Run,
+    resume: Run,
     out: Path,
     *,
     jobs: int = 1,
@@ -68,6 +73,7 @@ def sweep(
     Args:
         plan: the study.
         run: :func:`fedsim.run`.
+        resume: :func:`fedsim.resume`, for runs that were stopped.
         out: the folder in which the study gets a folder of its own, with one for each run.
         jobs: how many run at a time, each in a process of its own if there are several.
         only: run those alone that have these settings.
@@ -88,20 +94,21 @@ def sweep(
             raise ConfigError(
                 [Problem("only", str(dict(only or {})), "no run of the study has these settings")]
             )
-        best = _tune(plan, run, folder, jobs, retry, told)
+        ways = run, resume
+        best = _tune(plan, ways, folder, jobs, retry, told)
         points = [plan.tuned(point, best.get(point.settings.get(METHOD), {})) for point in points]
-        return _Sweep(plan, run, folder, retry, told).do(points, jobs)
+        return _Sweep(plan, ways, folder, retry, told).do(points, jobs)
 
 
 def _tune(
-    plan: Plan, run: Run, folder: Path, jobs: int, retry: bool, told: Told | None
+    plan: Plan, ways: Ways, folder: Path, jobs: int, retry: bool, told: Told | None
 ) -> dict[Any, Settings]:
     """Return the values that were the best for each method."""
     trials = plan.trials()
     if not trials:
         return {}
     best: dict[Any, tuple[float, Settings]] = {}
-    for outcome in _Sweep(plan, run, folder / "tuning", retry, told).do(trials, jobs):
+    for outcome in _Sweep(plan, ways, folder / "tuning", retry, told).do(trials, jobs):
         settings = outcome.point.settings
         score = _score(outcome)
         method = settings.get(METHOD)
@@ -127,8 +134,8 @@ def _score(outcome: Outcome) -> float | None:
 
 
 class _Sweep:
-    def __init__(self, plan: Plan, run: Run, folder: Path, retry: bool, told: Told | None) -> None:
-        self.plan, self.run, self.folder, self.retry, self.told = plan, run, folder, retry, told
+    def __init__(self, plan: Plan, ways: Ways, folder: Path, retry: bool, told: Told | None) -> None:
+        self.plan, self.ways, self.folder, self.retry, self.told = plan, ways, folder, retry, told
         self.before = _earlier(folder)
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -189,7 +196,9 @@ class _Sweep:
         return outcome
 
     def _given(self, point: Point) -> tuple[Any, ...]:
-        return self.run, self.plan.source, {**self.plan.more, **point.changes}, str(self.folder)
+        begun = None if point.label in self.before else stopped(self.folder, self.plan.experiment(point))
+        changes = {**self.plan.more, **point.changes}
+        return *self.ways, self.plan.source, changes, str(self.folder), None if begun is None else str(begun)
 
     def _take(self, outcome: Outcome, result: Callable[[], tuple[str, dict[str, Any]]]) -> None:
         outcome.new = True
@@ -233,6 +242,13 @@ def finished(out: Path, experiment: Experiment) -> Path | None:
     return None
 
 
+def stopped(out: Path, experiment: Experiment) -> Path | None:
+    """Return the folder of a run of this very experiment that was stopped before its end, or None."""
+    begun = sorted(out.glob(f"{experiment.name}-{experiment.digest()[:8]}*/record.sqlite"))
+    left = [file.parent for file in begun if not (file.parent / "summary.json").exists()]
+    return next((folder for folder in left if not folder.name.endswith("-timing")), None)
+
+
 def _earlier(folder: Path) -> dict[str, str]:
     """Return the reasons of the runs that failed before, by their labels."""
     file = folder / POINTS
@@ -270,9 +286,15 @@ def _prepare() -> None:
     os.environ.setdefault("FEDSIM_WORKERS", "1")
 
 
-def _run(run: Run, source: Any, changes: Settings, out: str) -> tuple[str, dict[str, Any]]:
-    """Run an experiment, and return what is left of it in a form that can be sent."""
-    result = run(source, overrides=changes, out=out)
+def _run(
+    run: Run, resume: Run, source: Any, changes: Settings, out: str, begun: str | None
+) -> tuple[str, dict[str, Any]]:
+    """Run an experiment, or go on with it, and return what is left of it in a form that can be sent."""
+    result = None
+    if begun is not None:
+        with contextlib.suppress(ConfigError):  # such as a run of an earlier version: it is begun anew
+            result = resume(begun)
+    result = result or run(source, overrides=changes, out=out)
     return str(result.path), result.summary
 
 

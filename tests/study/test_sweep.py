@@ -17,9 +17,8 @@ from typer.testing import CliRunner
 import fedsim
 from fedsim.cli.app import app
 from fedsim.errors import ConfigError, RunError
-from fedsim.study import sweep as sweeps
 from fedsim.study.file import load
-from fedsim.study.sweep import DONE, FAILED, finished, only_of, sweep
+from fedsim.study.sweep import DONE, FAILED, finished, only_of, stopped, sweep
 
 BASE = {
     "data": {"clients": 3},
@@ -75,7 +74,7 @@ def breaking(source, *, overrides, out):
 
 def test_a_run_that_fails_stops_no_other_and_is_tried_again_when_that_is_asked_for(tmp_path):
     plan = load(STUDY)
-    done = sweep(plan, breaking, tmp_path)
+    done = sweep(plan, breaking, fedsim.resume, tmp_path)
     assert [one.status for one in done] == [DONE, FAILED, DONE]
     assert "the sky falls" in done[1].reason
     rows = json.loads((tmp_path / "study" / "points.json").read_text())
@@ -86,9 +85,9 @@ def test_a_run_that_fails_stops_no_other_and_is_tried_again_when_that_is_asked_f
     ]
     assert "the sky falls" in rows[1]["reason"]
     (tmp_path / "study" / "mended").touch()
-    kept = sweep(plan, breaking, tmp_path)
+    kept = sweep(plan, breaking, fedsim.resume, tmp_path)
     assert [(one.status, one.new) for one in kept] == [(DONE, False), (FAILED, False), (DONE, False)]
-    retried = sweep(plan, breaking, tmp_path, retry=True)
+    retried = sweep(plan, breaking, fedsim.resume, tmp_path, retry=True)
     assert [(one.status, one.new) for one in retried] == [(DONE, False), (DONE, True), (DONE, False)]
 
 
@@ -109,7 +108,7 @@ def deadly(source, *, overrides, out):
 
 @pytest.mark.slow
 def test_a_process_that_dies_takes_its_own_run_with_it_alone(tmp_path):
-    done = sweep(load(STUDY), deadly, tmp_path, jobs=2)
+    done = sweep(load(STUDY), deadly, fedsim.resume, tmp_path, jobs=2)
     assert [one.status for one in done] == [DONE, FAILED, DONE]
     assert done[1].reason == "its process ended before the run did (killed, or out of memory)"
 
@@ -215,13 +214,47 @@ def test_the_command_says_what_became_of_each_run(tmp_path, monkeypatch):
     assert "sede: unknown key; did you mean seed?" in errors
 
 
-def test_what_a_process_is_told():
-    assert sweeps._run(lambda source, **given: Result_(source, given), "x.yaml", {"seed": 1}, "out") == (
-        "x.yaml",
-        {"overrides": {"seed": 1}, "out": "out"},
-    )
+def test_a_run_that_was_stopped_goes_on(tmp_path):
+    """It was stopped after its fifth round: the others are all that is trained."""
+    study = {
+        **STUDY,
+        "base": {
+            **BASE,
+            "stop": {"rounds": 9},
+            "record": {**BASE["record"], "checkpoint": {"every_rounds": 1}},
+        },
+    }
+    plan = load(study)
+    point = plan.points()[0]
+
+    def stop(progress):
+        if progress.round == 5:
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "study"
+    with pytest.raises(KeyboardInterrupt):
+        fedsim.run(plan.source, overrides=point.changes, out=folder, progress=stop)
+    begun = stopped(folder, plan.experiment(point))
+    resumed = []
+
+    def resume(path):
+        resumed.append(path)
+        return fedsim.resume(path)
+
+    done = sweep(plan, fedsim.run, resume, tmp_path)
+    assert resumed == [str(begun)]
+    assert done[0].folder == begun
+    whole = fedsim.run(plan.source, overrides=point.changes, out=tmp_path / "whole")
+    assert done[0].summary["run_hash"] == whole.summary["run_hash"]
+    assert stopped(folder, plan.experiment(point)) is None
 
 
-class Result_:
-    def __init__(self, path, summary):
-        self.path, self.summary = path, summary
+def test_a_run_that_cannot_go_on_is_begun_anew(tmp_path):
+    plan = load({**STUDY, "vary": {}})
+    begun = tmp_path / "study" / f"study-{plan.experiment(plan.points()[0]).digest()[:8]}"
+    begun.mkdir(parents=True)
+    (begun / "record.sqlite").write_text("no record")
+    (begun / "experiment.yaml").write_text(plan.experiment(plan.points()[0]).dump())
+    [done] = sweep(plan, fedsim.run, fedsim.resume, tmp_path)
+    assert done.status == DONE
+    assert done.folder.name == f"{begun.name}-2"
