@@ -1,0 +1,65 @@
+"""The page on studies is true: its rule, its study, its commands, its Python."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Write what the page says, with fewer rounds."""
+    (study,) = blocks("yaml")
+    (tmp_path / "mine.py").write_text(blocks("python")[0])
+    (tmp_path / "study.yaml").write_text(
+        study.replace("rounds: 60", "rounds: 2").replace("accuracy: 0.85", "accuracy: 0.1")
+    )
+    return tmp_path
+
+
+def run(folder: Path, *words: str) -> str:
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_the_commands_lead_to_the_table_and_the_python_to_the_same(folder: Path) -> None:
+    commands = re.findall(r"^    (fedsim (?:sweep|compare) \S+)$", PAGE, re.MULTILINE)
+    assert len(commands) == 2
+    first, second = (run(folder, sys.executable, "-m", *command.split()) for command in commands)
+    assert first.splitlines()[0] == "15 runs: 15 new, 0 done before, 0 failed"
+    rows = second.splitlines()
+    assert [row.split(" | ")[0] for row in rows[2:7]] == [
+        "| mine",
+        "| FedAvg",
+        "| FedProx",
+        "| SCAFFOLD",
+        "| FedAMD",
+    ]
+    files = {file.suffix for file in (folder / "runs" / "study" / "comparison").iterdir()}
+    assert files == {".md", ".tex", ".csv", ".html", ".png", ".svg", ".pdf"}
+    (folder / "all.py").write_text(blocks("python")[1].replace("jobs=2", "jobs=1"))
+    shown = run(folder, sys.executable, "all.py").splitlines()
+    assert shown[:7] == rows[:7]
+    assert shown[-1].startswith("Name: value")
+    assert (folder / "curves.pdf").stat().st_size > 1000
+
+
+def test_what_a_user_writes_fits_on_a_screen() -> None:
+    rule, study = blocks("python")[0], blocks("yaml")[0]
+    assert len([line for line in rule.splitlines() if line.strip()]) <= 12
+    assert len(yaml.safe_load(study)["methods"]) == 5
+    assert len(study.splitlines()) <= 16
