@@ -130,7 +130,7 @@ def make_task(experiment: Experiment, dataset: Dataset) -> Task:
     dtype = torch.float64 if experiment.compute.dtype == "float64" else torch.float32
     modules = [_model(experiment, dataset) for _ in range(2)]
     with experiment.blame("model"):
-        return tried(modules, dataset, experiment.model.name, device, dtype)
+        return tried(modules, dataset, experiment.model.name, device, dtype, experiment.strategy.buffers)
 
 
 def _model(experiment: Experiment, dataset: Dataset) -> nn.Module:

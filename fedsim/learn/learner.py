@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import FedsimError, NotFiniteError, RunError
+from fedsim.learn import buffers
 from fedsim.learn.book import Book
 from fedsim.learn.deferred import Deferred, Inputs
 from fedsim.learn.draws import states
@@ -98,6 +99,11 @@ class Learner:
         return self.engine.data.sizes
 
     @property
+    def keeps(self) -> tuple[str, ...]:
+        """The vectors that every client keeps beside those of its update, by name."""
+        return buffers.kept(self.engine.task)
+
+    @property
     def nbytes(self) -> int:
         """The memory that the data take, and one model for each client, in bytes."""
         data, model = self.engine.data, self.engine.task.initial
@@ -129,7 +135,8 @@ class Learner:
         if self.dry:
             return Deferred.phantom(self.assumed)
         call = Train(self, update, client, place, numbers or {})
-        return Deferred(call, {name: given[name] for name in names}, self.book)
+        known = {name: given[name] for name in (*names, *self.keeps) if name in given}
+        return Deferred(call, known, self.book)
 
     def evaluate(self, weights: Deferred, client: int | None = None) -> Deferred:
         """Return loss (and accuracy) as a deferred dictionary, on the test data or on a client's own data."""
@@ -194,7 +201,8 @@ class Train:
             broken = RunError(reason, place.node, place.round, place.sim_time_s, "train")
             return [self._failed(broken, inputs[0], error)]
         return [
-            call._checked(result, given) for call, result, given in zip(calls, results, inputs, strict=True)
+            call._checked(call._whole(result, given), given)
+            for call, result, given in zip(calls, results, inputs, strict=True)
         ]
 
     def _job(self, given: Inputs) -> TrainJob:
@@ -203,7 +211,7 @@ class Train:
         task = learner.engine.task
         drawn = {
             name: torch.from_numpy(vector).to(task.device, task.dtype)
-            for name, vector in self.update.draws(task.size, self._stream("draws")).items()
+            for name, vector in self.update.draws(task.trained, self._stream("draws")).items()
         }
         own = self.update.scalars(client, learner.sizes[client])
         said = {
@@ -212,7 +220,11 @@ class Train:
             if name in own
         }
         seed = int(self._stream("model draws").integers(2**63))
-        return TrainJob(self.update, client, rows, {**given, **drawn, **said}, seed)
+        short, held = buffers.cut(task, given)
+        return TrainJob(self.update, client, rows, {**short, **drawn, **said}, seed, held)
+
+    def _whole(self, result: State, given: Inputs) -> State:
+        return buffers.whole(self.learner.engine.task, self.update, result, given)
 
     def _stream(self, purpose: str) -> np.random.Generator:
         """Return a stream of this visit; the first of a round has the round's own."""
@@ -246,7 +258,8 @@ class Train:
     def _failed(self, error: RunError, given: Inputs, cause: BaseException | None = None) -> State:
         if not self.learner.drop:
             raise error from cause
-        return Failed(error, {name: given[name] for name in self.update.keeps})
+        names = (*self.update.keeps, *self.learner.keeps)
+        return Failed(error, {name: given[name] for name in names if name in given})
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
 from fedsim.learn.contents import Leaf
+from fedsim.learn.masks import Draws
 
 
 class Batch(NamedTuple):
@@ -28,22 +29,35 @@ class Batch(NamedTuple):
 
 
 Gradient = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
-"""From weights [P] and a batch to the mean gradient [P] and the mean loss []."""
+"""From weights [W] and a batch to the mean gradient [W] and the mean loss []."""
+
+Augment = Callable[[Tensor, Draws], Tensor]
+"""From inputs [B, …] to others of the same shape."""
+
+Held = Literal["average", "local", "server"]
+"""Whose buffers a client trains with: see :attr:`fedsim.spec.experiment.Strategy.buffers`."""
 
 
 class Task:
-    """What is learned: a model whose weights are one vector, and a loss.
+    """What is learned: a model whose whole state is one vector, and a loss.
 
+    The vector [P] has the W weights first, and behind them the numbers in the buffers that training changes, such as
+    running means. What a local update computes with are the weights alone; the engine carries the buffers along.
     The model is in training mode where a gradient is computed, and in evaluation mode everywhere else.
 
     Args:
-        module: the model; its trainable parameters in the order of ``named_parameters`` make up the vector.
+        module: the model; its trainable parameters in the order of ``named_parameters`` make up the weights.
         loss: ``"cross_entropy"``, or ``"half_square"`` for 0.5 (prediction - target)^2.
         device: where weights and data live.
         dtype: their type.
+        buffers: the names of the buffers that training changes, in order.
+        held: whose they are.
 
     Attributes:
         draws: whether the model draws random numbers in training, with torch's own generators.
+        drops: whether it drops out by masks that follow from a job's key, as ``nn.Dropout`` does.
+        mixes: whether its outputs for a sample depend on the others in a batch in training.
+        augment: what is done to the inputs of a batch before a gradient, with a job's draws, or None.
         fixed: what it had beside its weights when it was tried out; empty if that has not been done.
 
     >>> task = Task(nn.Linear(2, 3), "cross_entropy")
@@ -57,27 +71,41 @@ class Task:
         loss: str = "cross_entropy",
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        buffers: Sequence[str] = (),
+        held: Held = "average",
     ) -> None:
         self.module = module.to(device=device, dtype=dtype)
         self.module.eval()  # many an overridden train() returns nothing, and eval() calls it
-        self.device, self.dtype = torch.device(device), dtype
-        self.classifies, self.draws = loss == "cross_entropy", False
+        self.device, self.dtype, self.held = torch.device(device), dtype, held
+        self.classifies, self.draws, self.drops = loss == "cross_entropy", False, False
+        self.mixes = False
+        self.augment: Augment | None = None
         self.fixed: dict[str, Leaf] = {}
         named = {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
-        self.layout = [(name, tuple(p.shape)) for name, p in named.items()]
-        self.initial = torch.cat([p.reshape(-1) for p in named.values()])
-        self._sizes = [p.numel() for p in named.values()]
+        kept = {name: self.module.get_buffer(name).detach() for name in buffers}
+        self.buffers = list(kept)
+        self.trained = sum(p.numel() for p in named.values())
+        self.layout = [(name, tuple(p.shape)) for name, p in (named | kept).items()]
+        self.initial = torch.cat([p.reshape(-1).to(dtype) for p in (named | kept).values()])
+        self._sizes = [p.numel() for p in (named | kept).values()]
+        self._types = {name: buffer.dtype for name, buffer in kept.items()}
 
     @property
     def size(self) -> int:
-        """The number of weights P."""
+        """The length P of the vector."""
         return self.initial.numel()
 
     @property
+    def sent(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of what is sent with a model: buffers only where they are averaged."""
+        return self.layout if self.held == "average" else self.layout[: len(self.layout) - len(self.buffers)]
+
+    @property
     def fixed_bytes(self) -> int:
-        """The size of what the model has beside its weights: frozen parameters and buffers."""
+        """The size of what the model has beside its vector: frozen parameters and the other buffers."""
         frozen = [p for p in self.module.parameters() if not p.requires_grad]
-        return sum(tensor.nbytes for tensor in (*frozen, *self.module.buffers()))
+        others = [buffer for name, buffer in self.module.named_buffers() if name not in self._types]
+        return sum(tensor.nbytes for tensor in (*frozen, *others))
 
     def state(self, trained: Mapping[str, Any]) -> dict[str, Any]:
         """Return all that the model needs to be built again, as NumPy arrays, under the names of its ``state_dict``.
@@ -97,20 +125,56 @@ class Task:
             whole[name] = (
                 trained[source] if source in trained else held[name].detach().cpu().contiguous().numpy()
             )
+            if name in self._types:
+                whole[name] = self._typed(name, torch.as_tensor(whole[name])).numpy()
         return whole
 
-    def predict(self, weights: Tensor, x: Tensor, training: bool = False) -> Tensor:
-        """Return the model's outputs for inputs [B, …] with weights [P]."""
-        names = [name for name, _ in self.layout]
-        parameters = dict(zip(names, self.split(weights), strict=True))
-        with self.mode(training):
-            outputs: Tensor = functional_call(self.module, parameters, (x,))
+    def predict(self, vector: Tensor, x: Tensor, training: bool = False) -> Tensor:
+        """Return the model's outputs for inputs [B, …] with a vector [P], or with weights [W] alone."""
+        outputs, _ = self.call(vector[: self.trained], x, vector[self.trained :], training)
         return outputs
 
-    def split(self, weights: Tensor) -> list[Tensor]:
-        """Return the parameters that a vector [P] holds, as views, in the order of :attr:`layout`."""
-        pieces = torch.split(weights, self._sizes)
-        return [piece.view(shape) for (_, shape), piece in zip(self.layout, pieces, strict=True)]
+    def call(self, weights: Tensor, x: Tensor, buffers: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+        """Return the model's outputs for inputs [B, …], and the buffers afterwards.
+
+        Args:
+            weights: [W].
+            x: inputs [B, …].
+            buffers: [P - W]; or empty for the module's own, of which nothing is returned.
+            training: whether the model is in training mode.
+        """
+        held = dict(zip((name for name, _ in self.layout), self.split(weights), strict=False))
+        if buffers.numel():
+            held |= {
+                name: self._typed(name, piece).clone() for name, piece in self.split_buffers(buffers).items()
+            }
+        elif self.buffers:
+            held |= {name: self.module.get_buffer(name).clone() for name in self.buffers}
+        with self.mode(training):
+            outputs: Tensor = functional_call(self.module, held, (x,))
+        if not buffers.numel():
+            return outputs, buffers
+        after = [held[name].detach().reshape(-1).to(buffers.dtype) for name in self.buffers]
+        return outputs, torch.cat(after)
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """Return the parameters (and buffers) that weights [W] or a vector [P] hold, as views, in order."""
+        count = len(self._sizes) - (len(self.buffers) if vector.shape[-1] == self.trained else 0)
+        pieces = torch.split(vector, self._sizes[:count])
+        return [piece.view(shape) for (_, shape), piece in zip(self.layout, pieces, strict=False)]
+
+    def split_buffers(self, buffers: Tensor) -> dict[str, Tensor]:
+        """Return the buffers that a vector [P - W] holds, as views, by name."""
+        count = len(self.layout) - len(self.buffers)
+        pieces = torch.split(buffers, self._sizes[count:])
+        return {
+            name: piece.view(shape) for (name, shape), piece in zip(self.layout[count:], pieces, strict=True)
+        }
+
+    def _typed(self, name: str, values: Tensor) -> Tensor:
+        """Return numbers of a vector in the type of the buffer that they belong to: counters are averaged, too."""
+        dtype = self._types[name]
+        return values.to(dtype) if dtype.is_floating_point else values.round().to(dtype)
 
     @contextmanager
     def mode(self, training: bool) -> Iterator[None]:
@@ -130,9 +194,15 @@ class Task:
             return nn.functional.cross_entropy(outputs, y, reduction="none")
         return 0.5 * (outputs - y) ** 2
 
-    def loss(self, weights: Tensor, batch: Batch) -> Tensor:
-        """Return the mean loss over the samples of a batch in training, padding left out."""
-        return self.mean(self.predict(weights, batch.x, training=True), batch)
+    def loss(self, weights: Tensor, batch: Batch, buffers: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean loss over a batch in training, padding left out, and the buffers afterwards."""
+        outputs, after = self.call(weights, batch.x, buffers, training=True)
+        return self.mean(outputs, batch), after
+
+    @property
+    def start(self) -> Tensor:
+        """The buffers at the beginning [P - W]."""
+        return self.initial[self.trained :]
 
     def mean(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the mean loss over the samples of a batch, padding left out."""
@@ -140,28 +210,33 @@ class Task:
         return (losses * batch.weight).sum() / batch.weight.sum().clamp(min=1.0)
 
     @torch.no_grad()
-    def scores(self, weights: Tensor, x: Tensor, y: Tensor, measure: str = "loss") -> Tensor:
+    def scores(self, vector: Tensor, x: Tensor, y: Tensor, measure: str = "loss") -> Tensor:
         """Return how hard each sample is [B], without a trace in the model.
 
         Args:
-            weights: of the model that judges [P].
+            vector: of the model that judges [P].
             x: inputs [B, …].
             y: labels or targets [B].
             measure: ``"loss"``, or ``"error"`` for 1 where a sample is classified wrongly and 0 elsewhere.
         """
-        outputs = self.predict(weights, x)
+        outputs = self.predict(vector, x)
         if measure == "error":
             return (outputs.argmax(-1) != y).to(outputs.dtype)
         return self.losses(outputs, y)
 
     def gradient(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return gradient [P] and loss [] of one client's batch."""
+        """Return gradient [W] and loss [] of one client's batch, with the buffers of the beginning."""
+        gradient, loss, _ = self.carried(weights, batch, self.start)
+        return gradient, loss
+
+    def carried(self, weights: Tensor, batch: Batch, buffers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return gradient [W] and loss [] of one client's batch, and the buffers [P - W] afterwards."""
         weights = weights.detach().requires_grad_()
         with self.mode(training=True):  # the backward pass, too: it may compute something again
-            loss = self.loss(weights, batch)
-            return torch.autograd.grad(loss, weights)[0], loss.detach()
+            loss, after = self.loss(weights, batch, buffers)
+            return torch.autograd.grad(loss, weights)[0], loss.detach(), after
 
-    def pure_gradient(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the same as :meth:`gradient`, as a function that can be mapped over clients."""
-        gradient, loss = grad_and_value(self.loss)(weights, batch)
-        return gradient, loss
+    def pure(self, weights: Tensor, batch: Batch, buffers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the same as :meth:`carried`, as a function that can be mapped over clients."""
+        gradient, (loss, after) = grad_and_value(self.loss, has_aux=True)(weights, batch, buffers)
+        return gradient, loss, after

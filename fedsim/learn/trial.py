@@ -1,8 +1,8 @@
 """Trying a model out before a run: whether it fits the data, what it draws, and what it changes.
 
-All clients share one module, and only the weights are exchanged in it. So a model must keep nothing from one call to
-the next, and must draw nothing but what torch's generators give it in training. No list of layers could tell: the model
-is called a few times, and looked at before and after.
+All clients share one module, and weights and buffers are exchanged in it. So a model must keep nothing else from one
+call to the next, must leave its buffers alone in evaluation, and must draw nothing but what torch's generators give it
+in training. No list of layers could tell: the model is called a few times, and looked at before and after.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from fedsim.errors import BadValue, RunError
 from fedsim.learn.contents import Leaf, changes, contents, equal
 from fedsim.learn.data.datasets import Dataset
 from fedsim.learn.draws import seeded, states
+from fedsim.learn.masks import Draws, Masked
 from fedsim.learn.raised import passes, told
-from fedsim.learn.task import Batch, Task
+from fedsim.learn.task import Batch, Held, Task
 
 log = logging.getLogger("fedsim")
 
@@ -40,7 +41,12 @@ FROM_TORCH = "draw from torch, which is seeded for every client and round"
 
 
 def tried(
-    modules: Sequence[nn.Module], data: Dataset, name: str, device: torch.device, dtype: torch.dtype
+    modules: Sequence[nn.Module],
+    data: Dataset,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    held: Held = "average",
 ) -> Task:
     """Try a model out, and return it as a task that knows whether it draws, and what must not change.
 
@@ -50,6 +56,7 @@ def tried(
         name: the model's name, for the message.
         device: where it is to be trained.
         dtype: the type of its weights.
+        held: whose the buffers are that training changes.
 
     Raises:
         BadValue: with the key ``name``, if the model does not fit the data, is not made the same twice, gives NaN,
@@ -59,13 +66,15 @@ def tried(
         first, second = modules
         if second is first:  # somebody's function returns the same object every time
             second = copy.deepcopy(first)
-        task, fresh = (Task(module, data.loss, device, dtype) for module in (first, second))
+        buffers = _moving(copy.deepcopy(second), data, device, dtype)
+        task, fresh = (Task(module, data.loss, device, dtype, buffers, held) for module in (first, second))
         trial = Trial(task, fresh, data, name)
         with _aside(task.device):
             trial.is_made_the_same()
             trial.fits()
             trial.leaves_weights()
             task.draws = trial.leaves_state()
+            task.drops, task.mixes = trial.drops, trial.mixes()
             trial.repeats()
             trial.computes_with_what_it_is_given()
             trial.starts_well()
@@ -97,11 +106,13 @@ class Trial:
     data: Dataset
     name: str
     ends: list[dict[str, Leaf]] = field(default_factory=list)
+    drops: bool = False
 
     def __post_init__(self) -> None:
         count = max(1, min(SAMPLES, len(self.data.y) // 2))
         self.used, self.other = (self._samples(first, count) for first in (0, -count))
-        self.weights, self.others = self.task.initial, 1.1 * self.task.initial + 0.001
+        self.start, self.weights = self.task.initial, self.task.initial[: self.task.trained]
+        self.others = 1.1 * self.weights + 0.001
 
     def is_made_the_same(self) -> None:
         """Refuse initial weights that depend on more than the experiment's seed, or are no numbers."""
@@ -152,8 +163,10 @@ class Trial:
             if drawn:
                 hint = "let it do so only if self.training, as F.dropout(x, p, self.training) does"
                 self._refuse("draws random numbers in evaluation, too", hint)
-            with self._watched("training", settled) as drawn:
+            masks = Draws(torch.tensor(SEED, device=self.task.device))
+            with self._watched("training", settled) as drawn, Masked(masks):
                 self.task.gradient(weights, batch)
+            self.drops |= masks.calls > 0
             draws |= bool(drawn)
         for once, again in zip(self.ends[2:4], self.ends[4:], strict=True):
             for kind, path in changes(once, again):
@@ -204,6 +217,21 @@ class Trial:
             what = f"gives a loss or a gradient that is NaN or infinite for samples of {self.data.name}"
             self._refuse(f"{what} before it has learned anything")
 
+    def mixes(self) -> bool:
+        """Tell whether outputs in training depend on what else is in a batch; in doubt they do."""
+        if self.task.buffers:
+            return True
+        first, two = self.used.x[:1], []
+        for beside in (self.used.x[1:2], self.other.x[-1:]):
+            try:
+                draws = Draws(torch.tensor(SEED, device=self.task.device))
+                with Masked(draws), seeded(1, self.task.device), torch.no_grad():
+                    two.append(self.task.predict(self.weights.clone(), torch.cat([first, beside]), True)[:1])
+            except Exception:  # one that cannot do with two samples looks at all of them
+                return True
+        one, other = two
+        return not torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True)
+
     def tells_of_mixing(self) -> None:
         """Warn of a model whose outputs for a sample depend on the others in its batch."""
         with torch.no_grad(), contextlib.suppress(Exception):  # some cannot do with one sample at all
@@ -234,8 +262,8 @@ class Trial:
                 self._refuse(f"draws random numbers from {name}", FROM_TORCH)
         for kind, path in changes(before, after):
             if kind in ("weights", "buffer"):
-                hint = "for normalisation, take GroupNorm"
-                self._refuse(f"changes its {kind} in forward ({path})", f"{SHARED}; {hint}")
+                hint = f"{SHARED}; a buffer may change in training, and nothing in evaluation"
+                self._refuse(f"changes its {kind} in forward ({path})", hint)
             if kind == "number" and settled:
                 self._refuse(f"changes its state in forward (attribute {path})", SHARED)
 
@@ -278,6 +306,27 @@ def _phase(name: str, what: str) -> Iterator[None]:
         if passes(error):
             raise
         raise BadValue("name", name, f"{what}: {told(error)}") from error
+
+
+def _moving(module: nn.Module, data: Dataset, device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Return the names of the buffers that training alone changes.
+
+    What evaluation changes, too, is no state of a client, and is refused later; so is a model that fails here.
+    """
+    task = Task(module, data.loss, device, dtype)
+    trial = Trial(task, task, data, "")
+    changed: list[set[str]] = []
+    for training in (False, True):
+        before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        try:
+            with _aside(device), torch.no_grad(), task.mode(training):
+                for samples in (trial.used, trial.other):
+                    module(samples.x)
+        except BaseException as error:
+            if passes(error):
+                raise
+        changed.append({name for name, old in before.items() if not equal(old, module.get_buffer(name))})
+    return [name for name, _ in module.named_buffers() if name in changed[1] - changed[0]]
 
 
 def _lasting(task: Task) -> dict[str, Leaf]:

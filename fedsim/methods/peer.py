@@ -113,7 +113,7 @@ class Peer:
         self.round = 1
         """The latest round of :meth:`rounds`, which is the one that the node is in."""
         self.was_away = False
-        self._kept: dict[str, Deferred] = {}
+        self.kept: dict[str, Deferred] = {}
         self._visits = self._visited = self._visit = 0
         self.waiting_for: Callable[[], str] = node.waiting_for
         self._run = run
@@ -205,9 +205,10 @@ class Peer:
                 job.cancel()
                 raise
             if finished:
-                kept = {name: self._kept.get(name, self.zeros) for name in update.keeps if name not in given}
+                names = (*update.keeps, *learner.keeps)
+                kept = {name: self.kept.get(name, self.zeros) for name in names if name not in given}
                 result = learner.train(update, self.id, {**kept, **given}, self._place(round, began_s))
-                self._kept.update((name, result.pick(name)) for name in kept)
+                self.kept.update((name, result.pick(name)) for name in kept)
                 return result
 
     def _place(self, round: int, began_s: float) -> Place:

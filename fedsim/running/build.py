@@ -27,6 +27,7 @@ from fedsim.methods.around import Central
 from fedsim.methods.arrivals import Arrivals
 from fedsim.methods.peer import PeerStrategy
 from fedsim.methods.rounds import Rounds
+from fedsim.running.held import check_buffers, innermost
 from fedsim.running.memory import check_memory, need_mb
 from fedsim.running.topology import check_use, make_graph
 from fedsim.running.updates import transforms_of, updates_of
@@ -105,6 +106,7 @@ def prepare(experiment: Experiment, dry: bool = False, book: Book | None = None)
         raise ConfigError([problem for mistake in mistakes for problem in mistake.problems]) from mistakes[0]
     if book is not None:
         learner = replace(learner, book=book)
+    check_buffers(experiment, strategy, learner.engine.task)
     if dry and depends_on_values(strategy) is not False:
         learner = replace(learner, assumed=experiment.assume.numbers)
     if server and not isinstance(strategy, Rounds | Arrivals):
@@ -230,13 +232,6 @@ def _updates(strategy: Any, experiment: Experiment) -> list[LocalUpdate]:
     if isinstance(strategy, PeerStrategy):
         return [getattr(strategy, "update", None) or LocalSGD(experiment.strategy.local)]
     return list(updates_of(strategy, experiment).values())
-
-
-def innermost(strategy: Any) -> Any:
-    """Return the strategy that others are wrapped around."""
-    while hasattr(strategy, "strategy"):
-        strategy = strategy.strategy
-    return strategy
 
 
 def depends_on_values(strategy: Any) -> bool | None:

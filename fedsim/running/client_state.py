@@ -16,26 +16,32 @@ class Kept:
 
     Args:
         zeros: what a client has before its first visit [P].
+        always: what it keeps whatever it does, by name.
     """
 
-    def __init__(self, zeros: Deferred) -> None:
-        self._zeros = zeros
+    def __init__(self, zeros: Deferred, always: tuple[str, ...] = ()) -> None:
+        self._zeros, self._always = zeros, always
         self._vectors: dict[int, dict[str, Deferred]] = defaultdict(dict)
         self._pending: list[tuple[int, tuple[str, ...], Deferred]] = []
 
     def of(self, client: int, update: LocalUpdate) -> dict[str, Deferred]:
         """Return what a client has kept for an update, by name."""
         own = self._vectors[client]
-        return {name: own.get(name, self._zeros) for name in update.keeps}
+        return {name: own.get(name, self._zeros) for name in (*update.keeps, *self._always)}
+
+    def all(self) -> list[dict[str, Deferred]]:
+        """Return what each client keeps, in the order of ids."""
+        return [self._vectors[client] for client in sorted(self._vectors)]
 
     def put(self, client: int, update: LocalUpdate, result: Deferred) -> None:
         """Take over what a client keeps of the result of a visit."""
-        if not update.keeps:
+        names = (*update.keeps, *self._always)
+        if not names:
             return
-        self._vectors[client].update((name, result.pick(name)) for name in update.keeps)
+        self._vectors[client].update((name, result.pick(name)) for name in names)
         if result.is_phantom:
             return
-        self._pending.append((client, update.keeps, result))
+        self._pending.append((client, names, result))
         if len(self._pending) > PENDING:
             compute(one for *_, one in self._pending)
         self._settle()

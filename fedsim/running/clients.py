@@ -91,10 +91,10 @@ class LocalClients:
         updates: Mapping[str, LocalUpdate],
         queries: Mapping[str, Query] | None = None,
     ) -> None:
-        self.learner, self.updates, self.kept = learner, dict(updates), Kept(learner.zeros)
+        self.learner, self.updates, self.kept = learner, dict(updates), Kept(learner.zeros, learner.keeps)
         self.queries: Mapping[str, Query] = {QUERY_SIZE: nothing, **(queries or {})}
         task = learner.engine.task
-        self._layout, self._dtype = task.layout, str(task.dtype).removeprefix("torch.")
+        self._layout, self._dtype = task.sent, str(task.dtype).removeprefix("torch.")
         self._sizes: dict[Codec | None, int] = {}
         self._visits: Counter[int] = Counter()
         self._lately: dict[int, tuple[int, int]] = {}

@@ -41,8 +41,10 @@ def need_mb(engine: Engine, updates: Iterable[LocalUpdate]) -> list[float]:
 def held_bytes(engine: Engine, update: LocalUpdate) -> int:
     """Return the size of an update's state, counted on the state that it begins with."""
     task = engine.task
-    names = (*update.takes, *update.keeps, *update.draws(task.size, stream(0, "memory")))
-    job = TrainJob(update, 0, np.zeros((0, 0), dtype=np.int64), dict.fromkeys(names, task.initial))
+    names = (*update.takes, *update.keeps, *update.draws(task.trained, stream(0, "memory")))
+    job = TrainJob(
+        update, 0, np.zeros((0, 0), dtype=np.int64), dict.fromkeys(names, task.initial[: task.trained])
+    )
     state = update.init({**job.given, **engine.scalars(job)})
     return sum(tensor.nbytes for tensor in state.values())
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterable
 
 import simpy
 
 from fedsim.errors import FedsimError, RunError, StalledError, at_round, few
+from fedsim.learn.buffers import judged
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Learner
 from fedsim.methods.peer import Peer, PeerStrategy
@@ -52,7 +54,9 @@ class PeerRun:
     def __init__(self, world: World, learner: Learner, strategy: PeerStrategy, observer: Observer) -> None:
         self.world, self.learner, self.strategy, self.observer = world, learner, strategy, observer
         self.rounds = observer.experiment.stop.rounds
-        self.model_bytes = learner.engine.task.size * learner.engine.task.initial.element_size()
+        task = learner.engine.task
+        numbers = sum(math.prod(shape) for _, shape in task.sent)
+        self.model_bytes = numbers * task.initial.element_size()
         self.updates = 0
         self.peers = {node.id: Peer(node, self) for node in world.members}
         self.founders = [id for id, peer in self.peers.items() if peer.node.online]
@@ -112,6 +116,7 @@ class PeerRun:
             self._behind -= 1
         peer.finished = round
         self.updates += updates
+        model = judged(self.learner.engine.task, model, [peer.kept])
         self.latest[peer.id] = model
         if round > self._round and not self.learner.dry:
             self._kept.setdefault(round, {})[peer.id] = model

@@ -8,12 +8,15 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from fedsim.errors import RunError, StalledError, ValueNeeded, at_round
+from fedsim.learn.buffers import judged, merged
+from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Learner
 from fedsim.learn.local import LocalUpdate
+from fedsim.learn.task import Task
 from fedsim.methods.arrivals import Arrivals
 from fedsim.methods.metrics import SYSTEM
 from fedsim.methods.rounds import Rounds
-from fedsim.methods.server import Answer, Ask, Reply, Server, trains
+from fedsim.methods.server import Answer, Ask, Reply, Server, trains, weighing
 from fedsim.running.clients import LocalClients, Numbers, Order, faults, together
 from fedsim.running.exchange import Exchange, TimeUp
 from fedsim.running.instruction import Instruction
@@ -139,15 +142,16 @@ def run_method(
     limits = experiment.network.detect_s, stop.sim_time_s
     line = Exchange(world, clients, *limits, policy.quorum, policy.retries)
     server = SimServer(line, clients, drop)
-    model, round = learner.initial, 0
+    model, round, task = learner.initial, 0, learner.engine.task
     notes = Notes(observer)
     observer.record.fact("weighting", method.weighting if method.weighted else "uniform")
     try:
-        while not observer.on_round(round, {SYSTEM: model}, line.updates):
+        while not observer.on_round(round, {SYSTEM: judged(task, model, clients.kept.all())}, line.updates):
             if round == stop.rounds:
                 break
             round += 1
             model = method.step(server, round, model, policy.timeout_s)
+            model = with_buffers(task, model, method.came)
             tell(notes, observer, method, round)
     except TimeUp:
         pass
@@ -163,6 +167,15 @@ def run_method(
         raise RunError(reason, None, round, world.clock.now_s, name) from error
     finally:
         report(server.dropped, observer)
+
+
+def with_buffers(task: Task, model: Deferred, came: Sequence[Reply]) -> Deferred:
+    """Return a model with the average of the buffers that have come, whatever the method has done to its weights."""
+    replies = [reply for reply in came if "arrays" in reply.vectors]
+    if not (task.buffers and replies):
+        return model
+    heavy = weighing(replies)
+    return merged(task, model, [one.vectors["arrays"] for one in heavy], [one.weight for one in heavy])
 
 
 def tell(notes: Notes, observer: Observer, method: Method, round: int) -> None:

@@ -244,9 +244,9 @@ def test_an_engine_that_cannot_take_the_model_is_refused_by_name():
 class Halved(Sequential):
     """An engine with a mistake."""
 
-    def gradient(self, weights, batch):
-        gradient, loss = super().gradient(weights, batch)
-        return gradient / 2, loss
+    def carried(self, weights, batch, buffers):
+        gradient, loss, after = super().carried(weights, batch, buffers)
+        return gradient / 2, loss, after
 
 
 def test_an_own_engine_is_found_by_its_path_and_tried(monkeypatch):

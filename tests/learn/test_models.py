@@ -279,9 +279,6 @@ def wrap(layer):
 @pytest.mark.parametrize(
     ("part", "words"),
     [
-        (wrap(nn.BatchNorm2d(2)), r"batch statistics \(BatchNorm2d 1\); use GroupNorm"),
-        (wrap(nn.Sequential(nn.BatchNorm1d(2))), r"batch statistics \(BatchNorm1d 1.0\)"),
-        (wrap(nn.SyncBatchNorm(2)), "batch statistics"),
         (lambda: WithBuffer(torch.complex64), r"complex numbers \(table\)"),
         (lambda: nn.LazyLinear(3), "lazy layers"),
         (nn.ReLU, "no trainable parameters"),

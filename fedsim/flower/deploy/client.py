@@ -26,6 +26,7 @@ from fedsim.learn.learner import Learner
 from fedsim.methods.peer import PeerStrategy
 from fedsim.methods.server import Query
 from fedsim.running.build import make_strategy
+from fedsim.running.held import check_deployed
 from fedsim.running.threads import limited
 from fedsim.running.updates import updates_of
 from fedsim.spec.experiment import Experiment, load
@@ -118,6 +119,7 @@ class BuiltinApp(ClientApp):
         strategy = make_strategy(experiment)
         with limited(1):
             learner, _, _ = learning.build(experiment)
+        check_deployed(experiment, strategy, learner.engine.task)
         queries: Mapping[str, Query] = getattr(strategy, "queries", {})
         return BuiltinClients(learner, updates_of(strategy, experiment), queries)
 
@@ -232,6 +234,7 @@ def server_side(
     updates = updates_of(made, experiment)
     with limited(1):
         learner, _, _ = learning.build(experiment)
+    check_deployed(experiment, made, learner.engine.task)
     start = pack(learner.initial, learner.engine.task.layout)
     compressed = any(update.codec is not None for update in updates.values())
     return ServerSide(Decoded(made, updates) if compressed else made, solid(start), learner)

@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import MultiKrum, Strategy
 from fedsim.flower.simulate.robust import needed
 from fedsim.flower.simulate.weighting import EXAMPLES
 from fedsim.running import notes
-from fedsim.running.build import innermost
+from fedsim.running.held import innermost
 from fedsim.running.observer import Observer
 
 log = logging.getLogger("fedsim")

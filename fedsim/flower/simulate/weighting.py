@@ -19,7 +19,7 @@ from flwr.serverapp.strategy import (
 
 from fedsim.errors import BadValue
 from fedsim.flower.around_strategy import Wrapped
-from fedsim.running.build import innermost
+from fedsim.running.held import innermost
 from fedsim.running.weighting import choose_weighting
 from fedsim.spec.experiment import Weighting
 

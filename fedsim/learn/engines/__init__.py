@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fedsim.learn.engines.base import Engine, Shard, TrainJob
+from fedsim.learn.engines.base import BUFFERS, Engine, Shard, TrainJob
 from fedsim.learn.engines.closed import Closed
 from fedsim.learn.engines.lean import Lean
 from fedsim.learn.engines.sequential import Sequential
 from fedsim.learn.engines.stacked import Stacked
 
-__all__ = ["Closed", "Engine", "Lean", "Sequential", "Shard", "Stacked", "TrainJob"]
+__all__ = ["BUFFERS", "Closed", "Engine", "Lean", "Sequential", "Shard", "Stacked", "TrainJob"]

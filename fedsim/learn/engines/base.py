@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,11 @@ from torch import Tensor
 
 from fedsim.errors import FedsimError
 from fedsim.learn.local import LocalUpdate, State
-from fedsim.learn.task import Task
+from fedsim.learn.masks import Draws, Masked
+from fedsim.learn.task import Batch, Task
+
+BUFFERS = "model.buffers"
+"""The name of the buffers [P - W] in what comes of a job, where a model has some that training changes."""
 
 
 class Unfit(FedsimError):
@@ -66,6 +71,7 @@ class TrainJob:
         given: the vectors that the update takes, those that it keeps and those that it draws, by name, and numbers
             in place of the update's own.
         seed: of what the model draws in training.
+        buffers: what the model begins with beside its weights [P - W]; None takes those of the beginning.
     """
 
     update: LocalUpdate
@@ -73,6 +79,7 @@ class TrainJob:
     rows: np.ndarray
     given: State
     seed: int = 0
+    buffers: Tensor | None = None
 
 
 class Engine(ABC):
@@ -123,7 +130,7 @@ class Engine(ABC):
 
     @abstractmethod
     def train(self, jobs: Sequence[TrainJob]) -> list[State]:
-        """Do jobs, and return what each client sends back and keeps."""
+        """Do jobs, and return what each client sends back and keeps, and its buffers under the name ``BUFFERS``."""
 
     @abstractmethod
     def evaluate(self, weights: Sequence[Tensor], x: Tensor, y: Tensor, chunk: int) -> list[dict[str, float]]:
@@ -140,6 +147,45 @@ class Engine(ABC):
             for name, v in numbers.items()
             if name not in job.given
         }
+
+    def buffers(self, job: TrainJob) -> Tensor:
+        """Return the buffers [P - W] that a job begins with."""
+        return self.task.start if job.buffers is None else job.buffers
+
+
+class Walk:
+    """The gradient of one job, step by step; it carries the buffers from call to call, and knows what to draw.
+
+    Args:
+        task: model and loss.
+        carried: from weights, batch and buffers to gradient, loss and buffers.
+        buffers: at the beginning [P - W].
+        key: of what the job draws, int64 [].
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        carried: Callable[[Tensor, Batch, Tensor], tuple[Tensor, Tensor, Tensor]],
+        buffers: Tensor,
+        key: Tensor,
+    ) -> None:
+        self.task, self.buffers = task, buffers
+        self._carried, self._key = carried, key
+        self._draws = Draws(key)
+
+    def at(self, step: int) -> Walk:
+        """Go on with a step."""
+        self._draws = Draws(self._key, step)
+        return self
+
+    def __call__(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the mean gradient [W] and the mean loss [] of a batch."""
+        if self.task.augment is not None:
+            batch = batch._replace(x=self.task.augment(batch.x, self._draws))
+        with Masked(self._draws) if self.task.drops else nullcontext():
+            gradient, loss, self.buffers = self._carried(weights, batch, self.buffers)
+        return gradient, loss
 
 
 def metrics(task: Task, losses: float, hits: float, samples: int) -> dict[str, float]:

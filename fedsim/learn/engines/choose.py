@@ -8,16 +8,16 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedsim import parts
 from fedsim.errors import BadValue
-from fedsim.learn.engines.base import Engine, Shard, TrainJob, Unfit
+from fedsim.learn.engines.base import BUFFERS, Engine, Shard, TrainJob, Unfit
 from fedsim.learn.engines.closed import Closed
 from fedsim.learn.engines.lean import Lean
 from fedsim.learn.engines.sequential import Sequential
 from fedsim.learn.engines.stacked import SLOW, Stacked
-from fedsim.learn.local import LocalSGD
+from fedsim.learn.local import LocalSGD, State
 from fedsim.learn.raised import passes, told
 from fedsim.learn.task import Task
 from fedsim.rng import stream
@@ -102,7 +102,7 @@ def probe(part: type[Engine], task: Task, data: Shard) -> str:
     double = _again(task, torch.float64)
     shard, jobs = _some(double, data)
     engines = _made(part, double, shard, len(jobs)), Sequential(double, shard)
-    trained = [torch.stack([one["arrays"] for one in engine.train(jobs)]) for engine in engines]
+    trained = [torch.stack([_ends(one) for one in engine.train(jobs)]) for engine in engines]
     judged = [engine.evaluate([double.initial], shard.x, shard.y, 2)[0]["loss"] for engine in engines]
     a, b = (torch.cat([one.flatten(), one.new_tensor([loss])]) for one, loss in zip(trained, judged))
     gap = float((a - b).nan_to_num().abs().max()) if torch.equal(a.isfinite(), b.isfinite()) else torch.inf
@@ -118,8 +118,13 @@ def same_bits(task: Task, data: Shard) -> bool:
         if passes(error):
             raise
         return False
-    ends = ([one["arrays"].nan_to_num() for one in results] for results in found)
+    ends = ([_ends(one).nan_to_num() for one in results] for results in found)
     return all(map(torch.equal, *ends))
+
+
+def _ends(result: State) -> Tensor:
+    """Return weights and buffers after a job [P]."""
+    return torch.cat([result[name] for name in ("arrays", BUFFERS) if name in result])
 
 
 def slowness(task: Task, data: Shard) -> str:
@@ -140,8 +145,9 @@ def slowness(task: Task, data: Shard) -> str:
 
 def _again(task: Task, dtype: torch.dtype | None = None) -> Task:
     """Return a task with a model of its own."""
-    again = Task(_copy(task.module), dtype=dtype or task.dtype, device=task.device)
-    again.classifies = task.classifies
+    again = Task(_copy(task.module), "", task.device, dtype or task.dtype, task.buffers, task.held)
+    again.classifies, again.drops, again.mixes = task.classifies, task.drops, task.mixes
+    again.augment = task.augment
     return again
 
 
@@ -152,12 +158,14 @@ def _copy(module: nn.Module) -> nn.Module:
 
 
 def _some(task: Task, data: Shard) -> tuple[Shard, list[TrainJob]]:
-    """Return two clients' first samples, and two steps for each of them."""
-    some = [own[:3] for own in data.owned[:2]]
+    """Return two clients' first samples, and two steps for each of them, of which the second has a short batch."""
+    few, width = (5, 3) if task.mixes else (3, 2)  # batch statistics need two samples
+    some = [own[:few] for own in data.owned[:2]]
     used = torch.cat(some)
     places = torch.split(torch.arange(len(used), device=used.device), [len(own) for own in some])
     x, y = (v.to(task.dtype) if v.is_floating_point() else v for v in (data.x[used], data.y[used]))
-    update = LocalSGD(Local(steps=2, batch_size=2, lr=0.1))
+    update = LocalSGD(Local(steps=2, batch_size=width, lr=0.1))
     rows = [update.batches(len(own), stream(0, "probe", i)) for i, own in enumerate(some)]
-    jobs = [TrainJob(update, i, rows[i], {"arrays": task.initial}) for i in range(len(some))]
+    weights = task.initial[: task.trained]
+    jobs = [TrainJob(update, i, rows[i], {"arrays": weights}, 17 + i) for i in range(len(some))]
     return Shard(x, y, list(places)), jobs

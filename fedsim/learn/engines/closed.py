@@ -40,8 +40,8 @@ class Closed(Sequential):
         self._first = next(i for i, one in enumerate(self._layers) if isinstance(one, Dense | Convolve))
 
     @torch.no_grad()
-    def gradient(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the mean gradient [P] and the mean loss [] of a batch, which has no padding."""
+    def carried(self, weights: Tensor, batch: Batch, buffers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean gradient [W] and the mean loss [] of a batch, which has no padding, and no buffers."""
         x, kept, parts = batch.x, [], self.task.split(weights)
         for layer in self._layers:
             x, needed = layer.forward(parts, x)
@@ -51,7 +51,7 @@ class Closed(Sequential):
         written = self.task.split(gradient)
         for place in reversed(range(self._first, len(self._layers))):
             up = self._layers[place].backward(parts, kept[place], up, written, place == self._first)
-        return gradient, loss
+        return gradient, loss, buffers
 
 
 def cross_entropy(outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ class Lean(Sequential):
 
     def __init__(self, task: Task, data: Shard) -> None:
         super().__init__(task, data)
-        self._flat = task.initial.clone()
+        self._flat = task.initial[: task.trained].clone()
         self._own = [p for p in task.module.parameters() if p.requires_grad]
         for parameter, piece in zip(self._own, task.split(self._flat), strict=True):
             parameter.data = piece
@@ -35,12 +35,26 @@ class Lean(Sequential):
         try:
             return super().train(jobs)
         finally:
-            self._flat.copy_(self.task.initial)
+            self._flat.copy_(self.task.initial[: self.task.trained])
+            self._lay(self.task.start)
 
-    def gradient(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the mean gradient [P] and the mean loss [] of a batch."""
+    def carried(self, weights: Tensor, batch: Batch, buffers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean gradient [W] and the mean loss [] of a batch, and the buffers [P - W] afterwards."""
         self._flat.copy_(weights)
+        self._lay(buffers)
         with self.task.mode(training=True):
             loss = self.task.mean(self.task.module(batch.x), batch)
             pieces = torch.autograd.grad(loss, self._own, materialize_grads=True)
-        return torch.cat([piece.reshape(-1) for piece in pieces]), loss.detach()
+        gradient = torch.cat([piece.reshape(-1) for piece in pieces])
+        return gradient, loss.detach(), self._found(buffers)
+
+    def _lay(self, buffers: Tensor) -> None:
+        for name, values in self.task.split_buffers(buffers).items():
+            self.task.module.get_buffer(name).copy_(values)
+
+    def _found(self, buffers: Tensor) -> Tensor:
+        """Return what the forward has left in the module; without buffers that is nothing."""
+        if not self.task.buffers:
+            return buffers
+        found = [self.task.module.get_buffer(name).detach().reshape(-1) for name in self.task.buffers]
+        return torch.cat([one.to(buffers.dtype) for one in found])

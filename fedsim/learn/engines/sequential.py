@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedsim.learn.curriculum.order import Order
 from fedsim.learn.draws import seeded
-from fedsim.learn.engines.base import Engine, TrainJob, metrics
+from fedsim.learn.engines.base import BUFFERS, Engine, TrainJob, Walk, metrics
 from fedsim.learn.local import CHUNK, State
 from fedsim.learn.task import Batch, Task
 from fedsim.pulse import beat
@@ -27,24 +27,27 @@ class Sequential(Engine):
                     results.append(self._one(job))
         return results
 
-    def gradient(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the mean gradient [P] and the mean loss [] of a batch."""
-        return self.task.gradient(weights, batch)
+    def carried(self, weights: Tensor, batch: Batch, buffers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean gradient [W] and the mean loss [] of a batch, and the buffers [P - W] afterwards."""
+        return self.task.carried(weights, batch, buffers)
 
     def _one(self, job: TrainJob) -> State:
         x, y, own = self.data.x, self.data.y, self.data.owned[job.client]
+        key = torch.tensor(job.seed, device=x.device)
+        walk = Walk(self.task, self.carried, self.buffers(job), key)
         given = {**job.given, **self.scalars(job)}
         if job.update.order is not None:
             scores = self.scores(job.update.order, job)
             own, given["score"] = own[job.update.order.arrange(scores)], scores.mean()
         state = job.update.init(given)
         ones = torch.ones(job.rows.shape[-1], dtype=self.task.dtype, device=x.device)
-        for row in job.rows:
+        for step, row in enumerate(job.rows):
             index = own[torch.from_numpy(row[row >= 0]).to(own.device)]
             batch = Batch(x.index_select(0, index), y.index_select(0, index), ones[: len(index)])
-            state = job.update.step(self.gradient, state, batch)
+            state = job.update.step(walk.at(step), state, batch)
             beat()
-        return job.update.final(state)
+        result = job.update.final(state)
+        return {**result, BUFFERS: walk.buffers} if self.task.buffers else result
 
     def scores(self, order: Order, job: TrainJob) -> Tensor:
         """Return how hard each sample of a job's client is [n_i]."""
@@ -54,7 +57,8 @@ class Sequential(Engine):
         pieces = torch.split(data.owned[job.client], CHUNK)
 
         def judge(weights: Tensor) -> Tensor:
-            return torch.cat([task.scores(weights, data.x[i], data.y[i], order.measure) for i in pieces])
+            vector = torch.cat([weights, self.buffers(job)])
+            return torch.cat([task.scores(vector, data.x[i], data.y[i], order.measure) for i in pieces])
 
         return order.scores(judge, job.given)
 

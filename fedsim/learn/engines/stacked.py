@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fedsim.learn.curriculum.order import Order
-from fedsim.learn.engines.base import Engine, Shard, TrainJob, metrics
+from fedsim.learn.engines.base import BUFFERS, Engine, Shard, TrainJob, Walk, metrics
 from fedsim.learn.engines.sequential import score
 from fedsim.learn.local import CHUNK, LocalUpdate, State
 from fedsim.learn.task import Batch, Task
@@ -76,16 +76,52 @@ class Stacked(Engine):
             owned = [own[update.order.arrange(found)] for own, found in zip(owned, scores, strict=True)]
             means = [found.mean() for found in scores]
             stack["score"] = torch.stack(means + means[:1] * (self.slots - len(jobs)))
-        state = vmap(update.init)(stack)
+        state, buffers, keys = vmap(update.init)(stack), self._buffers(jobs), self._keys(jobs)
         index, weight, steps = self._plan(update, jobs, owned)
         for step in range(index.shape[1]):
-            picked = index[:, step]
-            batch = Batch(self.data.x[picked], self.data.y[picked], weight[:, step])
-            new = vmap(lambda s, b: update.step(self.task.pure_gradient, s, b))(state, batch)
-            state = _where(steps > step, new, state)
+            for width, active in self._widths(weight[:, step], steps > step):
+                picked = index[:, step, :width]
+                batch = Batch(self.data.x[picked], self.data.y[picked], weight[:, step, :width])
+                new, after = self._step(update, step)(state, batch, buffers, keys)
+                state = _where(active, new, state)
+                buffers = torch.where(active[:, None], after, buffers)
             beat()
-        final = vmap(update.final)(state)
+        final = dict(vmap(update.final)(state))
+        if self.task.buffers:
+            final[BUFFERS] = buffers
         return [{name: rows[i].clone() for name, rows in final.items()} for i in range(len(jobs))]
+
+    def _step(
+        self, update: LocalUpdate, step: int
+    ) -> Callable[[State, Batch, Tensor, Tensor], tuple[State, Tensor]]:
+        """Return one step of all slots: from state, batch, buffers and keys to state and buffers."""
+
+        def one(state: State, batch: Batch, buffers: Tensor, key: Tensor) -> tuple[State, Tensor]:
+            walk = Walk(self.task, self.task.pure, buffers, key).at(step)
+            return update.step(walk, state, batch), walk.buffers
+
+        return vmap(one)
+
+    def _widths(self, weight: Tensor, active: Tensor) -> list[tuple[int, Tensor]]:
+        """Return how many samples of their rows the slots are to be given, and which slots.
+
+        A model that looks at its batch as a whole must not see padding: then rows of each length go by themselves,
+        through as many slots as ever, so that nobody's numbers depend on the others.
+        """
+        if not self.task.mixes:
+            return [(weight.shape[-1], active)]
+        counts = weight.sum(-1)
+        return [(int(n), active & (counts == n)) for n in sorted(set(counts[active].tolist()))]
+
+    def _buffers(self, jobs: Sequence[TrainJob]) -> Tensor:
+        """Return the buffers that the slots begin with [slots, P - W]."""
+        own = [self.buffers(job) for job in jobs]
+        return torch.stack(own + own[:1] * (self.slots - len(jobs)))
+
+    def _keys(self, jobs: Sequence[TrainJob]) -> Tensor:
+        """Return the keys of what is drawn in the slots [slots]."""
+        seeds = [job.seed for job in jobs]
+        return torch.tensor(seeds + seeds[:1] * (self.slots - len(jobs)), device=self.task.device)
 
     @torch.no_grad()
     def scores(self, order: Order, jobs: Sequence[TrainJob], stack: State) -> list[Tensor]:
@@ -104,11 +140,17 @@ class Stacked(Engine):
             index[slot, : sizes[slot]] = self.data.owned[job.client]
         models = {name: stack[name] for name in ("arrays", *order.keeps)}
 
-        def score(given: State, x: Tensor, y: Tensor) -> Tensor:
-            return order.scores(lambda weights: self.task.scores(weights, x, y, order.measure), given)
+        buffers = self._buffers(jobs)
+
+        def score(given: State, buffers: Tensor, x: Tensor, y: Tensor) -> Tensor:
+            def judge(weights: Tensor) -> Tensor:
+                return self.task.scores(torch.cat([weights, buffers]), x, y, order.measure)
+
+            return order.scores(judge, given)
 
         pieces = [
-            vmap(score)(models, self.data.x[i], self.data.y[i]) for i in torch.split(index, width, dim=1)
+            vmap(score)(models, buffers, self.data.x[i], self.data.y[i])
+            for i in torch.split(index, width, dim=1)
         ]
         found = torch.cat(pieces, dim=1)
         return [found[slot, :size] for slot, size in enumerate(sizes)]

@@ -1,8 +1,7 @@
 """Models, and the way to build any model reproducibly.
 
-A model is a function of one sample's shape and the number of classes. None here has batch statistics or
-dropout, so its whole state is one flat vector of weights, and many clients' models can run stacked as one. What
-somebody else's model keeps or draws is found out by trying it: see :mod:`fedsim.learn.trial`.
+A model is a function of one sample's shape and the number of classes. What a model keeps in training, such as batch
+statistics, and what it draws is found out by trying it: see :mod:`fedsim.learn.trial`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from fedsim.errors import BadValue, FedsimError
@@ -263,8 +261,7 @@ def build(
         The model, in float32 unless ``make`` chooses otherwise.
 
     Raises:
-        BadValue: if a parameter is refused, or (key ``name``) if the model cannot be made, keeps batch
-            statistics, or has nothing to train.
+        BadValue: if a parameter is refused, or (key ``name``) if the model cannot be made, or has nothing to train.
 
     >>> first, second = (build(nn.Linear, {"in_features": 2, "out_features": 1}, (2,), 0,
     ...                        np.random.default_rng(5)) for _ in range(2))
@@ -287,8 +284,6 @@ def build(
     if not isinstance(model, nn.Module):
         raise BadValue("name", name, f"must return a torch.nn.Module, not a {type(model).__name__}")
     _check_weights(name, model)
-    for path, part in model.named_modules():
-        _check_part(name, f"{type(part).__name__} {path}".rstrip(), part)
     return model
 
 
@@ -366,8 +361,3 @@ def _check_weights(name: str, model: nn.Module) -> None:
             )
     if not any(weight.requires_grad for weight in model.parameters()):
         raise BadValue("name", name, "has no trainable parameters")
-
-
-def _check_part(name: str, place: str, part: nn.Module) -> None:
-    if isinstance(part, _BatchNorm) and part.track_running_stats:
-        raise BadValue("name", name, f"keeps batch statistics ({place})", "use GroupNorm")

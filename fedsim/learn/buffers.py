@@ -1,0 +1,113 @@
+"""What becomes of the buffers that training changes, such as running means: they are the last part of a vector [P].
+
+A local update computes with the weights [W] alone. Before it the vectors received are cut, and after it those sent get
+buffers again: those of the client where they are averaged, and those received where they are the client's own affair or
+the server's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedsim.learn.deferred import Deferred, Inputs, mean
+from fedsim.learn.engines.base import BUFFERS
+from fedsim.learn.local import LocalUpdate, State
+from fedsim.learn.task import Task
+
+
+def kept(task: Task) -> tuple[str, ...]:
+    """Return what a client keeps beside what its update does."""
+    return (BUFFERS,) if task.buffers and task.held == "local" else ()
+
+
+def cut(task: Task, given: Inputs) -> tuple[Inputs, Tensor | None]:
+    """Return vectors without their buffers [W], and the buffers that a job begins with [P - W].
+
+    Args:
+        task: says whose they are.
+        given: vectors [P] by name, with ``"arrays"`` and what the client keeps.
+    """
+    if not task.buffers:
+        return given, None
+    own = given.get(BUFFERS)
+    short = {name: vector[: task.trained] for name, vector in given.items() if name != BUFFERS}
+    if own is not None and bool(own[0] != 0):
+        return short, own[1:]
+    return short, given["arrays"][task.trained :] if "arrays" in given else None
+
+
+def whole(task: Task, update: LocalUpdate, result: State, given: Inputs) -> State:
+    """Return what a client sends and keeps as vectors [P], from weights [W] and its buffers at the end.
+
+    The vector ``"arrays"`` carries averaged buffers even where it holds a difference or a gradient: a server reads them
+    there. Everywhere else a difference has none.
+    """
+    if not task.buffers:
+        return result
+    after, received = result[BUFFERS], given["arrays"][task.trained :]
+    averaged, none = task.held == "average", torch.zeros_like(after)
+    made: State = {}
+    for name, value in result.items():
+        if name in (*update.sends, *update.keeps):
+            is_model = name in update.models or (averaged and name == "arrays")
+            tail = (after if averaged else received) if is_model else none
+            made[name] = torch.cat([value, tail])
+        elif name != BUFFERS:
+            made[name] = value
+    if kept(task):
+        made[BUFFERS] = torch.cat([after.new_ones(1), after])  # zeros say that there has been no visit
+    return made
+
+
+def merged(task: Task, model: Deferred, sent: Sequence[Deferred], weights: Sequence[float]) -> Deferred:
+    """Return a server's model with the average of the clients' buffers, whatever its method has done to the weights.
+
+    Args:
+        task: says whose they are.
+        model: what the method has made [P].
+        sent: the vectors that clients have sent [P].
+        weights: how each of them counts.
+    """
+    if not (task.buffers and task.held == "average" and sent):
+        return model
+    return Deferred(_Behind(task), {"model": model, "mean": mean(sent, weights)})
+
+
+def judged(task: Task, model: Deferred, own: Iterable[Mapping[str, Deferred]]) -> Deferred:
+    """Return a model with the mean of what clients keep for themselves: for its evaluation alone.
+
+    Args:
+        task: says whose the buffers are.
+        model: of a server or a peer [P].
+        own: what each client keeps, by name.
+    """
+    if not kept(task) or model.is_phantom:
+        return model
+    held = [vectors[BUFFERS] for vectors in own if BUFFERS in vectors]
+    return Deferred(
+        _Behind(task, flagged=True), {"model": model, **{str(i): one for i, one in enumerate(held)}}
+    )
+
+
+class _Behind:
+    """Put other buffers behind the weights of a model: the mean of those given, of which some may not be."""
+
+    batch = None
+
+    def __init__(self, task: Task, flagged: bool = False) -> None:
+        self.trained, self.count, self.flagged = task.trained, task.size - task.trained, flagged
+
+    def run(self, calls: Sequence[Any], inputs: Sequence[Inputs]) -> Sequence[Tensor]:
+        return [call.one(given) for call, given in zip(calls, inputs, strict=True)]
+
+    def one(self, given: Inputs) -> Tensor:
+        model: Tensor = given["model"]
+        own = [vector for name, vector in given.items() if name != "model"]
+        tails = [vector[-self.count :] for vector in own if not self.flagged or bool(vector[0] != 0)]
+        if not tails:
+            return model
+        return torch.cat([model[: self.trained], torch.stack(tails).mean(0)])
