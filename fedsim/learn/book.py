@@ -93,7 +93,7 @@ class Book:
         store: Store | None = None,
     ) -> None:
         self.alive: WeakSet[Value] = WeakSet()
-        self.made, self.round, self._lifts = 0, -1, 0
+        self.made, self.round, self._echoes = 0, -1, 0
         self.journal = {} if journal is None else journal
         self.past, self.store = past, store
         self.write: Callable[[str, Numbers], None] = lambda *_: None
@@ -141,13 +141,13 @@ class Book:
 
     def lift(self, make: Callable[[], bytes]) -> bytes:
         """Return the identity of a value that foreign code has made; in a repetition, of what it was then."""
-        self._lifts += 1
-        key = f"lift {self._lifts}"
-        if self.repeats:
-            return bytes.fromhex(str(self.recall(key)))
-        identity = make()
-        self.note(key, identity.hex())
-        return identity
+        return bytes.fromhex(str(self.echo(lambda: make().hex())))
+
+    def echo(self, make: Callable[[], Numbers]) -> Numbers:
+        """Return numbers that foreign code has made; in a repetition, what they were then."""
+        self._echoes += 1
+        key = f"echo {self._echoes}"
+        return self.recall(key) if self.repeats else self.note(key, make())
 
     def note(self, key: str, numbers: Numbers) -> Numbers:
         """Write down what was read, once."""

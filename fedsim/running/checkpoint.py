@@ -152,7 +152,7 @@ class Keeper:
 
     def ends(self) -> None:
         """Save the end of a run that has been saved before, or would have been: somebody may let it go on."""
-        if not self._broken and self.saved_any:
+        if not self._broken and self.saved_any and self.state is None:
             self.save()
 
     @contextmanager

@@ -57,9 +57,19 @@ ROWS = {
     "modest": experiment(
         "modest", "complete", CRASHES, sample_size=3, success_fraction=0.6, ping_timeout_s=1.0
     ),
+    "fedadam": experiment("fedadam", participants=4, around=[{"name": "central_noise", "std": 0.01}]),
+    "krum": experiment("krum", participants=5, num_malicious_nodes=1),
     "dpsgd-curriculum": experiment("dpsgd_curriculum", GRAPH, timeout_s=20, rounds=12),
     "adpsgd": experiment("adpsgd", GRAPH, timeout_s=20),
 }
+LONG = {"fedamd-disk", "dpsgd-curriculum", "adpsgd", "krum", "scaffold"}
+"""Run with the slow ones."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Run once here, so that all child processes have everything in memory."""
+    return fedsim.run(ROWS["fedadam"], out=tmp_path_factory.mktemp("loaded"), stop__rounds=1)
 
 
 def killed(act: Any, after_s: float) -> bool:
@@ -101,7 +111,9 @@ def finished(given: Any, out: Path, seed: int, kills: int, most_s: float) -> fed
 
 
 @pytest.mark.parametrize("seed", range(20 if SOAK else 1))
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in ROWS]
+)
 def test_a_run_that_is_killed_ends_as_one_that_is_not(name: str, seed: int, tmp_path: Path) -> None:
     given = ROWS[name]
     whole = fedsim.run(given, out=tmp_path / "whole")
