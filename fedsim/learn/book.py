@@ -83,6 +83,10 @@ class Book:
         write: takes key and numbers of everything that is read for the first time.
         pause: called between two batches of a long computation.
         unnamed: the first part that could not be named, and why; or nothing.
+        jobs: how many local updates were computed.
+        reused: how many were taken from the store.
+        gradients_saved: what these would have cost, in per-sample gradients.
+        only_reuses: whether a local update that is not in the store ends the run.
         lenient: whether measurements that were not made before may be missing in a repetition.
     """
 
@@ -99,7 +103,8 @@ class Book:
         self.write: Callable[[str, Numbers], None] = lambda *_: None
         self.pause: Callable[[], None] = lambda: None
         self.unnamed = ""
-        self.lenient = False
+        self.jobs = self.reused = self.gradients_saved = 0
+        self.lenient = self.only_reuses = False
         self._counts = True
 
     @property
@@ -126,6 +131,12 @@ class Book:
             yield
         finally:
             self._counts = before
+
+    def computed(self, identity: bytes, call: Any, value: Any) -> None:
+        """Take note of a value that has been computed, and keep it for other runs if it took long."""
+        self.jobs += hasattr(call, "gradients")
+        if self.store is not None and call.batch is not None and not self.unnamed:
+            self.store.put(identity, value)
 
     def name(self, *parts: Any) -> bytes:
         """Return the identity of parts; where one has none, the next best that a repetition will find again."""

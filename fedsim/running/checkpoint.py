@@ -170,7 +170,7 @@ class Keeper:
     @property
     def saved_any(self) -> bool:
         """Whether there is a checkpoint of this run."""
-        return any((self.folder / FOLDER).glob(f"*{values.SUFFIX}"))
+        return bool(files(self.folder))
 
     def save(self) -> bool:
         """Make a checkpoint, and return whether that was possible."""
@@ -210,7 +210,10 @@ class Keeper:
             arrays |= writer.arrays
         folder = self.folder / FOLDER
         folder.mkdir(exist_ok=True)
-        values.save(folder, f"{self.book.made:012d}-{self.book.round + 1:08d}", about, arrays)
+        for part in folder.glob(f".*{values.SUFFIX}"):  # a run that was killed has left it
+            part.unlink(missing_ok=True)
+        name = f"{self.book.made:012d}-{self.book.round + 1:08d}{values.SUFFIX}"
+        values.save(folder / name, about, arrays)
         assert self.rule is not None  # or nothing would be saved
         for old in files(self.folder)[self.rule.keep :]:
             old.unlink(missing_ok=True)
@@ -234,7 +237,8 @@ class Keeper:
 
 def files(folder: Path) -> list[Path]:
     """Return the checkpoints of a run, the latest first."""
-    return sorted((folder / FOLDER).glob(f"*{values.SUFFIX}"), reverse=True)
+    found = (folder / FOLDER).glob(f"*{values.SUFFIX}")
+    return sorted((file for file in found if not file.name.startswith(".")), reverse=True)
 
 
 def read(file: Path, journal: Journal, device: torch.device | str) -> Saved:
