@@ -80,7 +80,7 @@ class Book:
         alive: the values that somebody holds.
         made: how many there have been; what is made to measure does not count.
         round: the latest round that has ended.
-        write: takes key and numbers of everything that is read for the first time.
+        write: takes key and numbers of everything that is read.
         pause: called between two batches of a long computation.
         unnamed: the first part that could not be named, and why; or nothing.
         jobs: how many local updates were computed.
@@ -161,9 +161,8 @@ class Book:
         return self.recall(key) if self.repeats else self.note(key, make())
 
     def note(self, key: str, numbers: Numbers) -> Numbers:
-        """Write down what was read, once."""
+        """Write down what was read, unless that was done before the run was killed."""
         if key not in self.journal:
-            self.journal[key] = numbers
             self.write(key, numbers)
         return numbers
 

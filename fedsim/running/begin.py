@@ -198,7 +198,10 @@ def origin_in(run: Path) -> Mapping[str, Any] | None:
     """
     if not (run / FILE).exists() or not (rows(run, "rounds") or facts(run)):
         return None
-    found = facts(run).get(ORIGIN)
+    known = facts(run)
+    if "app" in known:
+        raise BadValue("run", str(run), "is that of a Flower app, which cannot be resumed", "begin it anew")
+    found = known.get(ORIGIN)
     if not isinstance(found, dict) or not {"format", "version", "experiment", "timing_only"} <= found.keys():
         raise BadValue("run", str(run), "was begun by a version of fedsim whose runs cannot be resumed")
     if found["format"] != FORMAT:
