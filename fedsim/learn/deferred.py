@@ -293,6 +293,8 @@ def compute(wanted: Iterable[Deferred]) -> None:
         if not finished and batches:
             finished = batches.pop(next(iter(batches)))
             _run(finished)
+            if finished[0].book is not None:
+                finished[0].book.pause()
         ready = []
         for value in finished:
             del waiting[value]  # or a long chain would keep every value that it went through

@@ -43,6 +43,10 @@ def experiment(
 
 
 PACED = {"local": {**LOCAL, "curriculum": {"score": "local"}}}
+NAN = {"faults": [{"name": "corrupt", "kind": "nan", "nodes": [1, 2]}]}
+OFTEN = {"record": {"report": False, "checkpoint": {"every_wall_s": 0.001}}}
+"""Save in the middle of rounds, too."""
+
 CRASHES = {**CALM, "faults": [{"name": "crash", "at_s": 9.0, "count": 1}]}
 ROWS = {
     "fedamd": experiment("fedamd", participants=4, p=0.5),
@@ -50,10 +54,10 @@ ROWS = {
     "curriculum": experiment(
         "fedprox", participants=3, mu=0.1, select={"name": "curriculum", "rounds": 12}, **PACED
     ),
-    "scaffold": experiment("scaffold", participants=4, on_failure="drop"),
-    "fedbuff": experiment("fedbuff", concurrency=5, buffer=3),
+    "scaffold": experiment("scaffold", "star", NAN, participants=4, on_failure="drop"),
+    "fedbuff": experiment("fedbuff", "star", OFTEN, concurrency=5, buffer=3),
     "dpsgd": experiment("dpsgd", GRAPH, timeout_s=20),
-    "choco": experiment("choco", GRAPH, timeout_s=20),
+    "choco": experiment("choco", GRAPH, OFTEN, timeout_s=20),
     "modest": experiment(
         "modest", "complete", CRASHES, sample_size=3, success_fraction=0.6, ping_timeout_s=1.0
     ),
