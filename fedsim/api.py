@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fedsim import parts as _parts
-from fedsim.errors import BadValue, ConfigError, Problem
+from fedsim.errors import MISSING, BadValue, ConfigError, Problem
 from fedsim.machine import remark_on_threads, remark_on_workers
 from fedsim.record.reports import report
 from fedsim.record.result import Result
@@ -38,7 +39,7 @@ __all__ = [
     "remarks",
     "report",
 ]
-__all__ += ["results", "resume", "run", "sweep"]
+__all__ += ["results", "resume", "retime", "run", "sweep"]
 
 Source = str | Path | Mapping[str, Any]
 
@@ -114,6 +115,8 @@ def run(
     out: str | Path = "runs",
     timing_only: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    store: str | Path | None = None,
+    store_gb: float = 10.0,
     **more: Any,
 ) -> Result:
     """Run an experiment and leave a folder with its record and a report.
@@ -124,6 +127,9 @@ def run(
         out: the folder in which the run gets a folder of its own.
         timing_only: run the event plane alone: times, bytes and availability, but no training.
         progress: called after every round.
+        store: a folder of what runs have computed: what is there is not computed again, and what is not is left
+            there. None takes the folder that the environment variable ``FEDSIM_STORE`` names, if it does.
+        store_gb: how much the store may hold, in gigabytes of 10^9 bytes.
         more: overrides as keywords; two underscores stand for a dot: ``strategy__p=0.5``.
 
     Returns:
@@ -146,7 +152,44 @@ def run(
     """
     began = clock()
     experiment = _load(source, {**(overrides or {}), **_dotted(more)})
-    result: Result = _begin().fresh(experiment, Path(out), timing_only, progress, began)
+    begin = _begin()
+    folder = store or os.environ.get("FEDSIM_STORE")
+    reuse = begin.Reuse(Path(folder), store_gb) if folder else None
+    result: Result = begin.fresh(experiment, Path(out), timing_only, progress, began, reuse)
+    return result
+
+
+def retime(
+    folder: str | Path,
+    *,
+    store: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    out: str | Path = "runs",
+    progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Run the experiment of a run in another world, without training: all local updates come from a store.
+
+    Args:
+        folder: the run's.
+        store: the store that the run left its values in; None is that of ``FEDSIM_STORE``.
+        overrides: values by dotted key, such as ``{"network.up_mbps": 2}``.
+        out: the folder in which the new run gets its own.
+        progress: called after every round.
+
+    Raises:
+        ConfigError: if there is no store, or the folder holds no run.
+        RunError: where other choices are made in the new world, which would need training; says at which node and in
+            which round.
+    """
+    begin = _begin()
+    began, file, held = clock(), Path(folder) / "experiment.yaml", store or os.environ.get("FEDSIM_STORE")
+    if not file.is_file():
+        raise ConfigError([Problem("run", str(folder), "holds no run: there is no experiment.yaml in it")])
+    if not held:
+        rule = "must be the folder in which the run has left its values"
+        raise ConfigError([Problem("store", MISSING, rule, "give --store, or set FEDSIM_STORE")])
+    reuse = begin.Reuse(Path(held), only=True)
+    result: Result = begin.fresh(_load(file, overrides), Path(out), False, progress, began, reuse)
     return result
 
 

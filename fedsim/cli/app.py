@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,6 +45,16 @@ Files = Annotated[
     list[Path], typer.Argument(metavar="FILE...", help="Experiment files, run one after the other.")
 ]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment file.")]
+StoreOf = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="FEDSIM_STORE", help="Folder of what runs have computed; nothing in it is computed again."
+    ),
+]
+StoreSize = Annotated[
+    float,
+    typer.Option("--store-gb", envvar="FEDSIM_STORE_GB", min=0.001, help="How much the store may hold."),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace one value of the file; may be repeated."),
@@ -96,6 +106,8 @@ def run(
     timing_only: Annotated[
         bool, typer.Option("--timing-only", help="Simulate times, train nothing.")
     ] = False,
+    store: StoreOf = None,
+    store_gb: StoreSize = 10.0,
 ) -> None:
     """Run experiments and leave a folder with records and a report for each."""
     with show.explained():
@@ -106,7 +118,8 @@ def run(
                 api.check(file, overrides, timing_only=timing_only)
         for file in files:
             with show.shown(quiet) as told:
-                result = api.run(file, overrides=overrides, out=out, timing_only=timing_only, progress=told)
+                how: dict[str, Any] = {"timing_only": timing_only, "store": store, "store_gb": store_gb}
+                result = api.run(file, overrides=overrides, out=out, progress=told, **how)
             show.print_result(result)
 
 
@@ -125,6 +138,25 @@ def resume(
         overrides, more = show.overrides_of(settings), show.extension_of(extend)
         with show.shown(quiet) as told:
             result = api.resume(run, overrides=overrides, extend=more, progress=told)
+        show.print_result(result)
+
+
+@app.command()
+def retime(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    settings: Settings = None,
+    store: StoreOf = None,
+    out: Annotated[Path, typer.Option(help="Folder in which the new run gets its own folder.")] = Path(
+        "runs"
+    ),
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+) -> None:
+    """Run the experiment of a run in another world, with the updates that the run has left in a store."""
+    with show.explained():
+        overrides = show.overrides_of(settings)
+        show.check_writable(out)
+        with show.shown(quiet) as told:
+            result = api.retime(run, overrides=overrides, store=store, out=out, progress=told)
         show.print_result(result)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
 
+from fedsim.learn.book import Mismatch
 from fedsim.learn.codec import Codec
 from fedsim.learn.deferred import Deferred, Inputs, compute
 from fedsim.running.wire import encoded_bytes, npy_bytes, text_bytes
@@ -107,7 +108,7 @@ class LazyMetrics(MetricRecord):
         numbers = values.assumed
         if numbers is None and names and not values.is_phantom:
             _value(values, self.__dict__)
-            numbers = {name: values.read(name) for name in names}
+            numbers = {name: _number(values, name) for name in names}
         if numbers is not None:
             self.__dict__["_data"].update({name: float(numbers[name]) for name in names})
         if not values.is_phantom:
@@ -186,6 +187,17 @@ def real(records: Iterable[MetricRecord]) -> Iterator[Callable[[], bool]]:
     for one in lazy:
         one["invented"] = False
     yield lambda: not any(one["invented"] for one in lazy)
+
+
+def _number(values: Deferred, name: str) -> float:
+    """Return a number; where a strategy that only repeats what it did chooses others than then, zero stands for it."""
+    try:
+        number: float = values.read(name)
+    except Mismatch:
+        if values.book is None or not values.book.repeats:
+            raise
+        return 0.0
+    return number
 
 
 def _value(wanted: Deferred, own: dict[str, Any]) -> Any:

@@ -80,9 +80,13 @@ class Book:
         alive: the values that somebody holds.
         made: how many there have been; what is made to measure does not count.
         round: the latest round that has ended.
-        write: takes key and numbers of everything that is read for the first time.
+        write: takes key and numbers of everything that is read.
         pause: called between two batches of a long computation.
         unnamed: the first part that could not be named, and why; or nothing.
+        jobs: how many local updates were computed.
+        reused: how many were taken from the store.
+        gradients_saved: what these would have cost, in per-sample gradients.
+        only_reuses: whether a local update that is not in the store ends the run.
         lenient: whether measurements that were not made before may be missing in a repetition.
     """
 
@@ -93,13 +97,14 @@ class Book:
         store: Store | None = None,
     ) -> None:
         self.alive: WeakSet[Value] = WeakSet()
-        self.made, self.round, self._lifts = 0, -1, 0
+        self.made, self.round, self._echoes = 0, -1, 0
         self.journal = {} if journal is None else journal
         self.past, self.store = past, store
         self.write: Callable[[str, Numbers], None] = lambda *_: None
         self.pause: Callable[[], None] = lambda: None
         self.unnamed = ""
-        self.lenient = False
+        self.jobs = self.reused = self.gradients_saved = 0
+        self.lenient = self.only_reuses = False
         self._counts = True
 
     @property
@@ -127,6 +132,12 @@ class Book:
         finally:
             self._counts = before
 
+    def computed(self, identity: bytes, call: Any, value: Any) -> None:
+        """Take note of a value that has been computed, and keep it for other runs if it took long."""
+        self.jobs += hasattr(call, "gradients")
+        if self.store is not None and call.batch is not None and not self.unnamed:
+            self.store.put(identity, value)
+
     def name(self, *parts: Any) -> bytes:
         """Return the identity of parts; where one has none, the next best that a repetition will find again."""
         try:
@@ -141,18 +152,17 @@ class Book:
 
     def lift(self, make: Callable[[], bytes]) -> bytes:
         """Return the identity of a value that foreign code has made; in a repetition, of what it was then."""
-        self._lifts += 1
-        key = f"lift {self._lifts}"
-        if self.repeats:
-            return bytes.fromhex(str(self.recall(key)))
-        identity = make()
-        self.note(key, identity.hex())
-        return identity
+        return bytes.fromhex(str(self.echo(lambda: make().hex())))
+
+    def echo(self, make: Callable[[], Numbers]) -> Numbers:
+        """Return numbers that foreign code has made; in a repetition, what they were then."""
+        self._echoes += 1
+        key = f"echo {self._echoes}"
+        return self.recall(key) if self.repeats else self.note(key, make())
 
     def note(self, key: str, numbers: Numbers) -> Numbers:
-        """Write down what was read, once."""
+        """Write down what was read, unless that was done before the run was killed."""
         if key not in self.journal:
-            self.journal[key] = numbers
             self.write(key, numbers)
         return numbers
 

@@ -278,6 +278,7 @@ def compute(wanted: Iterable[Deferred]) -> None:
         ValueNeeded: if one of them is a phantom.
     """
     waiting, readers = _closure(wanted)
+    _check_reuse(waiting)
     ready = [value for value, missing in waiting.items() if missing == 0]
     batches: dict[Hashable, list[Deferred]] = defaultdict(list)
     while ready or batches:
@@ -292,6 +293,8 @@ def compute(wanted: Iterable[Deferred]) -> None:
         if not finished and batches:
             finished = batches.pop(next(iter(batches)))
             _run(finished)
+            if finished[0].book is not None:
+                finished[0].book.pause()
         ready = []
         for value in finished:
             del waiting[value]  # or a long chain would keep every value that it went through
@@ -310,16 +313,39 @@ def _closure(wanted: Iterable[Deferred]) -> tuple[dict[Deferred, int], dict[Defe
         value = stack.pop()
         if value._phantom and value.assumed is None:
             raise ValueNeeded("a timing-only run has no values; this choice depends on one")
-        if value._call is None or value in waiting:
+        if value._call is None or value in waiting or _found(value):
             continue
         if any(source.is_gone for source in value._inputs.values()):
             raise Mismatch("a value has to be computed of one that was not kept")
-        missing = [source for source in dict.fromkeys(value._inputs.values()) if not source.done]
+        missing = [one for one in dict.fromkeys(value._inputs.values()) if not (one.done or _found(one))]
         waiting[value] = len(missing)
         for source in missing:
             readers[source].append(value)
         stack.extend(missing)
     return dict(reversed(waiting.items())), readers
+
+
+def _found(value: Deferred) -> bool:
+    """Take a value from the store of what other runs have computed, if it is there."""
+    book, call = value._book, value._call
+    if book is None or book.store is None or call is None or call.batch is None or book.unnamed:
+        return False
+    found = book.store.get(value.identity)
+    if found is not None:
+        book.reused += hasattr(call, "gradients")
+        book.gradients_saved += getattr(call, "gradients", 0)
+        value.settle(found)
+    return found is not None
+
+
+def _check_reuse(waiting: Iterable[Deferred]) -> None:
+    """Refuse to compute local updates where all of them are to be taken from a store; name the first of them."""
+    missing: list[Any] = [
+        value._call for value in waiting if value._book is not None and value._book.only_reuses
+    ]
+    updates = [call for call in missing if hasattr(call, "missing")]
+    if updates:
+        raise min(updates, key=lambda call: (call.place.sim_time_s, call.place.node)).missing()
 
 
 def _numbers(value: Any, name: str) -> Numbers:
@@ -337,6 +363,8 @@ def _run(values: Sequence[Deferred]) -> None:
     results = calls[0].run(calls, inputs)
     beat()
     for value, result in zip(values, results, strict=True):
+        if value._book is not None:
+            value._book.computed(value.identity, value._call, result)
         value.settle(result)
 
 

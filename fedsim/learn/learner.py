@@ -176,6 +176,19 @@ class Train:
         """Everything that is ready is handed over together, whichever update it is."""
         return "train", id(self.learner)
 
+    @property
+    def gradients(self) -> int:
+        """What the update costs, in per-sample gradients."""
+        return self.update.work(self.learner.sizes[self.client])
+
+    def missing(self) -> RunError:
+        """Return the error of a run that may compute nothing and would have to compute this."""
+        place, reason = (
+            self.place,
+            "no run has computed this update before: other choices were made until here",
+        )
+        return RunError(reason, place.node, place.round, place.sim_time_s, "reuse")
+
     def named_by(self) -> object:
         """Name what the result depends on: when and where it is computed is not among that."""
         learner, client, update = self.learner, self.client, self.update

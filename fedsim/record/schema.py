@@ -52,7 +52,7 @@ TABLES: dict[str, dict[str, str]] = {
     "edges": {"a": "INTEGER", "b": "INTEGER", "latency_ms": "REAL", "mbps": "REAL"},
     "labels": {"client": "INTEGER", "label": "INTEGER", "count": "INTEGER"},
     "facts": {"key": "TEXT PRIMARY KEY", "value": "TEXT"},
-    "journal": {"identity": "TEXT PRIMARY KEY", "numbers": "TEXT"},
+    "journal": {"identity": "TEXT", "numbers": "TEXT"},
 }
 """The columns of every table; a REAL that is NaN or infinite is stored as NULL and read as NaN."""
 

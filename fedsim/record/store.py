@@ -381,7 +381,7 @@ def _columns(table: str) -> dict[str, str]:
 
 
 def _insert(table: str) -> str:
-    return f"INSERT OR IGNORE INTO {table} VALUES ({', '.join('?' * len(TABLES[table]))})"
+    return f"INSERT INTO {table} VALUES ({', '.join('?' * len(TABLES[table]))})"
 
 
 def _checked(table: str, rows: Iterable[Sequence[Any]], width: int) -> Iterator[tuple[Any, ...]]:

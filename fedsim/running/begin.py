@@ -27,6 +27,7 @@ from fedsim.running.lock import locked
 from fedsim.running.progress import Progress
 from fedsim.running.run import ORIGIN, run_setup
 from fedsim.running.signals import terminable
+from fedsim.running.store import GIGABYTE, Store
 from fedsim.spec.experiment import Experiment
 from fedsim.version import __version__
 
@@ -41,7 +42,24 @@ Told = Callable[[Progress], None] | None
 log = logging.getLogger("fedsim")
 
 
-def fresh(experiment: Experiment, out: Path, dry: bool, progress: Told, began: float) -> Result:
+@dataclass(frozen=True)
+class Reuse:
+    """What other runs have computed.
+
+    Args:
+        folder: the store.
+        limit_gb: how much it may hold, in gigabytes of 10^9 bytes.
+        only: compute no local update that is not in the store.
+    """
+
+    folder: Path
+    limit_gb: float = 10.0
+    only: bool = False
+
+
+def fresh(
+    experiment: Experiment, out: Path, dry: bool, progress: Told, began: float, reuse: Reuse | None = None
+) -> Result:
     """Begin a run in a folder of its own.
 
     Args:
@@ -50,12 +68,23 @@ def fresh(experiment: Experiment, out: Path, dry: bool, progress: Told, began: f
         dry: keep time only.
         progress: called after every round, or None.
         began: when whoever waits for the run began to wait.
+        reuse: what need not be computed, or None.
     """
     with threads.limited(experiment.compute.threads):
-        setup = prepare(experiment, dry)
+        setup = prepare(experiment, dry, None if reuse is None or dry else _book(experiment, reuse))
         path = make_folder(out, experiment, dry)
         with locked(path):
             return _begun(path, setup, progress, began)
+
+
+def _book(experiment: Experiment, reuse: Reuse) -> Book:
+    try:
+        device = find_device(experiment.compute.device)
+        book = Book(store=Store(reuse.folder, device, reuse.limit_gb * GIGABYTE))
+    except BadValue as error:
+        raise ConfigError([Problem(error.key, error.value, error.rule, error.hint)]) from error
+    book.only_reuses = reuse.only
+    return book
 
 
 def _begun(path: Path, setup: Setup, progress: Told, began: float) -> Result:
@@ -173,7 +202,10 @@ def origin_in(run: Path) -> Mapping[str, Any] | None:
     """
     if not (run / FILE).exists() or not (rows(run, "rounds") or facts(run)):
         return None
-    found = facts(run).get(ORIGIN)
+    known = facts(run)
+    if "app" in known:
+        raise BadValue("run", str(run), "is that of a Flower app, which cannot be resumed", "begin it anew")
+    found = known.get(ORIGIN)
     if not isinstance(found, dict) or not {"format", "version", "experiment", "timing_only"} <= found.keys():
         raise BadValue("run", str(run), "was begun by a version of fedsim whose runs cannot be resumed")
     if found["format"] != FORMAT:

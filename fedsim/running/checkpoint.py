@@ -63,19 +63,19 @@ class Journal:
     """
 
     def __init__(self, rows: Sequence[tuple[str, str]] = ()) -> None:
-        self._hash = hashlib.sha256()
-        self.marks = {0: self._hash.hexdigest()}
-        self.numbers: dict[str, Numbers] = {}
-        for key, text in rows:
-            self._add(key, text)
-            self.numbers[key] = json.loads(text)
-            self.marks[len(self.numbers)] = self._hash.hexdigest()
-        self.count = len(rows)
+        self._rows, self._hash, self.count = rows, hashlib.sha256(), len(rows)
+        self.numbers: dict[str, Numbers] = {key: json.loads(text) for key, text in rows}
+        for row in rows:
+            self._hash.update(_line(*row))
+
+    def digest(self, count: int) -> str:
+        """Return the SHA-256 of the first of those that were written before."""
+        return hashlib.sha256(b"".join(_line(*row) for row in self._rows[:count])).hexdigest()
 
     def add(self, key: str, numbers: Numbers) -> str:
         """Take in a number and return its JSON, which gives every bit of it back."""
         text = json.dumps(numbers)
-        self._add(key, text)
+        self._hash.update(_line(key, text))
         self.count += 1
         return text
 
@@ -83,8 +83,9 @@ class Journal:
         """Return how many numbers there are, and their SHA-256."""
         return self.count, self._hash.hexdigest()
 
-    def _add(self, key: str, text: str) -> None:
-        self._hash.update(f"{key}\0{text}\n".encode())
+
+def _line(key: str, text: str) -> bytes:
+    return f"{key}\0{text}\n".encode()
 
 
 @dataclass
@@ -152,7 +153,7 @@ class Keeper:
 
     def ends(self) -> None:
         """Save the end of a run that has been saved before, or would have been: somebody may let it go on."""
-        if not self._broken and self.saved_any:
+        if not self._broken and self.saved_any and self.state is None:
             self.save()
 
     @contextmanager
@@ -170,7 +171,7 @@ class Keeper:
     @property
     def saved_any(self) -> bool:
         """Whether there is a checkpoint of this run."""
-        return any((self.folder / FOLDER).glob(f"*{values.SUFFIX}"))
+        return bool(files(self.folder))
 
     def save(self) -> bool:
         """Make a checkpoint, and return whether that was possible."""
@@ -210,7 +211,10 @@ class Keeper:
             arrays |= writer.arrays
         folder = self.folder / FOLDER
         folder.mkdir(exist_ok=True)
-        values.save(folder, f"{self.book.made:012d}-{self.book.round + 1:08d}", about, arrays)
+        for part in folder.glob(f".*{values.SUFFIX}"):  # a run that was killed has left it
+            part.unlink(missing_ok=True)
+        name = f"{self.book.made:012d}-{self.book.round + 1:08d}{values.SUFFIX}"
+        values.save(folder / name, about, arrays)
         assert self.rule is not None  # or nothing would be saved
         for old in files(self.folder)[self.rule.keep :]:
             old.unlink(missing_ok=True)
@@ -234,7 +238,8 @@ class Keeper:
 
 def files(folder: Path) -> list[Path]:
     """Return the checkpoints of a run, the latest first."""
-    return sorted((folder / FOLDER).glob(f"*{values.SUFFIX}"), reverse=True)
+    found = (folder / FOLDER).glob(f"*{values.SUFFIX}")
+    return sorted((file for file in found if not file.name.startswith(".")), reverse=True)
 
 
 def read(file: Path, journal: Journal, device: torch.device | str) -> Saved:
@@ -252,7 +257,7 @@ def read(file: Path, journal: Journal, device: torch.device | str) -> Saved:
     if about["format"] != FORMAT:
         raise BadValue("file", str(file), f"is of format {about['format']}, and this fedsim has {FORMAT}")
     count, digest = about["journal"]
-    if journal.marks.get(count) != digest:
+    if journal.digest(count) != digest:
         raise BadValue("file", str(file), "does not fit the record: the numbers read until then are others")
     raw = arrays["pending"].tobytes()
     pending = {raw[start : start + WIDTH] for start in range(0, len(raw), WIDTH)}

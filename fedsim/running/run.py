@@ -192,6 +192,7 @@ def summarise(setup: Setup, observer: Observer) -> dict[str, Any]:
         "notes": setup.notes or None,
         "time_to_target_s": observer.time_to_target_s,
         **costs(world),
+        **reuse(setup),
         "dropped_updates": observer.dropped,
         "stalled": observer.stalled or None,
         "memory_mb": None if setup.needs_mb is None else max(setup.needs_mb),
@@ -200,6 +201,15 @@ def summarise(setup: Setup, observer: Observer) -> dict[str, Any]:
         "weights_hash": None,
         "run_hash": None,
     }
+
+
+def reuse(setup: Setup) -> dict[str, Any]:
+    """Return how many local updates were computed and how many were not, by name, where there is a store of them."""
+    book = setup.learner.book
+    if book.store is None:
+        return {}
+    counts = {"jobs": book.jobs, "jobs_reused": book.reused, "gradients_saved": book.gradients_saved}
+    return {**counts, "unnamed": book.unnamed or None}
 
 
 def costs(world: World) -> dict[str, Any]:

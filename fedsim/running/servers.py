@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from fedsim.errors import RunError, StalledError, ValueNeeded, at_round
+from fedsim.learn.book import Mismatch
 from fedsim.learn.buffers import judged, merged
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Learner
@@ -193,6 +194,12 @@ def tell(notes: Notes, observer: Observer, method: Method, round: int) -> None:
         return
     for name, value, node in method.select.metrics(round):
         observer.record.metric(round, observer.world.clock.now, name, value, node)
+    with suppress(*(Mismatch,) if observer.learner.book.lenient else ()):
+        _tell_loss(notes, method, round)
+
+
+def _tell_loss(notes: Notes, method: Method, round: int) -> None:
+    """Record the clients' mean loss in training."""
     losses = [reply.metrics[LOSS] for reply in method.came if LOSS in reply.metrics]
     if losses:
         weights = [reply.examples for reply in method.came if LOSS in reply.metrics]

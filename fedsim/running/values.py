@@ -1,14 +1,12 @@
 """Values of a run as safetensors files: tensors, numbers, texts, and containers of them; nothing is ever pickled.
 
-The first digits of a file's SHA-256 stand in its name, so that a file that was cut off, or in which a bit has flipped,
-is known for what it is.
+A file says what its SHA-256 must be, so that one that was cut off, or in which a bit has flipped, gives itself away.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from fedsim.learn.learner import Failed
 from fedsim.record.files import replaced
 from fedsim.record.weights import save_file_at
 
-SUFFIX, DIGITS = ".safetensors", 16
+SUFFIX = ".safetensors"
 
 ERRORS = {kind.__name__: kind for kind in (RunError, NotFiniteError)}
 
@@ -106,28 +104,23 @@ def given_back(held: Mapping[str, Any], arrays: Mapping[str, np.ndarray], device
     return Failed(ERRORS.get(kind, RunError)(*args), whole)
 
 
-def save(folder: Path, stem: str, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Path:
-    """Write arrays and what is to be known of them into a new file.
+def save(
+    path: Path, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray], lasting: bool = True
+) -> None:
+    """Write arrays and what is to be known of them into a file, with the SHA-256 of it all.
 
     Args:
-        folder: where.
-        stem: the beginning of the file's name.
+        path: the file, which is replaced if it is there.
         about: anything that JSON can hold.
         arrays: contiguous ones.
-
-    Returns:
-        The file.
+        lasting: whether to wait until it is on the disk.
 
     Raises:
         OSError: if it cannot be written; nothing is left of it, then.
     """
-    with replaced(folder / f"{stem}{SUFFIX}") as part:
-        save_file_at(part, arrays, {"about": json.dumps(about)})
-        with open(part, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
-    whole = folder / f"{stem}-{digest}{SUFFIX}"
-    os.replace(folder / f"{stem}{SUFFIX}", whole)
-    return whole
+    text = json.dumps(about)
+    with replaced(path, lasting) as part:
+        save_file_at(part, arrays, {"about": text, "sha256": _digest(text, arrays)})
 
 
 def load(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
@@ -137,16 +130,24 @@ def load(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
         BadValue: if the file is not whole, or is not what was written.
     """
     try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
-        if not path.stem.endswith(f"-{digest}"):
-            raise BadValue("file", str(path), "is damaged: it is not what was written")
         with safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-            return json.loads(file.metadata()["about"]), arrays
+            known = file.metadata()
+        if known["sha256"] != _digest(known["about"], arrays):
+            raise BadValue("file", str(path), "is damaged: it is not what was written")
+        return json.loads(known["about"]), arrays
     except OSError as error:
         raise BadValue("file", str(path), f"cannot be read ({error.strerror or error})") from error
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, BadValue):
             raise
         raise BadValue("file", str(path), f"is damaged: {error}") from error
+
+
+def _digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 of all that a file says."""
+    found = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        found.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode())
+        found.update(np.ascontiguousarray(arrays[name]).data)
+    return found.hexdigest()

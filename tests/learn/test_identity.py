@@ -85,9 +85,9 @@ def test_two_things_have_one_name_where_python_shows_them_alike(one: Any, two: A
 def _shown(value: Any) -> Any:
     """Show a value with its types, whatever the order of a dictionary; lists and tuples are one kind."""
     if isinstance(value, dict):
-        return sorted((key, _shown(one)) for key, one in value.items()).__repr__()
+        return "dict " + sorted((key, _shown(one)) for key, one in value.items()).__repr__()
     if isinstance(value, list | tuple):
-        return [_shown(one) for one in value].__repr__()
+        return "list " + [_shown(one) for one in value].__repr__()
     return f"{type(value).__name__} {value!r}"
 
 

@@ -53,14 +53,13 @@ class FlowerNotes:
             came = list(replies)
             self._count(round, sum(reply.has_content() for reply in came))
             arrays, metrics = train(round, came)
-            if metrics is not None:
-                self._clients(round, TRAIN, metrics)
+            self._clients(round, TRAIN, self._made(metrics))
             return arrays, metrics
 
         def on_evaluate(round: int, replies: Iterable[Message]) -> MetricRecord | None:
             came = list(replies)
             metrics: MetricRecord | None = evaluate(round, came)
-            self._clients(round, EVAL, metrics or {})
+            self._clients(round, EVAL, self._made(metrics))
             for reply in came:
                 for record in reply.content.metric_records.values() if reply.has_content() else ():
                     self._clients(round, EVAL, record, reply.metadata.src_node_id)
@@ -72,6 +71,17 @@ class FlowerNotes:
         finally:
             del strategy.aggregate_train, strategy.aggregate_evaluate
             vars(strategy).update(own)
+
+    def _made(self, metrics: MetricRecord | None) -> Mapping[str, Any]:
+        """Return the numbers that a strategy has made of replies; of those that are only repeated, what they were."""
+        if self._dry:
+            return {}
+
+        def numbers() -> dict[str, float]:
+            return {name: one for name, one in (metrics or {}).items() if isinstance(one, int | float)}
+
+        made: Any = self._observer.learner.book.echo(numbers)
+        return dict(made)
 
     def _clients(self, round: int, prefix: str, numbers: Mapping[str, Any], node: int = -1) -> None:
         if self._dry:
