@@ -172,8 +172,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(options)}" if options else ""
 
 
-def few(ids: Collection[int], most: int = 10) -> str:
-    """Name nodes, or the first of them where they are many.
+def few(ids: Collection[Any], most: int = 10) -> str:
+    """Name nodes or other things, or the first of them where they are many.
 
     >>> few([3, 1, 2]), few(range(30), most=3)
     ('[3, 1, 2]', '[0, 1, 2] and 27 more')

@@ -18,6 +18,12 @@ READERS = {
     "data.root, cifar10": ({"data": {"name": "cifar10", "clients": 3}}, ""),
     "data.root, cifar100": ({"data": {"name": "cifar100", "clients": 3}}, ""),
     "data.root, noisy": ({"data": {"name": "noisy", "of": "mnist", "levels": [0.1], "clients": 3}}, ""),
+    "data.path": ({"data": {"name": "arrays", "clients": 3}}, ".npz"),
+    "data.path, csv": ({"data": {"name": "table", "label": "y", "clients": 3}}, ".csv"),
+    "data.path, parquet": ({"data": {"name": "table", "label": "y", "clients": 3}}, ".parquet"),
+    "data.path, folder": ({"data": {"name": "folder", "clients": 3}}, ""),
+    "data.path, leaf": ({"data": {"name": "leaf", "of": "femnist", "clients": 3}}, ".json"),
+    "data.path, tff": ({"data": {"name": "tff", "x": "x", "y": "y", "clients": 3}}, ".h5"),
     "topology.path": ({"topology": {"name": "file"}}, ".graphml"),
     "topology.path, edges": ({"topology": {"name": "file"}}, ".edges"),
     "network.latency_matrix": ({"network": {"latency_unit": "one_way"}}, ".csv"),
@@ -129,4 +135,6 @@ def test_every_part_that_reads_files_is_here():
         if {"path", "root", "file"} & set(parts.parameters(parts.find(kind, name)))
     }
     datasets = {"mnist", "fashion-mnist", "emnist", "cifar10", "cifar100", "noisy"}
+    datasets |= {"arrays", "table", "folder", "leaf", "tff"}
+    datasets |= {"huggingface", "torchvision"}  # whose libraries need not be there; see test_client_files.py
     assert reads == {f"datasets.{name}" for name in datasets} | {"topologies.file", "churn.trace"}

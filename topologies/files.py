@@ -1,39 +1,40 @@
-"""Graphs from files: GraphML and edge lists, with the latency and the bandwidth of each link."""
+"""Graphs from files, with the latency and the bandwidth of each link where the file gives them."""
 
 from __future__ import annotations
 
-import ast
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 
-from fedsim.errors import BadValue, clip, did_you_mean
-from topologies import graphml
+from fedsim.errors import BadValue, clip
+from topologies import readers
 from topologies.graphs import Graph, ordered, require_connected, require_two
+from topologies.readers.net import LINK_KEYS, VALUE, Link, Net
 
-LINK_KEYS = ("latency_ms", "mbps")
+_UNREADABLE = (OSError, ElementTree.ParseError, ValueError, LookupError, TypeError, RecursionError)
 
-_Links = Iterable[tuple[str, str, Mapping[str, Any]]]
-_UNREADABLE = (OSError, ElementTree.ParseError, ValueError, LookupError)
-_NUMPY = re.compile(r"(np|numpy)\.(float[0-9]+|u?int[0-9]+|longdouble)")
-"""How numpy 2 writes the kinds of its numbers."""
+Values = Literal["latency_ms", "mbps"]
 
 
-def file(n: int, *, path: str) -> Graph:
-    """Read a graph from a GraphML file or an edge list.
+def file(n: int, *, path: str, values: Values | None = None) -> Graph:
+    """Read a graph from a file: GraphML, an edge list, or one of the other formats that docs/networks.md lists.
 
     A line of an edge list is ``a b``, ``a b latency_ms=20 mbps=100`` or, as NetworkX writes it,
-    ``a b {'latency_ms': 20, 'mbps': 100}``; ``#`` begins a comment at the start of a word. GraphML files and
-    dictionaries may carry further attributes, which are left out. A link may be listed again, either way round, if it
-    says the same. GraphML's defaults count; its nested graphs, hyperedges and ports are refused.
+    ``a b {'latency_ms': 20, 'mbps': 100}``; ``#`` begins a comment at the start of a word. What else a file says of
+    its nodes and links is left out. Two links between the same nodes are one: where a format may have several
+    (GraphML, GML, Pajek, SNDlib, BRITE), their capacities are added, and the latency is the least; where it lists a
+    link twice (edge lists and the like), it must say the same. GraphML's defaults count; its nested graphs, hyperedges
+    and ports are refused.
 
     Args:
         n: number of nodes that the file must have.
-        path: the file, ending in .graphml, or in .edgelist, .edges or .txt.
+        path: the file; its content or its ending tells the format.
+        values: what the numbers are that a format gives its links without saying what they mean: latency_ms or mbps;
+            null leaves them out.
 
     Returns:
         The graph over the nodes 0 … n-1, in the natural order of their labels (2 before 10, ``n2`` before
@@ -52,115 +53,69 @@ def file(n: int, *, path: str) -> Graph:
     (NodeDataView({0: 'bern', 1: 'oslo', 2: 'rome'}, data='name'), {'latency_ms': 20.0})
     """
     require_two(n)
-    labels, links = _read(path)
-    graph = _simple(path, labels, links)
+    graph = simple(path, read(path), values)
     if len(graph) != n:
         raise BadValue("path", path, f"the file has {len(graph)} nodes, but the experiment has {n}")
     return require_connected(graph, "path", path, "add the missing links to the file")
 
 
-def _read(path: str) -> tuple[list[str], _Links]:
-    readers = {".graphml": _graphml, ".edgelist": _edge_list, ".edges": _edge_list, ".txt": _edge_list}
-    reader = readers.get(Path(path).suffix.lower())
-    if reader is None:
-        raise BadValue("path", path, f"must end in {', '.join(readers)}")
+def read(path: str) -> Net:
+    """Return what a file says.
+
+    Raises:
+        BadValue: with the key ``path``.
+    """
     try:
-        return reader(path)
+        return readers.read(path, Path(path).read_bytes())
     except FileNotFoundError:
         raise BadValue("path", path, "there is no such file") from None
-    except BadValue:
-        raise
+    except BadValue as error:
+        raise BadValue("path", path, error.rule, error.hint) from error
     except _UNREADABLE as error:
         raise BadValue("path", path, f"cannot be read ({error})") from error
 
 
-def _graphml(path: str) -> tuple[list[str], _Links]:
-    labels, links, directed = graphml.parse(Path(path).read_bytes(), LINK_KEYS)
-    if directed:
-        raise BadValue(
-            "path", path, "the graph is directed", 'links work both ways: edgedefault="undirected"'
-        )
-    return labels, links
-
-
-def _edge_list(path: str) -> tuple[list[str], _Links]:
-    links = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines(), start=1):
-        # A # inside of a word is part of a label: what follows it must not be lost.
-        words = re.split(r"(?:^|\s)#", line, maxsplit=1)[0].split(maxsplit=2)
-        if not words:
-            continue
-        try:
-            links.append(_link(*words))
-        except ValueError as error:
-            hint = "write: a b latency_ms=20 mbps=100"
-            raise BadValue("path", path, f"line {number} is not a link ({error})", hint) from error
-    return [label for a, b, _ in links for label in (a, b)], links
-
-
-def _link(a: str, b: str = "", data: str = "") -> tuple[str, str, dict[str, Any]]:
-    if not b:
-        raise ValueError(f"{clip(a)} is linked to nothing")
-    if data.startswith("{"):
-        return a, b, _once(_written(data))
-    pairs = [word.partition("=") for word in data.split()]
-    for key, equals, value in pairs:
-        if key not in LINK_KEYS or not equals:
-            raise ValueError(f"{clip(key + equals + value)}: {did_you_mean(key, LINK_KEYS)}")
-    return a, b, _once([(key, value) for key, _, value in pairs])
-
-
-def _once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a dictionary of pairs in which no key comes twice."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"{clip(key)} is there twice")
-        found[key] = value
-    return found
-
-
-def _written(text: str) -> list[tuple[str, Any]]:
-    """Return the pairs of a dictionary as Python writes it; what is not a link's is not looked at."""
-    try:
-        node = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise ValueError(f"{clip(text)} is not a dictionary") from None
-    if not isinstance(node, ast.Dict):
-        raise ValueError(f"{clip(text)} is not a dictionary")
-    pairs = []
-    for key, value in zip(node.keys, node.values):
-        name = key.value if isinstance(key, ast.Constant) else None
-        if not isinstance(name, str):
-            raise ValueError(f"{clip(text)} has a key that is not text")
-        pairs.append((name, _value(value) if name in LINK_KEYS else None))
-    return pairs
-
-
-def _value(node: ast.expr) -> Any:
-    """Return a literal; numpy 2 puts its own numbers' kind around it: ``np.float64(3.0)``."""
-    match node:
-        case ast.Call(func, [inner], []) if _NUMPY.fullmatch(ast.unparse(func)):
-            node = inner
-    try:
-        return ast.literal_eval(node)
-    except (TypeError, ValueError, SyntaxError, RecursionError, MemoryError):
-        raise ValueError(f"{clip(ast.unparse(node))} is not a number") from None
-
-
-def _simple(path: str, labels: Iterable[str], links: _Links) -> Graph:
-    index = {label: i for i, label in enumerate(sorted(set(labels), key=_natural))}
+def simple(path: str, net: Net, values: Values | None = None) -> Graph:
+    """Return the graph of a file, its nodes numbered in the natural order of their labels."""
+    index = {label: i for i, label in enumerate(sorted(set(net.labels), key=_natural))}
     graph = Graph()
     graph.add_nodes_from((i, {"name": label}) for label, i in index.items())
-    for a, b, data in links:
-        _near_misses(path, a, b, data)
-        link = {key: _number(path, a, b, key, data[key]) for key in LINK_KEYS if key in data}
+    for a, b, data in net.links:
+        link = _link(path, (a, b, data), values)
         if a == b:
             raise BadValue("path", path, f"node {a} is linked to itself")
-        if graph.has_edge(index[a], index[b]) and graph.edges[index[a], index[b]] != link:
+        ends = index[a], index[b]
+        if not graph.has_edge(*ends):
+            graph.add_edge(*ends, **link)
+        elif net.parallel:
+            graph.edges[ends].update(_merged(path, a, b, graph.edges[ends], link))
+        elif graph.edges[ends] != link:
             raise BadValue("path", path, f"link {a} - {b} is listed twice with different values")
-        graph.add_edge(index[a], index[b], **link)
     return ordered(graph)
+
+
+def _merged(
+    path: str, a: str, b: str, one: Mapping[str, float], other: Mapping[str, float]
+) -> dict[str, float]:
+    """Return what two links between the same nodes are together."""
+    if set(one) != set(other):
+        rule = f"link {a} - {b} is there twice, once with {' and '.join(sorted({*one} ^ {*other}))} and once without"
+        raise BadValue("path", path, rule)
+    merged = {}
+    if "latency_ms" in one:
+        merged["latency_ms"] = min(one["latency_ms"], other["latency_ms"])
+    if "mbps" in one:
+        merged["mbps"] = one["mbps"] + other["mbps"]
+    return merged
+
+
+def _link(path: str, link: Link, values: Values | None) -> dict[str, Any]:
+    a, b, data = link
+    _near_misses(path, a, b, data)
+    given = {key: data[key] for key in LINK_KEYS if key in data}
+    if values is not None and VALUE in data:
+        given.setdefault(values, data[VALUE])
+    return {key: _number(path, a, b, key, value) for key, value in given.items()}
 
 
 def _near_misses(path: str, a: str, b: str, data: Mapping[str, Any]) -> None:

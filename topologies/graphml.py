@@ -72,6 +72,15 @@ def parse(content: bytes, names: Collection[str] = ()) -> tuple[list[str], list[
     return nodes, [_link(edge, keys, set(nodes)) for edge in edges], arrows
 
 
+def about_nodes(content: bytes) -> dict[str, dict[str, str]]:
+    """Return what a GraphML file that :func:`parse` has accepted says of its nodes: text by name, by id."""
+    root = ElementTree.fromstring(content)
+    keys, graph = _keys(root), next(_children(root, "graph"))
+    return {
+        node.attrib["id"]: _data(node, keys, "the node", ("node", "all")) for node in _children(graph, "node")
+    }
+
+
 def _tag(element: Element) -> str:
     """Return an element's name; those of other vocabularies (``y:ShapeNode``) keep their namespace."""
     space, _, name = element.tag.rpartition("}")

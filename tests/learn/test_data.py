@@ -68,12 +68,13 @@ def test_a_dataset_is_frozen():
     [
         ("x", {"x": torch.zeros(0, 2), "y": torch.zeros(0, dtype=torch.int64)}, "at least 1 sample"),
         ("x", {"x": torch.tensor([[0.0, 1.0]] * 2 + [[0.0, torch.inf]])}, "finite"),
-        ("x", {"x": torch.zeros(3, 2, dtype=torch.int64)}, "floating-point"),
+        ("x", {"x": torch.zeros(3, 2, dtype=torch.bool)}, "floating-point or whole"),
         ("x_test", {"x_test": torch.full((2, 2), torch.nan)}, "finite"),
         ("x_test", {"x_test": torch.zeros(2, 3)}, r"the shape of x, \(2,\)"),
         ("x_test", {"x_test": torch.zeros(0, 2), "y_test": torch.zeros(0, dtype=torch.int64)}, "at least 1"),
         ("y", {"y": torch.tensor([0, 1])}, "each of the 3 samples of x"),
-        ("y", {"y": torch.tensor([[0], [1], [1]])}, "each of the 3 samples of x"),
+        ("y", {"y": torch.tensor([[0], [1], [2]])}, "y: 2: labels must be between 0 and 1, for 2 classes"),
+        ("y", {"y": torch.tensor(0)}, "each of the 3 samples of x"),
         ("y", {"y": torch.tensor([0, 1, 2])}, "y: 2: labels must be between 0 and 1, for 2 classes"),
         ("y", {"y": torch.tensor([0, -1, 1])}, "y: -1: labels"),
         ("y", {"y": torch.tensor([0, 1, 1], dtype=torch.int32)}, "int64"),
@@ -436,3 +437,18 @@ def test_the_digits_are_scikit_learns_with_and_without_loading_it(monkeypatch):
     assert np.array_equal(labels, source.target)
     monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)  # its file lies elsewhere
     assert np.array_equal(data._digits()[0], source.data)
+
+
+def test_padding_in_a_sequence_of_labels_is_no_class():
+    y = torch.tensor([[0, 1], [1, -100], [0, 0]])
+    data = small(y=y, x=torch.zeros(3, 2, dtype=torch.int64), x_test=torch.zeros(2, 2, dtype=torch.int64))
+    assert torch.equal(data.y, y)
+    with pytest.raises(BadValue, match="y: -100"):
+        small(y=torch.tensor([0, 1, -100]))
+
+
+def test_the_sample_that_is_not_finite_is_named_among_many():
+    x = torch.zeros(10_000, 2)
+    x[9_000, 1] = torch.inf
+    with pytest.raises(BadValue, match="sample 9000 has NaN or infinity"):
+        small(x=x, y=torch.zeros(10_000, dtype=torch.int64))

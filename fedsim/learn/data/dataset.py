@@ -9,9 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.errors import BadValue, did_you_mean
+from fedsim.errors import MISSING, BadValue, did_you_mean
 
 LOSSES = ("cross_entropy", "half_square")
+
+IGNORED = -100
+"""The label of what is no target, as torch's cross-entropy has it."""
+
+PIECE = 4096
+"""So many samples are looked at together: of what is mapped from a disk, no more comes into memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,10 +26,11 @@ class Dataset:
 
     Args:
         name: what reports call it.
-        x: [N, *shape] the training inputs, floating-point.
-        y: [N] the training labels, int64 in 0..classes-1, or floating-point targets.
+        x: [N, *shape] the training inputs, floating-point, or whole numbers such as tokens.
+        y: [N, …] the training labels, int64 in 0..classes-1, or floating-point targets; one for each sample, or one
+            for each step of a sequence, where :data:`IGNORED` stands for padding.
         x_test: [T, *shape] the test inputs.
-        y_test: [T] the test labels or targets.
+        y_test: [T, …] the test labels or targets.
         classes: how many classes there are, 0 for regression.
         groups: [N] the natural client of each training sample, numbered 0..G-1, or None if there is none.
         loss: ``"cross_entropy"`` of logits, or ``"half_square"``: 0.5 (prediction - target)^2 of a sample.
@@ -78,22 +85,40 @@ class Dataset:
 def _check_samples(x_key: str, x: Tensor, y_key: str, y: Tensor) -> None:
     if len(x) == 0:
         raise BadValue(x_key, tuple(x.shape), "there must be at least 1 sample")
-    if not x.is_floating_point() or not x.isfinite().all():
-        raise BadValue(x_key, str(x.dtype), "inputs must be finite floating-point numbers")
-    if y.shape != x.shape[:1]:
+    if x.is_complex() or x.dtype == torch.bool:
+        raise BadValue(x_key, str(x.dtype), "inputs must be floating-point or whole numbers")
+    _check_finite(x_key, x, "inputs")
+    if y.shape[:1] != x.shape[:1]:
         raise BadValue(
             y_key, tuple(y.shape), f"there must be one for each of the {len(x)} samples of {x_key}"
         )
 
 
+def _check_finite(key: str, values: Tensor, what: str) -> None:
+    if not values.is_floating_point():
+        return
+    for start in range(0, len(values), PIECE):
+        piece = values[start : start + PIECE]
+        fine = piece.reshape(len(piece), -1).isfinite().all(1)
+        if not fine.all():
+            sample = start + int((~fine).nonzero()[0, 0])
+            raise BadValue(
+                key, MISSING, f"{what} must be finite numbers, and sample {sample} has NaN or infinity"
+            )
+
+
 def _check_targets(key: str, y: Tensor, classes: int) -> None:
     if not classes:
-        if not y.is_floating_point() or not y.isfinite().all():
+        if not y.is_floating_point():
             raise BadValue(key, str(y.dtype), "targets must be finite floating-point numbers")
+        _check_finite(key, y, "targets")
         return
     if y.dtype != torch.int64:
         raise BadValue(key, str(y.dtype), "labels must be of type torch.int64")
-    wrong = y[(y < 0) | (y >= classes)]
+    outside = (y < 0) | (y >= classes)
+    if y.dim() > 1:
+        outside &= y != IGNORED
+    wrong = y[outside]
     if len(wrong):
         raise BadValue(
             key, int(wrong[0]), f"labels must be between 0 and {classes - 1}, for {classes} classes"

@@ -1,0 +1,199 @@
+"""LEAF's files: JSON with users, and what each of them has.
+
+A file has ``users`` and ``user_data``; ``num_samples`` is not read, because in Reddit's files it is not the number of
+samples that are there. References: Caldas et al., LEAF: a benchmark for federated settings, 2018.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.errors import BadValue, clip
+from fedsim.learn.data.dataset import IGNORED, Dataset
+from fedsim.learn.data.samples import Samples, damaged, dataset, located
+from fedsim.machine import require_room
+from fedsim.parts import Count
+
+Array = NDArray[Any]
+
+LETTERS = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
+"""LEAF's list of letters in Shakespeare."""
+
+WORD = re.compile(r"[\w']+|[.,!?;]")
+"""What LEAF takes for a word of a tweet."""
+
+Which = Literal["femnist", "shakespeare", "sent140", "reddit", "synthetic"]
+
+
+def leaf(
+    *,
+    path: str,
+    of: Which,
+    vocabulary: Count = 10_000,
+    length: Count | None = None,
+    test_share: float = 0.2,
+    seed: int,
+    root: Path | None = None,
+) -> Dataset:
+    """Return what LEAF's scripts write: the samples of its users, one group for each user with training samples.
+
+    femnist: images [1, 28, 28], 62 classes. synthetic: vectors. shakespeare: the indices of 80 characters in LEAF's
+    list of 80, and the next one. sent140: the words of a tweet, in 2 classes. reddit: pieces of 10 words and, for each
+    word, the next one; both the comments as they are (``reddit_json``) and as they are cut (``reddit_leaf``) are read.
+
+    Words are numbered by how often the training samples have them: 0 is padding, 1 is every other word.
+
+    Args:
+        path: a folder with ``train`` and ``test``, each of which holds .json files; or such a folder itself or one
+            file, of which a test is split off.
+        of: which of LEAF's datasets it is.
+        vocabulary: how many words there are, padding and the unknown word included; for sent140 and reddit.
+        length: how many words of a tweet or of a piece are read: null is LEAF's own, 25 for sent140, 10 for reddit.
+        test_share: the part that becomes the test, where there is no folder ``test``.
+        seed: which samples those are.
+        root: the data folder.
+
+    Raises:
+        BadValue: if there are no such files, or they hold something else.
+
+    >>> import tempfile
+    >>> users = {"a": {"x": [[0.0] * 784] * 2, "y": [3, 61]}, "b": {"x": [[1.0] * 784] * 2, "y": [0, 1]}}
+    >>> with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+    ...     json.dump({"users": ["a", "b"], "num_samples": [2, 2], "user_data": users}, file)
+    ...     file.flush()
+    ...     made = leaf(path=file.name, of="femnist", test_share=0.25, seed=0)
+    >>> made.shape, made.classes, len(made.x)
+    ((1, 28, 28), 62, 3)
+    """
+    place = located(path, root)
+    both = [place / name for name in ("train", "test")]
+    files = both if all(one.is_dir() for one in both) else [place]
+    rows = [_rows(path, one) for one in files]
+    try:
+        if of in ("femnist", "synthetic"):
+            parts, classes = [_vectors(one, of == "femnist") for one in rows], 62 if of == "femnist" else None
+        elif of == "shakespeare":
+            parts, classes = [_letters(one) for one in rows], len(LETTERS)
+        elif of == "sent140":
+            parts, classes = _tweets(rows, vocabulary, length or 25), 2
+        else:
+            parts, classes = _comments(rows, vocabulary, length or 10), vocabulary
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        if isinstance(error, BadValue):
+            raise
+        rule = f"does not hold what LEAF's {of} has ({clip(f'{type(error).__name__}: {error}')})"
+        raise BadValue("path", path, rule) from error
+    test = parts[1] if parts[1:] else None
+    return dataset(f"leaf-{of}", parts[0], test, classes=classes, test_share=test_share, seed=seed)
+
+
+class _Rows(NamedTuple):
+    """Samples as LEAF's files hold them, of all users one after the other."""
+
+    users: list[str]
+    x: list[Any]
+    y: list[Any]
+
+
+def _rows(path: str, place: Path) -> _Rows:
+    files = sorted(place.glob("*.json")) if place.is_dir() else [place]
+    if not files:
+        raise BadValue("path", path, f"the folder {place.name} holds no .json files")
+    require_room("path", path, 8.0 * sum(file.stat().st_size for file in files), "its JSON")
+    found = _Rows([], [], [])
+    for file in files:
+        try:
+            data = json.loads(file.read_text(encoding="utf-8-sig"))
+            for user in data["users"]:
+                own = data["user_data"][user]
+                if len(own["x"]) != len(own["y"]):
+                    raise BadValue("path", path, f"user {user} has {len(own['x'])} x and {len(own['y'])} y")
+                found.users.extend([str(user)] * len(own["x"]))
+                found.x.extend(own["x"])
+                found.y.extend(own["y"])
+        except BadValue:
+            raise
+        except (TypeError, LookupError) as error:
+            hint = "LEAF's files have the keys users and user_data"
+            raise BadValue(
+                "path", path, f"{file.name} is not one of LEAF's files ({error!r})", hint
+            ) from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise damaged("path", path, error) from error
+    if not found.x:
+        raise BadValue("path", path, "its users have no samples")
+    return found
+
+
+def _vectors(rows: _Rows, image: bool) -> Samples:
+    x = np.array(rows.x, np.float32)
+    return Samples(x.reshape(-1, 1, 28, 28) if image else x, np.array(rows.y, np.int64), np.array(rows.users))
+
+
+def _letters(rows: _Rows) -> Samples:
+    """Return each letter's place in the list; LEAF itself gives -1 for one that is not in it."""
+    place = {letter: index for index, letter in enumerate(LETTERS)}
+    x = np.array([[place[letter] for letter in text] for text in rows.x], np.int64)
+    return Samples(x, np.array([place[letter] for letter in rows.y], np.int64), np.array(rows.users))
+
+
+def _tweets(parts: list[_Rows], vocabulary: int, length: int) -> list[Samples]:
+    """Return words by number; a tweet is the fifth of its columns, after id, date, query and user."""
+    texts = [[WORD.findall(columns[4]) for columns in rows.x] for rows in parts]
+    numbers = _numbered(texts[0], vocabulary)
+    return [
+        Samples(_padded(own, numbers, length), np.array(rows.y, np.int64), np.array(rows.users))
+        for rows, own in zip(parts, texts, strict=True)
+    ]
+
+
+def _comments(parts: list[_Rows], vocabulary: int, length: int) -> list[Samples]:
+    """Return pieces of comments, and the next word for each word; what follows the last one is no target."""
+    comments = [[_words(x) for x in rows.x] for rows in parts]
+    numbers = _numbered(comments[0], vocabulary)
+    texts: list[list[list[str]]] = []
+    owners: list[list[str]] = []
+    for rows, own in zip(parts, comments, strict=True):
+        pieces = [[one[i : i + length + 1] for i in range(0, len(one) - 1, length)] for one in own]
+        texts.append([piece for one in pieces for piece in one])
+        owners.append([user for user, one in zip(rows.users, pieces, strict=True) for _ in one])
+    made = []
+    for own, users in zip(texts, owners, strict=True):
+        codes = _padded(own, numbers, length + 1)
+        # The last word of a comment is the first of nothing: a piece of n + 1 words has n pairs.
+        y = np.where(
+            np.arange(1, length + 1) < np.array([[len(piece)] for piece in own]), codes[:, 1:], IGNORED
+        )
+        made.append(Samples(codes[:, :-1], y, np.array(users)))
+    return made
+
+
+def _words(comment: Any) -> list[str]:
+    """Return the words of a comment with its two ends, as it is or as LEAF has cut it into pieces."""
+    if isinstance(comment, str):
+        return ["<BOS>", *comment.split(), "<EOS>"]
+    return [word for piece in comment for word in piece if word != "<PAD>"]
+
+
+def _numbered(texts: Iterable[Iterable[str]], vocabulary: int) -> dict[str, int]:
+    """Number words from 2, the most frequent first, and those that are as frequent in the order of the alphabet."""
+    if vocabulary < 3:
+        raise BadValue("vocabulary", vocabulary, "must be at least 3: padding, the unknown word and one word")
+    count = Counter(word for text in texts for word in text)
+    known = sorted(count, key=lambda word: (-count[word], word))[: vocabulary - 2]
+    return {word: number for number, word in enumerate(known, 2)}
+
+
+def _padded(texts: list[list[str]], numbers: Mapping[str, int], length: int) -> Array:
+    x = np.zeros((len(texts), length), np.int64)
+    for row, text in zip(x, texts, strict=True):
+        row[: len(text)] = [numbers.get(word, 1) for word in text[:length]]
+    return x

@@ -1,0 +1,285 @@
+"""Files that say whose their samples are, LEAF's and TensorFlow Federated's; and other libraries' datasets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fedsim import parts
+from fedsim.errors import BadValue
+from fedsim.learn.data.dataset import IGNORED
+from fedsim.learn.data.leaf import LETTERS
+from fedsim.learn.data.samples import library
+
+
+def make(name, **given):
+    supplied = {"seed": 0, "root": None, "clients": 2, "beside": None}
+    return parts.call(parts.find("datasets", name), given, supplied)
+
+
+def refusal(name, **given):
+    with pytest.raises(BadValue) as caught:
+        make(name, **given)
+    return caught.value
+
+
+def installed(module):
+    try:
+        return library(module, "")
+    except BadValue as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def leaf(tmp_path):
+    """Write users and their x and y, as LEAF does: in a folder for training, and in one for the test."""
+
+    def write(train, test=None):
+        for part, users in (("train", train), ("test", test)):
+            if users is None:
+                continue
+            (tmp_path / part).mkdir(exist_ok=True)
+            names, count = list(users), [99] * len(users)  # as for Reddit, the number of another split
+            data = {user: {"x": x, "y": y} for user, (x, y) in users.items()}
+            text = json.dumps({"users": names, "num_samples": count, "user_data": data})
+            (tmp_path / part / "all_0.json").write_text(text, encoding="utf-8")
+        return str(tmp_path if test is not None else tmp_path / "train")
+
+    return write
+
+
+def test_femnist_has_a_group_for_each_writer(leaf):
+    pixels = [[i / 4] * 784 for i in range(5)]
+    path = leaf({"f1": (pixels[:2], [0, 61]), "f0": (pixels[2:3], [5])}, {"f9": (pixels[3:], [1, 2])})
+    data = make("leaf", path=path, of="femnist")
+    assert (data.shape, data.classes) == ((1, 28, 28), 62)
+    assert data.x[:, 0, 0, 0].tolist() == [0, 0.25, 0.5]
+    assert (data.y.tolist(), data.groups.tolist(), data.y_test.tolist()) == ([0, 61, 5], [1, 1, 0], [1, 2])
+
+
+def test_several_files_are_read_in_the_order_of_their_names(leaf, tmp_path):
+    path = leaf({"b": ([[1.0]] * 2, [0, 1])})
+    first = {"users": ["a"], "num_samples": [1], "user_data": {"a": {"x": [[0.0]], "y": [1]}}}
+    (tmp_path / "train" / "a.json").write_text(json.dumps(first))
+    data = make("leaf", path=path, of="synthetic", test_share=0.34)
+    assert len(data.x) + len(data.x_test) == 3
+    assert data.classes == 2
+
+
+def test_shakespeare_is_letters_by_their_place_in_the_list(leaf):
+    path = leaf({"ROMEO": (["\n !", "abc"], ["}", "d"])}, {"JULIET": ([" ab"], ["Z"])})
+    data = make("leaf", path=path, of="shakespeare")
+    assert (len(LETTERS), data.classes) == (80, 80)
+    # Counted by hand: 25 signs and digits come before A; the alphabet and two brackets more before a.
+    assert data.x.tolist() == [[0, 1, 2], [53, 54, 55]]
+    assert (data.y.tolist(), data.y_test.tolist()) == ([79, 56], [50])
+    assert data.x.dtype == torch.int64
+
+
+def test_a_letter_that_is_not_in_the_list_is_refused(leaf):
+    found = refusal("leaf", path=leaf({"u": (["abé"], ["a"])}), of="shakespeare")
+    assert "does not hold what LEAF's shakespeare has (KeyError: 'é')" in str(found)
+
+
+def tweet(text):
+    return ["1467810369", "Mon Apr 06 22:19:45 PDT 2009", "NO_QUERY", "somebody", text, "training"]
+
+
+def test_sent140_is_words_by_how_often_they_are_used(leaf):
+    train = {"u": ([tweet("so so good!"), tweet("it's bad")], [1, 0]), "v": ([tweet("good")], [1])}
+    path = leaf(train, {"w": ([tweet("good bad new")], [0])})
+    data = make("leaf", path=path, of="sent140", length=4)
+    # good 2 and so 2, in the order of the alphabet; then ! and bad and it's, once each.
+    assert data.x.tolist() == [[3, 3, 2, 4], [6, 5, 0, 0], [2, 0, 0, 0]]
+    assert data.x_test.tolist() == [[2, 5, 1, 0]]
+    assert make("leaf", path=path, of="sent140", vocabulary=4, length=4).x.tolist()[0] == [3, 3, 2, 1]
+    assert make("leaf", path=path, of="sent140").shape == (25,)
+
+
+ABOUT = {"subreddit": "all", "created_utc": "1", "score": 1}
+
+
+def cut(comment, length=10):
+    """Cut a comment as LEAF's preprocess.py does: words with both ends, and the words one further, in pieces of 10."""
+    words, targets = ["<BOS>", *comment.split(), "<EOS>"], [*comment.split(), "<EOS>", "<PAD>"]
+    count = [1.0] * len(words)
+    for one, empty in ((words, "<PAD>"), (targets, "<PAD>"), (count, 0.0)):
+        one.extend([empty] * (-len(one) % length))
+    pieces = [[one[i : i + length] for i in range(0, len(one), length)] for one in (words, targets, count)]
+    return pieces[0], {**ABOUT, "target_tokens": pieces[1], "count_tokens": pieces[2]}
+
+
+COMMENTS = {"1": ["a b a", "c"], "2": [" ".join("abcdefghijkl"), "a"]}
+
+
+def test_both_stages_of_reddit_say_the_same(leaf, tmp_path):
+    raw = leaf({user: (texts, [ABOUT] * len(texts)) for user, texts in COMMENTS.items()})
+    one = make("leaf", path=raw, of="reddit", vocabulary=50, test_share=0.01)
+    pieces = {user: [list(part) for part in zip(*map(cut, texts))] for user, texts in COMMENTS.items()}
+    other = make("leaf", path=leaf(pieces), of="reddit", vocabulary=50, test_share=0.01)
+    assert torch.equal(one.x, other.x)
+    assert torch.equal(one.y, other.y)
+    assert (one.groups == other.groups).all()
+
+
+def test_each_word_of_a_comment_has_the_next_one_as_its_target(leaf):
+    train = {"1": (["a b a"], [ABOUT]), "2": ([" ".join("abcdefghijkl")], [ABOUT])}
+    data = make(
+        "leaf", path=leaf(train, {"1": (["b z"], [ABOUT]), "2": ([], [])}), of="reddit", vocabulary=30
+    )
+    # a 3; <BOS>, <EOS> and b 2 each, and < comes before letters; then c to l, once each.
+    a, bos, eos, b, c = 2, 3, 4, 5, 6
+    assert data.x[0].tolist() == [bos, a, b, a, eos, *[0] * 5]
+    assert data.y[0].tolist() == [a, b, a, eos, *[IGNORED] * 6]
+    long = [bos, a, b, *range(c, c + 10), eos]
+    assert data.x[1].tolist() == long[:10]
+    assert data.y[1].tolist() == long[1:11]
+    assert data.x[2].tolist() == [*long[10:], *[0] * 6]
+    assert data.y[2].tolist() == [*long[11:], *[IGNORED] * 7]
+    assert data.groups.tolist() == [0, 1, 1]
+    assert data.x_test.tolist() == [[bos, b, 1, eos, *[0] * 6]]
+    assert data.classes == 30
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[1, 2]", "all_0.json is not one of LEAF's files"),
+        ('{"users": ["a"]}', "all_0.json is not one of LEAF's files (KeyError('user_data'))"),
+        ('{"users": ["a"], "user_data": {"b": {}}}', "is not one of LEAF's files (KeyError('a'))"),
+        ('{"users": ["a"], "user_data": {"a": {"x": [[1.0]], "y": []}}}', "user a has 1 x and 0 y"),
+        ('{"users": [], "user_data": {}}', "its users have no samples"),
+        ("{", "cannot be read (Expecting property name"),
+    ],
+)
+def test_what_is_not_leafs_is_refused(leaf, tmp_path, text, words):
+    path = leaf({})
+    (Path(path) / "all_0.json").write_text(text)
+    assert words in str(refusal("leaf", path=path, of="femnist"))
+
+
+def test_leaf_wants_files_and_the_right_dataset(leaf, tmp_path):
+    (tmp_path / "none").mkdir()
+    assert "holds no .json files" in str(refusal("leaf", path=str(tmp_path / "none"), of="femnist"))
+    path = leaf({"u": ([[1.0, 2.0]], [0])})
+    assert "does not hold what LEAF's femnist has (ValueError" in str(
+        refusal("leaf", path=path, of="femnist")
+    )
+    assert "does not hold what LEAF's sent140 has" in str(refusal("leaf", path=path, of="sent140"))
+    path = leaf({"u": (["a b"], [ABOUT])})
+    assert "vocabulary: 2: must be at least 3" in str(refusal("leaf", path=path, of="reddit", vocabulary=2))
+
+
+@pytest.fixture
+def hdf5(tmp_path):
+    def write(clients, name="train.h5"):
+        with library("h5py", "hdf5").File(tmp_path / name, "w") as file:
+            for client, columns in clients.items():
+                for column, values in columns.items():
+                    file.create_dataset(f"examples/{client}/{column}", data=values)
+        return str(tmp_path / name)
+
+    return write
+
+
+def test_tff_has_a_group_for_each_client(hdf5):
+    train = hdf5(
+        {
+            "f01": {"pixels": np.full((1, 28, 28), 0.5, np.float32), "label": np.array([3], np.int32)},
+            "f00": {"pixels": np.zeros((2, 28, 28), np.float32), "label": np.array([0, 1], np.int32)},
+        }
+    )
+    test = hdf5({"f00": {"pixels": np.ones((1, 28, 28), np.float32), "label": [2]}}, "test.h5")
+    data = make("tff", path=train, test_path=test, x="pixels", y="label")
+    assert (data.shape, data.classes) == ((1, 28, 28), 4)
+    assert data.x[:, 0, 0, 0].tolist() == [0, 0, 0.5]  # HDF5 keeps its groups in the order of their names
+    assert (data.y.tolist(), data.groups.tolist(), data.y_test.tolist()) == ([0, 1, 3], [0, 0, 1], [2])
+
+
+def test_tff_images_of_bytes_have_their_channels_first(hdf5):
+    image = np.full((2, 4, 5, 3), 255, np.uint8)
+    data = make(
+        "tff", path=hdf5({"0": {"image": image, "label": [0, 1]}}), x="image", y="label", test_share=0.5
+    )
+    assert (data.shape, data.x.unique().tolist()) == ((3, 4, 5), [1.0])
+
+
+def test_tff_files_that_do_not_fit_are_refused(hdf5, tmp_path):
+    path = hdf5({"0": {"snippets": [b"to be"], "label": [0]}})
+    assert "x: snippet: there is no such column" in str(refusal("tff", path=path, x="snippet", y="label"))
+    assert "did you mean snippets?" in str(refusal("tff", path=path, x="snippet", y="label"))
+    assert "x: snippets: must be a column of numbers" in str(
+        refusal("tff", path=path, x="snippets", y="label")
+    )
+    with library("h5py", "hdf5").File(tmp_path / "other.h5", "w") as file:
+        file["weights"] = [1.0]
+    other = refusal("tff", path=str(tmp_path / "other.h5"), x="x", y="y")
+    assert other.rule == "holds ['weights'], and no group named examples"
+
+
+def test_a_dataset_of_hugging_face_from_a_folder(tmp_path):
+    hub = installed("datasets")
+    rows = {"a": [1.0, 2.0, 3.0, 4.0], "v": [[0, 1], [2, 3], [4, 5], [6, 7]], "who": ["x", "y", "x", "y"]}
+    kind = hub.Features(
+        {"a": hub.Value("float32"), "v": hub.List(hub.Value("int64")), "who": hub.Value("string")}
+        | {"label": hub.ClassLabel(names=["cat", "dog", "owl"])}
+    )
+    both = hub.Dataset.from_dict(rows | {"label": [0, 1, 1, 0]}, features=kind)
+    hub.DatasetDict({"train": both, "test": both.select([0, 1])}).save_to_disk(tmp_path / "saved")
+    data = make("huggingface", path=str(tmp_path / "saved"), x=["v", "a"], y="label", group="who")
+    assert data.x.tolist() == [[0, 1, 1], [2, 3, 2], [4, 5, 3], [6, 7, 4]]
+    assert (data.y.tolist(), data.y_test.tolist(), data.classes) == ([0, 1, 1, 0], [0, 1], 3)
+    assert data.groups.tolist() == [0, 1, 0, 1]
+    path = str(tmp_path / "saved")
+    assert "x: w: there is no such column" in str(refusal("huggingface", path=path, x="w", y="label"))
+    assert "x: who: must be numbers or an image" in str(refusal("huggingface", path=path, x="who", y="label"))
+    assert "train: training: there is no such split; did you mean train?" in str(
+        refusal("huggingface", path=path, x="a", y="label", train="training")
+    )
+    (tmp_path / "empty").mkdir()
+    found = refusal("huggingface", path=str(tmp_path / "empty"), x="a", y="label")
+    assert "is not a folder that save_to_disk has written" in str(found)
+
+
+def test_images_of_hugging_face(tmp_path):
+    hub = installed("datasets")
+    images = [np.full((3, 4, 3), shade, np.uint8) for shade in (0, 51, 102, 255)]
+    kind = hub.Features({"image": hub.Image(), "label": hub.Value("int64")})
+    one = hub.Dataset.from_dict(
+        {"image": [Image.fromarray(image) for image in images], "label": [0, 1, 0, 1]}, features=kind
+    )
+    one.save_to_disk(tmp_path / "one")
+    data = make("huggingface", path=str(tmp_path / "one"), x="image", y="label", test_share=0.5)
+    assert data.x.shape == (2, 3, 3, 4)
+    both = torch.cat([data.x, data.x_test])[:, 0, 0, 0].sort().values
+    assert torch.equal(both, torch.tensor([0, 51, 102, 255]) / 255)
+
+
+def test_datasets_of_torchvision_with_and_without_a_test(tmp_path):
+    installed("torchvision.datasets")
+
+    def image(path, shade):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 3), (shade, shade, shade)).save(tmp_path / path)
+
+    for name in ("AnnualCrop", "Forest"):
+        for number in range(2):
+            image(f"eurosat/2750/{name}/{number}.jpg", 255)
+    supplied = {"seed": 0, "root": tmp_path}
+    part = parts.find("datasets", "torchvision")
+    data = parts.call(part, {"of": "EuroSAT", "test_share": 0.5}, supplied)
+    assert (data.x.shape, data.y.tolist()) == ((2, 3, 3, 4), [0, 1])
+    for split, shade in (("train", 0), ("valid", 0), ("test", 255)):
+        for name in ("negative", "positive"):
+            image(f"rendered-sst2/{split}/{name}/1.png", shade)
+    data = parts.call(part, {"of": "RenderedSST2"}, supplied)
+    assert (data.x.unique().tolist(), data.x_test.unique().tolist()) == ([0], [1])
+    assert "did you mean SVHN?" in str(refusal("torchvision", of="SVHM"))
+    assert "where its files are must be said" in str(refusal("torchvision", of="SVHN"))
+    with pytest.raises(BadValue, match=r"its files cannot be read .*download it once"):
+        parts.call(part, {"of": "SVHN"}, supplied)
