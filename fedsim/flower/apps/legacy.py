@@ -46,34 +46,6 @@ def together(
     def fit_result(content: RecordDict) -> Any:
         return convert.recorddict_to_fitres(content, keep_input=False)
 
-    fit = _asker(grid, MessageType.TRAIN, convert.fitins_to_recorddict, fit_result)
-    evaluate = _asker(
-        grid, MessageType.EVALUATE, convert.evaluateins_to_recorddict, convert.recorddict_to_evaluateres
-    )
-    replaced: list[tuple[Any, str, Any]] = [
-        (server, "fit_clients", fit),
-        (server, "evaluate_clients", evaluate),
-        (app, "start_update_client_manager_thread", register),
-        (SimpleClientManager, "wait_for", wait_for),
-    ]
-    before = [getattr(owner, name) for owner, name, _ in replaced]
-    try:
-        for owner, name, new in replaced:
-            setattr(owner, name, new)
-        with watched(on_arrays):
-            yield
-    finally:
-        for (owner, name, _), old in zip(replaced, before, strict=True):
-            setattr(owner, name, old)
-
-
-@contextlib.contextmanager
-def watched(on_arrays: Callable[[ArrayRecord], None]) -> Iterator[None]:
-    """Watch what servers of the former API learn.
-
-    Args:
-        on_arrays: called with the model that a server ends with.
-    """
     learn = server.Server.fit
 
     def learn_and_show(self: server.Server, *args: Any, **kwargs: Any) -> Any:
@@ -83,11 +55,25 @@ def watched(on_arrays: Callable[[ArrayRecord], None]) -> Iterator[None]:
             if self.parameters.tensors:
                 on_arrays(convert.parameters_to_arrayrecord(self.parameters, keep_input=True))
 
-    server.Server.fit = learn_and_show  # type: ignore[method-assign]
+    fit = _asker(grid, MessageType.TRAIN, convert.fitins_to_recorddict, fit_result)
+    evaluate = _asker(
+        grid, MessageType.EVALUATE, convert.evaluateins_to_recorddict, convert.recorddict_to_evaluateres
+    )
+    replaced: list[tuple[Any, str, Any]] = [
+        (server.Server, "fit", learn_and_show),
+        (server, "fit_clients", fit),
+        (server, "evaluate_clients", evaluate),
+        (app, "start_update_client_manager_thread", register),
+        (SimpleClientManager, "wait_for", wait_for),
+    ]
+    before = [getattr(owner, name) for owner, name, _ in replaced]
     try:
+        for owner, name, new in replaced:
+            setattr(owner, name, new)
         yield
     finally:
-        server.Server.fit = learn  # type: ignore[method-assign]
+        for (owner, name, _), old in zip(replaced, before, strict=True):
+            setattr(owner, name, old)
 
 
 def _asker(grid: Grid, kind: str, to_content: Callable[..., Any], from_content: Callable[..., Any]) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ class _Server:
             with (
                 compat.seeded_server(experiment.seed),
                 compat.observed(journal.take, journal.measure),
-                legacy.watched(journal.take),
+                legacy.together(shown, time.sleep, journal.take),  # for their threads have no order
             ):
                 load_server(project)(shown, context)
             journal.end_round()
