@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,11 @@ app = typer.Typer(no_args_is_help=True, help="Flower apps: simulate them, or wri
 
 Out = Annotated[Path, typer.Option(help="Folder in which each run gets its own folder.")]
 
+RunConfig = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="Replace values of the app's own config; may be repeated."),
+]
+
 
 @app.command()
 def run(
@@ -21,10 +26,7 @@ def run(
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="An experiment file that describes the world alone.")
     ] = None,
-    run_config: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Replace values of the app's own config; may be repeated."),
-    ] = None,
+    run_config: RunConfig = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace one value of the world."),
@@ -35,10 +37,8 @@ def run(
     """Run an unmodified Flower app in simulated time."""
     with show.explained():
         overrides = show.overrides_of(settings)
-        from fedsim.flower.apps.app import run_app  # loads flwr and torch
-
         with show.shown(quiet) as progress:
-            result = run_app(
+            result = _flower().run_app(
                 path,
                 nodes=nodes,
                 world=config,
@@ -51,6 +51,36 @@ def run(
 
 
 @app.command()
+def compare(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The folder of a Flower app.")],
+    nodes: Annotated[int, typer.Option(help="How many clients.")],
+    run_config: RunConfig = None,
+) -> None:
+    """Run an app here and in Flower's own engine; exit code 1 if the weights or metrics differ."""
+    with show.explained():
+        found = _flower().compare_app(path, nodes=nodes, run_config=" ".join(run_config or ()))
+    typer.echo(f"{'':9}{'start-up':>10}{'rounds':>10}{'error replies':>15}")
+    for side in found.startup_s:
+        typer.echo(
+            f"{side:9}{found.startup_s[side]:8.1f} s{found.rounds_s[side]:8.1f} s{found.errors[side]:15}"
+        )
+    typer.echo(f"weights: {found.weights}\nmetrics: {found.metrics}")
+    if not found.close:
+        raise typer.Exit(1)
+
+
+@app.command()
+def deploy(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The folder of a Flower app.")],
+    nodes: Annotated[int, typer.Option(help="How many SuperNodes.")],
+    run_config: RunConfig = None,
+) -> None:
+    """Try an app in a deployment: start a SuperLink and SuperNodes on this machine, run it, and stop all."""
+    with show.explained():
+        _flower().try_deployment(path, nodes=nodes, run_config=" ".join(run_config or ()), say=typer.echo)
+
+
+@app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
     strategy: Annotated[str, typer.Option(help="A server strategy: fedsim list strategies.")] = "fedavg",
@@ -60,7 +90,12 @@ def init(
 ) -> None:
     """Write a small, complete Flower app, for ``flwr run`` and for ``fedsim flower run``."""
     with show.explained():
-        from fedsim.flower.deploy.template import write_app  # loads flwr and torch
-
-        for file in write_app(folder, strategy, experiment):
+        for file in _flower().write_app(folder, strategy, experiment):
             typer.echo(file)
+
+
+def _flower() -> Any:
+    """Return the bridge to Flower, which does all that."""
+    import fedsim.flower  # loads flwr and torch
+
+    return fedsim.flower

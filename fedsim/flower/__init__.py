@@ -12,14 +12,29 @@ from fedsim.errors import MISSING, ConfigError, Problem
 
 if TYPE_CHECKING:
     from fedsim.flower.apps.app import run_app
+    from fedsim.flower.compare.compare import compare_app
     from fedsim.flower.deploy.bypartition import ByPartition
     from fedsim.flower.deploy.client import ServerSide, client_app, server_side
+    from fedsim.flower.deploy.loopback import try_deployment
+    from fedsim.flower.deploy.template import write_app
 
-__all__ = ["ByPartition", "ServerSide", "client_app", "run_app", "server_side"]
+__all__ = [
+    "ByPartition",
+    "ServerSide",
+    "client_app",
+    "compare_app",
+    "run_app",
+    "server_side",
+    "try_deployment",
+    "write_app",
+]
 
 OLDEST = "1.33"
 HOMES = {
     "run_app": "apps.app",
+    "compare_app": "compare.compare",
+    "try_deployment": "deploy.loopback",
+    "write_app": "deploy.template",
     "ByPartition": "deploy.bypartition",
     "ServerSide": "deploy.client",
     "client_app": "deploy.client",

@@ -77,11 +77,16 @@ def session(
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(identity(server_id))
-        stack.enter_context(seeded(rng.key(seed, "flower"), rng.key(seed, "flower numpy")))
+        stack.enter_context(seeded_server(seed))
         stack.enter_context(_sleep(sleep))
         stack.enter_context(quiet("flwr", level))
         stack.enter_context(settled())  # some of Flower's strategies collect after every reply
         yield
+
+
+def seeded_server(seed: int) -> contextlib.AbstractContextManager[None]:
+    """Let what a server draws follow from the experiment's seed."""
+    return seeded(rng.key(seed, "flower"), rng.key(seed, "flower numpy"))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""One app here and in Flower's own simulation engine, side by side."""
