@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from fedsim import parts as _parts
 from fedsim.errors import MISSING, BadValue, ConfigError, Problem
 from fedsim.machine import remark_on_threads
+from fedsim.record.events import happened as _happened
+from fedsim.record.export import export as _export
 from fedsim.record.reports import report
 from fedsim.record.result import Result
 from fedsim.running.ending import clock
@@ -17,7 +21,20 @@ from fedsim.running.progress import Progress
 from fedsim.spec.experiment import Experiment
 from fedsim.spec.experiment import load as _load
 
-__all__ = ["Progress", "Result", "check", "load", "parts", "remarks", "report", "resume", "retime", "run"]
+__all__ = [
+    "Progress",
+    "Result",
+    "check",
+    "export",
+    "happened",
+    "load",
+    "parts",
+    "remarks",
+    "report",
+    "resume",
+    "retime",
+    "run",
+]
 
 Source = str | Path | Mapping[str, Any]
 
@@ -104,11 +121,11 @@ def run(
     """
     began = clock()
     experiment = _load(source, {**(overrides or {}), **_dotted(more)})
-    from fedsim.running import begin  # loads torch
-
     folder = store or os.environ.get("FEDSIM_STORE")
+    begin = _beginning()
     reuse = begin.Reuse(Path(folder), store_gb) if folder else None
-    return begin.fresh(experiment, Path(out), timing_only, progress, began, reuse)
+    result: Result = begin.fresh(experiment, Path(out), timing_only, progress, began, reuse)
+    return result
 
 
 def retime(
@@ -133,16 +150,16 @@ def retime(
         RunError: where other choices are made in the new world, which would need training; says at which node and in
             which round.
     """
-    from fedsim.running import begin  # loads torch
-
     began, file, held = clock(), Path(folder) / "experiment.yaml", store or os.environ.get("FEDSIM_STORE")
     if not file.is_file():
         raise ConfigError([Problem("run", str(folder), "holds no run: there is no experiment.yaml in it")])
     if not held:
         rule = "must be the folder in which the run has left its values"
         raise ConfigError([Problem("store", MISSING, rule, "give --store, or set FEDSIM_STORE")])
+    begin = _beginning()
     reuse = begin.Reuse(Path(held), only=True)
-    return begin.fresh(_load(file, overrides), Path(out), False, progress, began, reuse)
+    result: Result = begin.fresh(_load(file, overrides), Path(out), False, progress, began, reuse)
+    return result
 
 
 def resume(
@@ -178,17 +195,14 @@ def resume(
     5
     """
     began, file = clock(), Path(folder) / "experiment.yaml"
-    try:
+    with _told():
         if not file.is_file():
             raise BadValue("run", str(folder), "holds no run: there is no experiment.yaml in it")
         experiment = _load(file, overrides)
         changes = {f"stop.{key}": _longer(experiment, key, more) for key, more in (extend or {}).items()}
         experiment = _load(file, {**(overrides or {}), **changes})
-        from fedsim.running import begin  # loads torch
-
-        return begin.again(Path(folder), experiment, progress, began, bool(extend))
-    except BadValue as error:
-        raise ConfigError([Problem(error.key, error.value, error.rule, error.hint)]) from error
+        result: Result = _beginning().again(Path(folder), experiment, progress, began, bool(extend))
+        return result
 
 
 def _longer(experiment: Experiment, key: str, more: float) -> float:
@@ -196,6 +210,47 @@ def _longer(experiment: Experiment, key: str, more: float) -> float:
     if key not in ("rounds", "sim_time_s") or now is None:
         raise BadValue("extend", key, "is not among what ends this run", "extend rounds or sim_time_s")
     return float(now + more) if key == "sim_time_s" else now + int(more)
+
+
+def happened(
+    run: str | Path,
+    round: int | None = None,
+    node: int | None = None,
+    from_s: float | None = None,
+    to_s: float | None = None,
+) -> Iterator[str]:
+    """Yield what happened in a run, in lines; see :func:`fedsim.record.events.happened`.
+
+    Raises:
+        ConfigError: if the folder holds no record, or one without events.
+    """
+    with _told():
+        yield from _happened(run, round, node, from_s, to_s)
+
+
+def export(run: str | Path, out: str | Path | None = None, form: Any = "csv") -> list[Path]:
+    """Write the tables of a run's record as files; see :func:`fedsim.record.export.export`.
+
+    Raises:
+        ConfigError: if the folder holds no record, or the files cannot be written.
+    """
+    with _told():
+        return _export(run, Path(run) / "export" if out is None else out, form)
+
+
+def _beginning() -> ModuleType:
+    from fedsim.running import begin  # loads torch
+
+    return begin
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Let what a folder or a parameter is refused for be told in one line."""
+    try:
+        yield
+    except BadValue as error:
+        raise ConfigError([Problem(error.key, error.value, error.rule, error.hint)]) from error
 
 
 def parts(kind: str) -> list[tuple[str, str]]:
