@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from fedsim import parts as _parts
 from fedsim.errors import MISSING, BadValue, ConfigError, Problem
 from fedsim.machine import remark_on_threads, remark_on_workers
+from fedsim.record.events import happened as _happened
+from fedsim.record.export import export as _export
 from fedsim.record.reports import report
 from fedsim.record.result import Result
 from fedsim.running.ending import clock
@@ -33,6 +36,8 @@ __all__ = [
     "Result",
     "check",
     "compare",
+    "export",
+    "happened",
     "load",
     "outline",
     "parts",
@@ -90,7 +95,7 @@ def outline(
 def _prepared(
     source: Source, overrides: Mapping[str, Any] | None, more: Mapping[str, Any], dry: bool
 ) -> Setup:
-    setup: Setup = _begin().prepare(_load(source, {**(overrides or {}), **_dotted(more)}), dry)
+    setup: Setup = _beginning().prepare(_load(source, {**(overrides or {}), **_dotted(more)}), dry)
     return setup
 
 
@@ -152,8 +157,8 @@ def run(
     """
     began = clock()
     experiment = _load(source, {**(overrides or {}), **_dotted(more)})
-    begin = _begin()
     folder = store or os.environ.get("FEDSIM_STORE")
+    begin = _beginning()
     reuse = begin.Reuse(Path(folder), store_gb) if folder else None
     result: Result = begin.fresh(experiment, Path(out), timing_only, progress, began, reuse)
     return result
@@ -181,13 +186,13 @@ def retime(
         RunError: where other choices are made in the new world, which would need training; says at which node and in
             which round.
     """
-    begin = _begin()
     began, file, held = clock(), Path(folder) / "experiment.yaml", store or os.environ.get("FEDSIM_STORE")
     if not file.is_file():
         raise ConfigError([Problem("run", str(folder), "holds no run: there is no experiment.yaml in it")])
     if not held:
         rule = "must be the folder in which the run has left its values"
         raise ConfigError([Problem("store", MISSING, rule, "give --store, or set FEDSIM_STORE")])
+    begin = _beginning()
     reuse = begin.Reuse(Path(held), only=True)
     result: Result = begin.fresh(_load(file, overrides), Path(out), False, progress, began, reuse)
     return result
@@ -226,22 +231,14 @@ def resume(
     5
     """
     began, file = clock(), Path(folder) / "experiment.yaml"
-    try:
+    with _told():
         if not file.is_file():
             raise BadValue("run", str(folder), "holds no run: there is no experiment.yaml in it")
         experiment = _load(file, overrides)
         changes = {f"stop.{key}": _longer(experiment, key, more) for key, more in (extend or {}).items()}
         experiment = _load(file, {**(overrides or {}), **changes})
-        result: Result = _begin().again(Path(folder), experiment, progress, began, bool(extend))
-    except BadValue as error:
-        raise ConfigError([Problem(error.key, error.value, error.rule, error.hint)]) from error
-    return result
-
-
-def _begin() -> ModuleType:
-    from fedsim.running import begin  # loads torch
-
-    return begin
+        result: Result = _beginning().again(Path(folder), experiment, progress, began, bool(extend))
+        return result
 
 
 def _longer(experiment: Experiment, key: str, more: float) -> float:
@@ -330,6 +327,47 @@ def compare(
     found = tables.runs(*runs)
     by = by or (said.by if said.by in found[0].settings else next(iter(found[0].settings)))
     return shown(found, by, metric, target, x or said.x, baseline or said.baseline)
+
+
+def happened(
+    run: str | Path,
+    round: int | None = None,
+    node: int | None = None,
+    from_s: float | None = None,
+    to_s: float | None = None,
+) -> Iterator[str]:
+    """Yield what happened in a run, in lines; see :func:`fedsim.record.events.happened`.
+
+    Raises:
+        ConfigError: if the folder holds no record, or one without events.
+    """
+    with _told():
+        yield from _happened(run, round, node, from_s, to_s)
+
+
+def export(run: str | Path, out: str | Path | None = None, form: Any = "csv") -> list[Path]:
+    """Write the tables of a run's record as files; see :func:`fedsim.record.export.export`.
+
+    Raises:
+        ConfigError: if the folder holds no record, or the files cannot be written.
+    """
+    with _told():
+        return _export(run, Path(run) / "export" if out is None else out, form)
+
+
+def _beginning() -> ModuleType:
+    from fedsim.running import begin  # loads torch
+
+    return begin
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Let what a folder or a parameter is refused for be told in one line."""
+    try:
+        yield
+    except BadValue as error:
+        raise ConfigError([Problem(error.key, error.value, error.rule, error.hint)]) from error
 
 
 def parts(kind: str) -> list[tuple[str, str]]:

@@ -74,7 +74,7 @@ def _asks_for_text(words: list[str]) -> bool:
     """Tell whether a command line asks for text alone, and not for a run, a report or another file."""
     commands = [word for word in words if not word.startswith("-")]
     asks = {"-h", "--help", "--version"} & set(words)
-    return bool(asks) or commands[:1] in ([], ["list"]) or commands[:2] == ["trace", "show"]
+    return bool(asks) or commands[:1] in ([], ["list"], ["show"]) or commands[:2] == ["trace", "show"]
 
 
 def _version(wanted: bool) -> None:
@@ -201,3 +201,31 @@ def report(
     """Write the report of a run from what was recorded, finished or not."""
     with show.explained():
         typer.echo(str(api.report(run, out)))
+
+
+@app.command("show")
+def show_events(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    round: Annotated[int | None, typer.Option(help="Only this round.")] = None,
+    node: Annotated[int | None, typer.Option(help="Only what this node had to do with.")] = None,
+    from_s: Annotated[float | None, typer.Option(help="Not before, in simulated seconds.")] = None,
+    to_s: Annotated[float | None, typer.Option(help="Not after, in simulated seconds.")] = None,
+) -> None:
+    """Show what happened in a run and what was measured, in the order of simulated time."""
+    with show.explained():
+        for line in api.happened(run, round, node, from_s, to_s):
+            typer.echo(line)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    form: Annotated[str, typer.Option("--format", help="csv, json or parquet.")] = "csv",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the files; by default export in the run's.")
+    ] = None,
+) -> None:
+    """Write the tables of a run's record as files that other programs read."""
+    with show.explained():
+        for file in api.export(run, out, form):
+            typer.echo(str(file))

@@ -11,17 +11,16 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from fedsim.errors import ValueNeeded
 from fedsim.learn.book import Book, Mismatch, Numbers
+from fedsim.learn.cheap import Apply, Combine, Divide, Inputs, Pick
 from fedsim.learn.identity import identity
 from fedsim.pulse import beat
 
-Inputs = dict[str, Any]
-
 GONE: Any = type("Gone", (), {"__repr__": lambda _: "(gone)"})()
 """Stands for a value that was computed before the run was killed, and was not kept."""
+
+__all__ = ["Call", "Deferred", "Inputs", "apply", "combine", "compute", "mean", "noted"]
 
 DEEP = 1000
 """How long a chain of values that wait for each other may become; then it is computed, lest memory grows."""
@@ -197,7 +196,7 @@ class Deferred:
         if self._phantom:
             known = self._value or {}
             return Deferred.known(known[name]) if name in known else Deferred.phantom()
-        return Deferred(_Pick(name), {"of": self})
+        return Deferred(Pick(name), {"of": self})
 
     def __add__(self, other: Deferred) -> Deferred:
         return combine([self, other], [1.0, 1.0])
@@ -211,7 +210,7 @@ class Deferred:
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> Deferred:
-        return Deferred(_Divide(divisor), {"of": self})
+        return Deferred(Divide(divisor), {"of": self})
 
 
 def noted(values: Sequence[Deferred], name: str, make: Callable[[], Numbers]) -> Any:
@@ -245,7 +244,7 @@ def combine(vectors: Sequence[Deferred], factors: Sequence[float]) -> Deferred:
         return (
             Deferred.phantom()
         )  # a new one, as without phantoms: who tells vectors apart must not see a difference
-    return Deferred(_Combine(tuple(factors)), {str(i): vector for i, vector in enumerate(vectors)})
+    return Deferred(Combine(tuple(factors)), {str(i): vector for i, vector in enumerate(vectors)})
 
 
 def mean(vectors: Sequence[Deferred], weights: Sequence[float] | None = None) -> Deferred:
@@ -265,7 +264,7 @@ def apply(function: Callable[[Any], Any], to: Deferred) -> Deferred:
     >>> apply(len, Deferred.known([3, 1])).value()
     2
     """
-    return Deferred(_Apply(function), {"of": to})
+    return Deferred(Apply(function), {"of": to})
 
 
 def compute(wanted: Iterable[Deferred]) -> None:
@@ -366,47 +365,3 @@ def _run(values: Sequence[Deferred]) -> None:
         if value._book is not None:
             value._book.computed(value.identity, value._call, result)
         value.settle(result)
-
-
-class _Cheap:
-    batch = None
-
-    def run(self, calls: Sequence[Any], inputs: Sequence[Inputs]) -> Sequence[Any]:
-        return [call.one(given) for call, given in zip(calls, inputs, strict=True)]
-
-
-class _Pick(_Cheap):
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def one(self, given: Inputs) -> Any:
-        return given["of"][self.name]
-
-
-class _Apply(_Cheap):
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.function = function
-
-    def one(self, given: Inputs) -> Any:
-        return self.function(given["of"])
-
-
-class _Divide(_Cheap):
-    def __init__(self, divisor: float) -> None:
-        self.divisor = divisor
-
-    def one(self, given: Inputs) -> Tensor:
-        result: Tensor = given["of"] / self.divisor
-        return result
-
-
-class _Combine(_Cheap):
-    def __init__(self, factors: tuple[float, ...]) -> None:
-        self.factors = factors
-
-    def one(self, given: Inputs) -> Tensor:
-        vectors = list(given.values())
-        total: Tensor = vectors[0] * self.factors[0]
-        for vector, factor in zip(vectors[1:], self.factors[1:], strict=True):
-            total.add_(vector, alpha=factor)
-        return total

@@ -1,0 +1,66 @@
+"""What happened in a run, in lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fedsim.errors import BadValue
+from fedsim.record.store import Table, read
+
+UNITS = {
+    "compute": "gradients",
+    "done": "gradients",
+    "aborted": "gradients",
+    "slow": "thousandths",
+    "delay": "us",
+}
+
+
+def happened(
+    run: str | Path,
+    round: int | None = None,
+    node: int | None = None,
+    from_s: float | None = None,
+    to_s: float | None = None,
+) -> Iterator[str]:
+    """Yield what happened in a run and what was measured, one line each, in the order of simulated time.
+
+    Args:
+        run: the run's folder; the run may still be going on.
+        round: of this round alone; None is all.
+        node: at this node or with it alone; None is all. What is measured of the whole system is left out, then.
+        from_s: not before, in simulated seconds; None is the start.
+        to_s: not after; None is the end.
+
+    Raises:
+        BadValue: if the folder holds no record, or one without events.
+    """
+    events, metrics = read(run, "events"), read(run, "metrics")
+    if not len(events["time_us"]):
+        raise BadValue("run", str(run), "has recorded no events", "set record.events to true")
+    told = [
+        (time_us, of, (own, peer), _event(kind, own, peer, size, of))
+        for time_us, kind, own, peer, size, of in _rows(events)
+    ]
+    for of, time_us, name, value, own in _rows(metrics):
+        told.append((time_us, of, (own, own), f"{'' if own < 0 else f'node {own}: '}{name} = {value:.6g}"))
+    for time_us, of, nodes, text in sorted(told, key=lambda one: one[0]):
+        time_s = time_us / 1e6
+        early, late = from_s is not None and time_s < from_s, to_s is not None and time_s > to_s
+        if round in (None, of) and (node is None or node in nodes) and not (early or late):
+            yield f"{time_s:14.6f} s  {f'round {of}' if of >= 0 else '':<10}  {text}"
+
+
+def _rows(table: Table) -> Iterator[tuple[Any, ...]]:
+    return zip(*(column.tolist() for column in table.values()), strict=True)
+
+
+def _event(kind: str, node: int, peer: int, size: int, round: int) -> str:
+    if kind == "round":
+        return f"round {round} has ended"
+    way = ("<-" if kind == "deliver" else "->") if peer >= 0 else ""
+    who = f"node {node}" if node >= 0 else "all"
+    amount = f"{size} {UNITS.get(kind, 'bytes')}" if size else ""
+    return " ".join(filter(None, (f"{who}:", kind, f"{way} {peer}" if way else "", amount)))
