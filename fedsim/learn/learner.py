@@ -21,6 +21,7 @@ from fedsim.learn.engines import Engine, TrainJob
 from fedsim.learn.engines.sequential import score
 from fedsim.learn.local import LocalUpdate, State
 from fedsim.learn.raised import passes, told
+from fedsim.learn.schedules import Schedule
 from fedsim.rng import stream
 
 
@@ -48,6 +49,7 @@ class Learner:
         drop: a local update that fails gives a :class:`Failed`, instead of stopping the run.
         assumed: numbers that can be read all the same, by name; None has none.
         optimum: the best weights [P], where the data have a known one.
+        schedule: the factor of the clients' learning rates in each round, or None.
     """
 
     engine: Engine
@@ -59,6 +61,7 @@ class Learner:
     drop: bool = False
     assumed: Mapping[str, float] | None = None
     optimum: Tensor | None = None
+    schedule: Schedule | None = None
 
     @property
     def initial(self) -> Deferred:
@@ -181,9 +184,12 @@ class Train:
             for name, vector in self.update.draws(task.trained, self._stream("draws")).items()
         }
         own = self.update.scalars(client, learner.sizes[client])
+        paced = {}
+        if learner.schedule is not None and "lr" in own:  # what a server says of a round counts more
+            paced["lr"] = own["lr"] * learner.schedule(self.place.round)
         said = {
             name: torch.tensor(number, dtype=task.dtype, device=task.device)
-            for name, number in self.numbers.items()
+            for name, number in {**paced, **self.numbers}.items()
             if name in own
         }
         seed = int(self._stream("model draws").integers(2**63))

@@ -108,6 +108,10 @@ class Evaluate(Block):
 
     every: Count = Field(default=1, description="rounds between two evaluations")
     batch_size: Count = Field(default=1000, description="test samples per batch")
+    metrics: list[Part] = Field(
+        default_factory=list,
+        description="what is measured on the test data beside loss and accuracy, by name or dotted path",
+    )
     nodes: float = Field(
         default=1.0,
         gt=0,
@@ -216,6 +220,10 @@ class Experiment(Block):
     )
     data: Data = Field(description="the data and how they are divided")
     model: Part = Field(default=Part(name="mlp"), description="the model")
+    loss: Part | None = Field(
+        default=None,
+        description="what training makes small, by name or dotted path; null is the dataset's own",
+    )
     expert: Expert = Field(
         default_factory=Expert,
         description="the model that says how hard samples are, where that is asked for",

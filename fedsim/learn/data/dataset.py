@@ -11,7 +11,11 @@ from torch import Tensor
 
 from fedsim.errors import BadValue, did_you_mean
 
-LOSSES = ("cross_entropy", "half_square")
+LOSSES = ("cross_entropy", "half_square", "mse", "mae", "huber", "bce")
+
+
+PADDING = -100
+"""The label of what is no target, where a sample has several."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,13 +24,15 @@ class Dataset:
 
     Args:
         name: what reports call it.
-        x: [N, *shape] the training inputs, floating-point.
-        y: [N] the training labels, int64 in 0..classes-1, or floating-point targets.
+        x: [N, *shape] the training inputs: floating-point numbers, or whole ones such as words.
+        y: [N, …] the training labels, int64 in 0..classes-1 (or -100 as padding, where a sample has several), or
+            floating-point targets.
         x_test: [T, *shape] the test inputs.
-        y_test: [T] the test labels or targets.
-        classes: how many classes there are, 0 for regression.
+        y_test: [T, …] the test labels or targets.
+        classes: how many classes there are, 0 for regression and for labels that are targets of 0 and 1.
         groups: [N] the natural client of each training sample, numbered 0..G-1, or None if there is none.
-        loss: ``"cross_entropy"`` of logits, or ``"half_square"``: 0.5 (prediction - target)^2 of a sample.
+        loss: ``"cross_entropy"`` of logits, ``"half_square"``, that is 0.5 (prediction - target)^2, or another one of
+            :mod:`fedsim.learn.losses`, unless the experiment says another.
         optimum: [d] the exact minimiser of the unweighted mean of the natural clients' mean losses, if known.
         difficulty: [N] how hard each training sample is known to be, or None.
         note: what whoever reads its results must know, as one sentence; check, run, summary and report say it.
@@ -56,7 +62,7 @@ class Dataset:
         if self.loss not in LOSSES:
             raise BadValue("loss", self.loss, "unknown loss", did_you_mean(self.loss, LOSSES))
         if not (self.classes > 1 if self.loss == "cross_entropy" else self.classes == 0):
-            rule = f"cross_entropy needs at least 2 classes, half_square needs 0; the loss is {self.loss}"
+            rule = f"cross_entropy needs at least 2 classes, all others need 0; the loss is {self.loss}"
             raise BadValue("classes", self.classes, rule)
         _check_samples("x", self.x, "y", self.y)
         _check_samples("x_test", self.x_test, "y_test", self.y_test)
@@ -78,12 +84,18 @@ class Dataset:
 def _check_samples(x_key: str, x: Tensor, y_key: str, y: Tensor) -> None:
     if len(x) == 0:
         raise BadValue(x_key, tuple(x.shape), "there must be at least 1 sample")
-    if not x.is_floating_point() or not x.isfinite().all():
-        raise BadValue(x_key, str(x.dtype), "inputs must be finite floating-point numbers")
-    if y.shape != x.shape[:1]:
+    if x.is_complex() or not x.isfinite().all():
+        rule = f"inputs must be finite real numbers; sample {_first_bad(x)} has others"
+        raise BadValue(x_key, str(x.dtype), rule)
+    if y.shape[:1] != x.shape[:1]:
         raise BadValue(
             y_key, tuple(y.shape), f"there must be one for each of the {len(x)} samples of {x_key}"
         )
+
+
+def _first_bad(x: Tensor) -> int:
+    """Return the position of the first sample with NaN or infinity."""
+    return 0 if x.is_complex() else int((~x.isfinite()).flatten(1).any(1).nonzero()[0]) if x.dim() > 1 else 0
 
 
 def _check_targets(key: str, y: Tensor, classes: int) -> None:
@@ -93,7 +105,8 @@ def _check_targets(key: str, y: Tensor, classes: int) -> None:
         return
     if y.dtype != torch.int64:
         raise BadValue(key, str(y.dtype), "labels must be of type torch.int64")
-    wrong = y[(y < 0) | (y >= classes)]
+    padding = (y == PADDING) if y.dim() > 1 else torch.zeros_like(y, dtype=torch.bool)
+    wrong = y[((y < 0) | (y >= classes)) & ~padding]
     if len(wrong):
         raise BadValue(
             key, int(wrong[0]), f"labels must be between 0 and {classes - 1}, for {classes} classes"
