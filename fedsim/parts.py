@@ -57,6 +57,11 @@ KINDS = (
     "churn",
     "faults",
     "engines",
+    "losses",
+    "metrics",
+    "augmentations",
+    "optimisers",
+    "schedules",
 )
 
 
@@ -109,7 +114,9 @@ def _load(entry: EntryPoint, name: str) -> Part:
 
 
 def _one(kind: str) -> str:
-    return {"strategies": "strategy", "topologies": "topology"}.get(kind, kind.removesuffix("s"))
+    return {"strategies": "strategy", "topologies": "topology", "losses": "loss"}.get(
+        kind, kind.removesuffix("s")
+    )
 
 
 def _dotted(path: str, where: Place) -> Part:

@@ -596,7 +596,8 @@ def test_a_dump_has_every_default_in_a_fixed_order():
     assert tops == list(Experiment.model_fields)
     assert "  name: x\n  local:\n    epochs: null\n    steps: 3\n    batch_size: 32\n    lr: 0.05\n" in dumped
     assert (
-        "  timeout_s: 3600.0\n  quorum: 1.0\n  retries: 0\n  select: null\n  weighting: null\n  around: []\n"
+        "  timeout_s: 3600.0\n  quorum: 1.0\n  retries: 0\n  select: null\n  weighting: null\n"
+        "  buffers: average\n  around: []\n"
         "  a: 2\n  z: 1\n" in dumped
     )
     assert "topology: star\n" in dumped

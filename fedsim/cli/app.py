@@ -26,6 +26,7 @@ from fedsim.version import __version__
 KINDS = (
     *("strategies", "selectors", "transforms", "topologies", "datasets"),
     *("models", "partitions", "churn", "faults", "engines"),
+    *("losses", "metrics", "augmentations", "optimisers", "schedules"),
 )
 
 app = typer.Typer(

@@ -14,18 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from fedsim import parts
-from fedsim.errors import BadValue, FedsimError
+from fedsim.errors import MISSING, BadValue, FedsimError
+from fedsim.learn.augment import augmentation
 from fedsim.learn.curriculum.expert import Judge
 from fedsim.learn.data.datasets import Dataset
 from fedsim.learn.engines import Shard
 from fedsim.learn.engines.choose import choose
 from fedsim.learn.engines.workers import shared
 from fedsim.learn.learner import Learner
+from fedsim.learn.losses import Loss, cross_entropy, loss_of
+from fedsim.learn.measured import metrics_of
 from fedsim.learn.models import builtin as models
+from fedsim.learn.raised import passes, told
+from fedsim.learn.schedules import schedule
 from fedsim.learn.task import Task
 from fedsim.learn.trial import tried
 from fedsim.rng import stream
 from fedsim.spec.experiment import Experiment
+
+TRIED = 500
+"""So many test samples show whether a metric fits."""
 
 log = logging.getLogger("fedsim")
 
@@ -62,12 +70,12 @@ def build(experiment: Experiment, dry: bool = False) -> tuple[Learner, Dataset, 
         engine, reason = choose(task, shard, settings.engine, settings.slots, experiment.folder)
     log.info("engine: %s (%s)", engine.name, reason)
     engine = shared(engine, settings.workers)
+    with experiment.blame("strategy"):
+        rates = schedule(experiment.strategy.local)
     seed, chunk = experiment.seed, experiment.evaluate.batch_size
-    return (
-        Learner(engine, cast[2], cast[3], seed, chunk, dry, optimum=_optimum(dataset, task), why=reason),
-        dataset,
-        owned,
-    )
+    best = _optimum(dataset, task)
+    learner = Learner(engine, cast[2], cast[3], seed, chunk, dry, optimum=best, schedule=rates, why=reason)
+    return learner, dataset, owned
 
 
 def _optimum(dataset: Dataset, task: Task) -> Tensor | None:
@@ -129,22 +137,66 @@ def make_task(experiment: Experiment, dataset: Dataset) -> Task:
         device = find_device(experiment.compute.device)
     dtype = torch.float64 if experiment.compute.dtype == "float64" else torch.float32
     modules = [_model(experiment, dataset) for _ in range(2)]
+    loss = make_loss(experiment, dataset)
     with experiment.blame("model"):
-        return tried(modules, dataset, experiment.model.name, device, dtype, experiment.strategy.buffers)
+        name, held = experiment.model.name, experiment.strategy.buffers
+        task = tried(modules, dataset, name, device, dtype, held, loss)
+    with experiment.blame("strategy"):
+        task.augment = augmentation(experiment.strategy.local.augment, _cast(dataset.x[:2], task))
+    with experiment.blame("evaluate"):
+        task.metrics = metrics_of(experiment.evaluate.metrics, loss)
+        _try_metrics(task, dataset)
+    return task
+
+
+def make_loss(experiment: Experiment, dataset: Dataset) -> Loss:
+    """Return the loss that the experiment names, or the dataset's own, and refuse one that its targets do not fit."""
+    block, labels = experiment.loss, dataset.classes > 0 and not dataset.y.is_floating_point()
+    if block is None:
+        return loss_of(dataset.loss, labels=labels)
+    with experiment.blame("loss"):
+        loss = loss_of(block.name, block.params, labels)
+        if loss.known and loss.function is cross_entropy and not labels:
+            rule = f"needs labels, and {dataset.name} has numbers to predict"
+            raise BadValue("name", block.name, rule, "take mse, mae or huber")
+        if loss.known and loss.function is not cross_entropy and labels:
+            rule = f"needs numbers to predict, and {dataset.name} has labels"
+            raise BadValue("name", block.name, rule, "take cross_entropy")
+        return loss
+
+
+def _try_metrics(task: Task, dataset: Dataset) -> None:
+    """Refuse a metric that does not fit the outputs, before anything runs."""
+    if not task.metrics:
+        return
+    x, y = (_cast(values[:TRIED], task) for values in (dataset.x_test, dataset.y_test))
+    with torch.no_grad():
+        outputs = task.predict(task.initial, x)
+    for index, (name, metric) in enumerate(task.metrics.items()):
+        try:
+            metric(outputs, y)
+        except BaseException as error:
+            if passes(error):
+                raise
+            rule = f"does not fit {dataset.name}: {told(error)}"
+            raise BadValue(f"metrics.{index}.name", name, rule) from error
 
 
 def _model(experiment: Experiment, dataset: Dataset) -> nn.Module:
     with experiment.blame("model"):
         part = experiment.find("models", experiment.model.name)
         shape, rng = tuple(dataset.x.shape[1:]), stream(experiment.seed, "model")
-        return models.build(part, experiment.model.params, shape, dataset.classes, rng)
+        target = tuple(dataset.y.shape[1:])
+        return models.build(part, experiment.model.params, shape, dataset.classes, rng, target)
 
 
 def _judge(experiment: Experiment, dataset: Dataset) -> Judge:
     """Return the expert: the same model, on the same samples."""
     device = find_device(experiment.compute.device)
     x, y = dataset.x.to(device), dataset.y.to(device)
-    module = _model(experiment, dataset).to(device, x.dtype)
+    if dataset.y.dim() > 1 or dataset.loss not in ("cross_entropy", "half_square"):
+        raise BadValue("expert", MISSING, f"has no scores for targets like those of {dataset.name}")
+    module = _model(experiment, dataset).to(device, torch.float32 if not x.is_floating_point() else x.dtype)
     return Judge(module, x, y, experiment.expert, experiment.seed, dataset.loss)
 
 

@@ -23,6 +23,7 @@ from fedsim.learn.engines.sequential import score
 from fedsim.learn.local import LocalUpdate, State
 from fedsim.learn.names import Names
 from fedsim.learn.raised import passes, told
+from fedsim.learn.schedules import Schedule
 from fedsim.rng import stream
 
 
@@ -52,6 +53,7 @@ class Learner:
         optimum: the best weights [P], where the data have a known one.
         why: the reason for this engine.
         book: keeps count of all values.
+        schedule: the factor of the clients' learning rates in each round, or None.
     """
 
     engine: Engine
@@ -64,6 +66,7 @@ class Learner:
     assumed: Mapping[str, float] | None = None
     optimum: Tensor | None = None
     why: str = ""
+    schedule: Schedule | None = None
     book: Book = field(default_factory=Book)
 
     def outline(self) -> list[str]:
@@ -192,11 +195,9 @@ class Train:
     def named_by(self) -> object:
         """Name what the result depends on: when and where it is computed is not among that."""
         learner, client, update = self.learner, self.client, self.update
-        own = update.scalars(client, learner.sizes[client]) if self.numbers else ()
-        said = {name: float(number) for name, number in self.numbers.items() if name in own}
         data = learner.names.client(client), learner.names.judgement(client, update)
         visit = learner.seed, client, self.place.round, self.place.visit
-        return learner.names.basis, update, *data, *visit, said
+        return learner.names.basis, update, *data, *visit, self._said()
 
     def run(self, calls: Sequence[Train], inputs: Sequence[Inputs]) -> Sequence[State]:
         """Do the updates."""
@@ -226,15 +227,24 @@ class Train:
             name: torch.from_numpy(vector).to(task.device, task.dtype)
             for name, vector in self.update.draws(task.trained, self._stream("draws")).items()
         }
-        own = self.update.scalars(client, learner.sizes[client])
         said = {
             name: torch.tensor(number, dtype=task.dtype, device=task.device)
-            for name, number in self.numbers.items()
-            if name in own
+            for name, number in self._said().items()
         }
         seed = int(self._stream("model draws").integers(2**63))
         short, held = buffers.cut(task, given)
         return TrainJob(self.update, client, rows, {**short, **drawn, **said}, seed, held)
+
+    def _said(self) -> dict[str, float]:
+        """Return the numbers that take the place of the update's own."""
+        schedule = self.learner.schedule
+        if not self.numbers and schedule is None:
+            return {}
+        own = self.update.scalars(self.client, self.learner.sizes[self.client])
+        paced = {}
+        if schedule is not None and "lr" in own:  # what a server says of a round counts more
+            paced["lr"] = own["lr"] * schedule(self.place.round)
+        return {name: float(number) for name, number in {**paced, **self.numbers}.items() if name in own}
 
     def _whole(self, result: State, given: Inputs) -> State:
         return buffers.whole(self.learner.engine.task, self.update, result, given)

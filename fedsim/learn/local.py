@@ -16,6 +16,7 @@ from torch import Tensor
 from fedsim.errors import MISSING, BadValue
 from fedsim.learn.codec import Codec
 from fedsim.learn.curriculum.order import Order
+from fedsim.learn.optimisers import clipped, optimiser
 from fedsim.learn.sampling import LargeBatch, LocalBatches, Nothing, Sampling
 from fedsim.learn.task import Batch, Gradient
 from fedsim.spec.experiment import Local
@@ -129,6 +130,7 @@ class LocalSGD(LocalUpdate):
 
     def __init__(self, local: Local, proximal: float = 0.0) -> None:
         self.local, self.proximal, self.sampling = local, proximal, LocalBatches(local)
+        self.optimiser = optimiser(local)
 
     def scalars(self, client: int, samples: int) -> Mapping[str, float]:
         """Return the client's learning rate."""
@@ -139,17 +141,34 @@ class LocalSGD(LocalUpdate):
         weights, zero = given["arrays"], torch.zeros_like(given["lr"])
         momentum = {"momentum": torch.zeros_like(weights)} if self.local.momentum else {}
         start = {"start": weights} if self.proximal else {}
-        return {"weights": weights, "lr": given["lr"], "loss": zero, "steps": zero, **momentum, **start}
+        held = {} if self.optimiser is None else _prefixed(self.optimiser.init(weights))
+        return {
+            "weights": weights,
+            "lr": given["lr"],
+            "loss": zero,
+            "steps": zero,
+            **momentum,
+            **start,
+            **held,
+        }
 
     def step(self, gradient: Gradient, state: State, batch: Batch) -> State:
         """Take one step against the gradient."""
         weights = state["weights"]
         direction, loss = gradient(weights, batch)
-        if self.local.weight_decay:
+        if self.local.clip_norm is not None:
+            direction = clipped(direction, self.local.clip_norm)
+        decoupled = self.optimiser is not None and self.optimiser.decoupled
+        if self.local.weight_decay and not decoupled:
             direction = direction + self.local.weight_decay * weights
         if self.proximal:
             direction = direction + self.proximal * (weights - state["start"])
         new = {**state, "loss": state["loss"] + loss, "steps": state["steps"] + 1}
+        if self.optimiser is not None:
+            held = {name: state[f"optimiser.{name}"] for name in self.optimiser.init(weights)}
+            step, held = self.optimiser.step(direction, held, new["steps"])
+            kept = 1 - self._rate(state) * self.local.weight_decay if decoupled else 1
+            return {**new, **_prefixed(held), "weights": weights * kept - self._rate(state) * step}
         if self.local.momentum:
             direction = self.local.momentum * state["momentum"] + direction
             new["momentum"] = direction
@@ -202,6 +221,10 @@ class MeanGradient(LocalUpdate):
     def final(self, state: State) -> State:
         """Send the mean gradient."""
         return {"arrays": state["sum"] / state["count"], "train_loss": state["loss"] / state["count"]}
+
+
+def _prefixed(state: State) -> State:
+    return {f"optimiser.{name}": value for name, value in state.items()}
 
 
 def rate(local: Local, client: int) -> float:

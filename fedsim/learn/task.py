@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
 from fedsim.learn.contents import Leaf
+from fedsim.learn.losses import Loss, loss_of
 from fedsim.learn.masks import Draws
+from fedsim.learn.measured import Metric
 
 
 class Batch(NamedTuple):
@@ -47,7 +49,7 @@ class Task:
 
     Args:
         module: the model; its trainable parameters in the order of ``named_parameters`` make up the weights.
-        loss: ``"cross_entropy"``, or ``"half_square"`` for 0.5 (prediction - target)^2.
+        loss: what is to be small, or its name: ``"cross_entropy"``, ``"half_square"`` …
         device: where weights and data live.
         dtype: their type.
         buffers: the names of the buffers that training changes, in order.
@@ -58,6 +60,7 @@ class Task:
         drops: whether it drops out by masks that follow from a job's key, as ``nn.Dropout`` does.
         mixes: whether its outputs for a sample depend on the others in a batch in training.
         augment: what is done to the inputs of a batch before a gradient, with a job's draws, or None.
+        metrics: what is measured on the held-out data beside loss and accuracy, by name.
         fixed: what it had beside its weights when it was tried out; empty if that has not been done.
 
     >>> task = Task(nn.Linear(2, 3), "cross_entropy")
@@ -68,7 +71,7 @@ class Task:
     def __init__(
         self,
         module: nn.Module,
-        loss: str = "cross_entropy",
+        loss: str | Loss = "cross_entropy",
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         buffers: Sequence[str] = (),
@@ -77,9 +80,11 @@ class Task:
         self.module = module.to(device=device, dtype=dtype)
         self.module.eval()  # many an overridden train() returns nothing, and eval() calls it
         self.device, self.dtype, self.held = torch.device(device), dtype, held
-        self.classifies, self.draws, self.drops = loss == "cross_entropy", False, False
+        self.criterion = loss_of(loss) if isinstance(loss, str) else loss
+        self.draws, self.drops = False, False
         self.mixes = False
         self.augment: Augment | None = None
+        self.metrics: dict[str, Metric] = {}
         self.fixed: dict[str, Leaf] = {}
         named = {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
         kept = {name: self.module.get_buffer(name).detach() for name in buffers}
@@ -89,6 +94,11 @@ class Task:
         self.initial = torch.cat([p.reshape(-1).to(dtype) for p in (named | kept).values()])
         self._sizes = [p.numel() for p in (named | kept).values()]
         self._types = {name: buffer.dtype for name, buffer in kept.items()}
+
+    @property
+    def classifies(self) -> bool:
+        """Whether targets are labels, of which the right ones can be counted."""
+        return self.criterion.classifies
 
     @property
     def size(self) -> int:
@@ -189,10 +199,17 @@ class Task:
                 self.module.train(before)
 
     def losses(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """Return the loss of each sample [B]."""
-        if self.classifies:
-            return nn.functional.cross_entropy(outputs, y, reduction="none")
-        return 0.5 * (outputs - y) ** 2
+        """Return the loss of each sample [B]: the mean over its targets, if it has several."""
+        sums, counts = self.totals(outputs, y)
+        return sums if counts is None else sums / counts.clamp(min=1.0)
+
+    def totals(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the sum of each sample's losses [B], and how many targets count [B]; None if each counts one."""
+        values = self.criterion.values(outputs, y)
+        if values.dim() == 1 and (self.criterion.plain or y.dim() > 1):
+            return values, None
+        sums = values.flatten(1).sum(1) if values.dim() > 1 else values
+        return sums, self.criterion.counts(y, sums.dtype)
 
     def loss(self, weights: Tensor, batch: Batch, buffers: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss over a batch in training, padding left out, and the buffers afterwards."""
@@ -206,8 +223,9 @@ class Task:
 
     def mean(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the mean loss over the samples of a batch, padding left out."""
-        losses = self.losses(outputs, batch.y)
-        return (losses * batch.weight).sum() / batch.weight.sum().clamp(min=1.0)
+        sums, counts = self.totals(outputs, batch.y)
+        weight = batch.weight if counts is None else batch.weight * counts
+        return (sums * batch.weight).sum() / weight.sum().clamp(min=1.0)
 
     @torch.no_grad()
     def scores(self, vector: Tensor, x: Tensor, y: Tensor, measure: str = "loss") -> Tensor:
@@ -217,11 +235,12 @@ class Task:
             vector: of the model that judges [P].
             x: inputs [B, …].
             y: labels or targets [B].
-            measure: ``"loss"``, or ``"error"`` for 1 where a sample is classified wrongly and 0 elsewhere.
+            measure: ``"loss"``, or ``"error"`` for the share of its labels that are said wrongly.
         """
         outputs = self.predict(vector, x)
         if measure == "error":
-            return (outputs.argmax(-1) != y).to(outputs.dtype)
+            right, counts = self.criterion.hits(outputs, y), self.criterion.counts(y, outputs.dtype)
+            return 1 - right / counts.clamp(min=1.0)
         return self.losses(outputs, y)
 
     def gradient(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

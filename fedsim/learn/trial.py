@@ -24,6 +24,7 @@ from fedsim.errors import BadValue, RunError
 from fedsim.learn.contents import Leaf, changes, contents, equal
 from fedsim.learn.data.datasets import Dataset
 from fedsim.learn.draws import seeded, states
+from fedsim.learn.losses import Loss, loss_of
 from fedsim.learn.masks import Draws, Masked
 from fedsim.learn.raised import passes, told
 from fedsim.learn.task import Batch, Held, Task
@@ -47,6 +48,7 @@ def tried(
     device: torch.device,
     dtype: torch.dtype,
     held: Held = "average",
+    loss: Loss | None = None,
 ) -> Task:
     """Try a model out, and return it as a task that knows whether it draws, and what must not change.
 
@@ -57,6 +59,7 @@ def tried(
         device: where it is to be trained.
         dtype: the type of its weights.
         held: whose the buffers are that training changes.
+        loss: what is to be small; None is the data's own.
 
     Raises:
         BadValue: with the key ``name``, if the model does not fit the data, is not made the same twice, gives NaN,
@@ -66,12 +69,14 @@ def tried(
         first, second = modules
         if second is first:  # somebody's function returns the same object every time
             second = copy.deepcopy(first)
+        loss = loss_of(data.loss) if loss is None else loss
         buffers = _moving(copy.deepcopy(second), data, device, dtype)
-        task, fresh = (Task(module, data.loss, device, dtype, buffers, held) for module in (first, second))
+        task, fresh = (Task(module, loss, device, dtype, buffers, held) for module in (first, second))
         trial = Trial(task, fresh, data, name)
         with _aside(task.device):
             trial.is_made_the_same()
             trial.fits()
+            trial.has_losses()
             trial.leaves_weights()
             task.draws = trial.leaves_state()
             task.drops, task.mixes = trial.drops, trial.mixes()
@@ -130,9 +135,20 @@ class Trial:
         with _phase(self.name, what), torch.no_grad():
             outputs = self.task.predict(self.others.clone(), self.used.x[:1])
         found = tuple(getattr(outputs, "shape", ()))
-        wanted = (1, self.data.classes) if self.task.classifies else (1,)
-        if found != wanted:  # half_square would broadcast [B, 1] against [B] without a word
+        targets = tuple(self.data.y.shape[1:])
+        wanted = (1, self.data.classes, *targets) if self.task.classifies else (1, *targets)
+        known = self.task.criterion.known  # what somebody's own loss wants is his to say
+        if known and found != wanted:  # half_square would broadcast [B, 1] against [B] without a word
             self._refuse(f"gives outputs of shape {found} for one sample of {self.data.name}, not {wanted}")
+
+    def has_losses(self) -> None:
+        """Refuse a loss that fails, or is not one number or more for each sample."""
+        task, name = self.task, self.task.criterion.name
+        with _phase(name, f"cannot be the loss of {self.name} on {self.data.name}"), torch.no_grad():
+            values = task.criterion.values(task.predict(self.others.clone(), self.used.x), self.used.y)
+        if not isinstance(values, Tensor) or values.shape[:1] != self.used.y.shape[:1]:
+            rule = "must return one number for each sample, not their mean"
+            raise BadValue("name", name, rule, "take reduction='none'")
 
     def leaves_weights(self) -> None:
         """Refuse a model that changes the weights it is called with, be they small or large."""
@@ -198,7 +214,7 @@ class Trial:
         with _phase(self.name, "fails in training"), seeded(SEED, self.task.device), self.fresh.mode(True):
             own = [weight for weight in module.parameters() if weight.requires_grad]
             nn.utils.vector_to_parameters(weights.clone(), own)
-            loss = self.fresh.losses(module(batch.x), batch.y).mean()
+            loss = self.fresh.mean(module(batch.x), batch)
             pieces = torch.autograd.grad(loss, own, allow_unused=True, materialize_grads=True)
         with _phase(self.name, "fails in training"), seeded(SEED, self.task.device):
             found, mean = self.task.gradient(weights, batch)

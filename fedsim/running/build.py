@@ -285,7 +285,8 @@ def describe(setup: Setup) -> dict[str, Any]:
     counts = []
     if dataset.classes:
         for client, own in enumerate(setup.owned):
-            found, count = np.unique(labels[own], return_counts=True)
+            own_labels = labels[own]
+            found, count = np.unique(own_labels[own_labels >= 0], return_counts=True)  # others are padding
             counts += [(client, int(label), int(k)) for label, k in zip(found, count, strict=True)]
     return {**describe_world(setup.world), "labels": counts}
 

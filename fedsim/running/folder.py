@@ -9,6 +9,7 @@ from fedsim.beside import place
 from fedsim.errors import ConfigError, Problem
 from fedsim.record.files import write_text
 from fedsim.spec.experiment import Experiment
+from fedsim.spec.objects import sources
 
 TIMING = "-timing"
 
@@ -27,6 +28,8 @@ def make_folder(out: Path, experiment: Experiment, timing_only: bool) -> Path:
                 number += 1
                 continue
             write_text(path / "experiment.yaml", written(experiment))
+            if own := sources(experiment.model_dump()):
+                write_text(path / "objects.py", own)
             return path
     except OSError as error:
         raise ConfigError([Problem("out", str(out), f"cannot be written ({error.strerror})")]) from error

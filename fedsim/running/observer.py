@@ -26,6 +26,9 @@ Models = Mapping[int, Deferred]
 
 SYSTEM = -1
 
+HIGH = ("accuracy", "top_k", "macro_f1", "auc")
+"""What is better the higher it is; of all others the highest are the worst."""
+
 PENDING = 25
 """After so many rounds that nobody evaluates, their models are computed all the same, lest what waits grows on."""
 
@@ -196,7 +199,7 @@ class Observer:
             summary[name] = math.fsum(values) / len(values)
             summary[f"{name}_min"], summary[f"{name}_max"] = values[0], values[-1]
             tenth = math.ceil(len(values) / 10)
-            worst = values[:tenth] if name == "accuracy" else values[-tenth:]
+            worst = values[:tenth] if name in HIGH else values[-tenth:]
             summary[f"{name}_worst_decile"] = math.fsum(worst) / tenth
         spread = Deferred(Spread(), {f"{place}": model for place, model in enumerate(self.models.values())})
         found = self.learner.evaluate(spread.pick("average"))

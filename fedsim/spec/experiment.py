@@ -33,6 +33,7 @@ from fedsim.ranges import Count, Duration, NonNegative, Number, Seed, Threads, W
 from fedsim.spec.blocks import Block, Constant, Draw, OpenBlock, Part, matching
 from fedsim.spec.explain import explain, locate
 from fedsim.spec.local import Expert, Local
+from fedsim.spec.objects import is_object, path_of
 from fedsim.spec.record import Record
 from fedsim.spec.world import Devices, Network
 from fedsim.spec.yamlfile import Document, Steps, read, write
@@ -109,6 +110,10 @@ class Evaluate(Block):
 
     every: Count = Field(default=1, description="rounds between two evaluations")
     batch_size: Count = Field(default=1000, description="test samples per batch")
+    metrics: list[Part] = Field(
+        default_factory=list,
+        description="what is measured on the test data beside loss and accuracy, by name or dotted path",
+    )
     nodes: float = Field(
         default=1.0,
         gt=0,
@@ -210,6 +215,10 @@ class Experiment(Block):
     )
     data: Data = Field(description="the data and how they are divided")
     model: Part = Field(default=Part(name="mlp"), description="the model")
+    loss: Part | None = Field(
+        default=None,
+        description="what training makes small, by name or dotted path; null is the dataset's own",
+    )
     expert: Expert = Field(
         default_factory=Expert,
         description="the model that says how hard samples are, where that is asked for",
@@ -370,4 +379,6 @@ def _plain(value: Any) -> Any:
         return [_plain(inner) for inner in value]
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
+    if is_object(value):
+        return path_of(value)
     return str(value) if isinstance(value, Path) else value

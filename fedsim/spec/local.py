@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from fedsim.ranges import Count, NonNegative, Positive, StepSize
-from fedsim.spec.blocks import Block
+from fedsim.spec.blocks import Block, Part
 
 Rate = Annotated[
     Annotated[StepSize, Tag("<one>")] | Annotated[list[StepSize], Tag("<each>")],
@@ -95,6 +95,24 @@ class Local(Block):
         description="d of the learning rate lr (1 + d t)^-power at local step t, afresh at each visit",
     )
     lr_power: NonNegative = Field(default=0.75, description="power of that decay")
+    optimizer: Part = Field(
+        default=Part(name="sgd"),
+        description="what makes steps of gradients: sgd, adam, adamw (whose weight_decay shrinks the weights), "
+        "rmsprop, or a dotted path; its state starts afresh at each visit",
+    )
+    clip_norm: Positive | None = Field(
+        default=None, description="the largest norm of a step's gradient, which is shortened to it (no unit)"
+    )
+    schedule: Part | None = Field(
+        default=None,
+        description="how lr changes from round to round: constant, step, cosine, warm_up, list, or a dotted path; null "
+        "leaves it as it is",
+    )
+    augment: list[Part] = Field(
+        default_factory=list,
+        description="what is done to the inputs of a batch in training, drawn from the visit's own key: crop, flip, "
+        "noise, or dotted paths, the first one first",
+    )
     curriculum: Curriculum | None = Field(
         default=None, description="which samples a client learns first; null takes all of them in each pass"
     )
@@ -105,6 +123,18 @@ class Local(Block):
         if isinstance(given, dict) and given.get("epochs") is None and given.get("steps") is None:
             return {**given, "epochs": 1}
         return given
+
+    @field_validator("optimizer")
+    @classmethod
+    def _own_momentum(cls, optimizer: Part, info: ValidationInfo) -> Part:
+        if optimizer.name != "sgd" and info.data.get("momentum"):
+            raise ValueError(f"momentum ({info.data['momentum']:g}) belongs to sgd; leave it out")
+        return optimizer
+
+    @property
+    def steps_plainly(self) -> bool:
+        """Whether steps are learning rate times gradient, but for momentum and weight decay."""
+        return self.optimizer == Part(name="sgd") and self.clip_norm is None
 
     @property
     def paced(self) -> Curriculum | None:

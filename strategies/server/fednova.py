@@ -32,6 +32,9 @@ class FedNova(FlowerFace, Rounds):
         super().__post_init__()
         if self.local.weight_decay:
             raise BadValue("local.weight_decay", self.local.weight_decay, "FedNova has no weight decay")
+        if not self.local.steps_plainly:
+            rule = "FedNova reckons with plain steps: take sgd without clip_norm"
+            raise BadValue("local.optimizer", self.local.optimizer.name, rule)
         if self.local.lr_decay:
             rule = "FedNova's steps all have one learning rate"
             raise BadValue("local.lr_decay", self.local.lr_decay, rule)

@@ -189,6 +189,9 @@ def _check_fair(strategy: QFedAvg, local: Local) -> None:
     if isinstance(local.lr, list) or local.lr_decay:
         key, value = ("lr", local.lr) if isinstance(local.lr, list) else ("lr_decay", local.lr_decay)
         raise BadValue(f"local.{key}", value, "q-FedAvg needs one learning rate, for all clients and steps")
+    if not local.steps_plainly or local.schedule is not None:
+        rule = "q-FedAvg reckons with plain steps of one rate: take sgd without clip_norm and schedule"
+        raise BadValue("local.optimizer", local.optimizer.name, rule)
     for key in ("momentum", "weight_decay"):
         if getattr(local, key):
             rule = "q-FedAvg reckons with steps of plain SGD"

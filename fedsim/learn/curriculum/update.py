@@ -127,6 +127,22 @@ class ClientScore(LocalUpdate):
         return dict(state)
 
 
+def _check_steps(updates: Mapping[str, LocalUpdate], local: Local) -> None:
+    """Refuse an optimiser, clipping or a schedule that no client would follow.
+
+    Raises:
+        BadValue: naming what nobody follows.
+    """
+    sgd = any(isinstance(one, LocalSGD) for one in updates.values())
+    rule = "this strategy's clients make steps of their own, which are {} alone"
+    if local.optimizer.name != "sgd" and not sgd:
+        raise BadValue("local.optimizer", local.optimizer.name, rule.format("learning rate times direction"))
+    if local.clip_norm is not None and not sgd:
+        raise BadValue("local.clip_norm", local.clip_norm, rule.format("of gradients as they are"))
+    if local.schedule is not None and not any("lr" in one.scalars(0, 1) for one in updates.values()):
+        raise BadValue("local.schedule", local.schedule.name, "this strategy's clients have no learning rate")
+
+
 def ordered(
     updates: Mapping[str, LocalUpdate], local: Local, remembers: bool = False
 ) -> dict[str, LocalUpdate]:
@@ -141,6 +157,7 @@ def ordered(
         BadValue: if the algorithm has no use for the curriculum, or for a learning rate that decays.
     """
     paced = local.curriculum
+    _check_steps(updates, local)
     if local.lr_decay and not any(isinstance(one, LocalSGD) for one in updates.values()):
         raise BadValue(
             "local.lr_decay", local.lr_decay, "only plain local SGD has a learning rate that decays"

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from fedsim.errors import MISSING, BadValue, did_you_mean
 
-LOSSES = ("cross_entropy", "half_square")
+LOSSES = ("cross_entropy", "half_square", "mse", "mae", "huber", "bce")
 
-IGNORED = -100
-"""The label of what is no target, as torch's cross-entropy has it."""
+PADDING = -100
+"""The label of what is no target, where a sample has several."""
 
 PIECE = 4096
 """So many samples are looked at together: of what is mapped from a disk, no more comes into memory."""
@@ -28,12 +28,13 @@ class Dataset:
         name: what reports call it.
         x: [N, *shape] the training inputs, floating-point, or whole numbers such as tokens.
         y: [N, …] the training labels, int64 in 0..classes-1, or floating-point targets; one for each sample, or one
-            for each step of a sequence, where :data:`IGNORED` stands for padding.
+            for each step of a sequence, where :data:`PADDING` stands for padding.
         x_test: [T, *shape] the test inputs.
         y_test: [T, …] the test labels or targets.
         classes: how many classes there are, 0 for regression.
         groups: [N] the natural client of each training sample, numbered 0..G-1, or None if there is none.
-        loss: ``"cross_entropy"`` of logits, or ``"half_square"``: 0.5 (prediction - target)^2 of a sample.
+        loss: ``"cross_entropy"`` of logits, ``"half_square"``, that is 0.5 (prediction - target)^2, or another one of
+            :mod:`fedsim.learn.losses`, unless the experiment says another.
         optimum: [d] the exact minimiser of the unweighted mean of the natural clients' mean losses, if known.
         difficulty: [N] how hard each training sample is known to be, or None.
         note: what whoever reads its results must know, as one sentence; check, run, summary and report say it.
@@ -63,7 +64,7 @@ class Dataset:
         if self.loss not in LOSSES:
             raise BadValue("loss", self.loss, "unknown loss", did_you_mean(self.loss, LOSSES))
         if not (self.classes > 1 if self.loss == "cross_entropy" else self.classes == 0):
-            rule = f"cross_entropy needs at least 2 classes, half_square needs 0; the loss is {self.loss}"
+            rule = f"cross_entropy needs at least 2 classes, all others need 0; the loss is {self.loss}"
             raise BadValue("classes", self.classes, rule)
         _check_samples("x", self.x, "y", self.y)
         _check_samples("x_test", self.x_test, "y_test", self.y_test)
@@ -117,7 +118,7 @@ def _check_targets(key: str, y: Tensor, classes: int) -> None:
         raise BadValue(key, str(y.dtype), "labels must be of type torch.int64")
     outside = (y < 0) | (y >= classes)
     if y.dim() > 1:
-        outside &= y != IGNORED
+        outside &= y != PADDING
     wrong = y[outside]
     if len(wrong):
         raise BadValue(

@@ -54,6 +54,10 @@ class Shard:
             raise FedsimError("these data have no expert to score them")
         return self.difficulty()
 
+    def is_test(self, x: Tensor) -> bool:
+        """Tell whether inputs are the held-out ones."""
+        return self.test is not None and x is self.test[0]
+
     @cached_property
     def sizes(self) -> list[int]:
         """The number of samples of each client."""
@@ -188,7 +192,8 @@ class Walk:
         return gradient, loss
 
 
-def metrics(task: Task, losses: float, hits: float, samples: int) -> dict[str, float]:
-    """Return mean loss and accuracy from sums over samples."""
-    accuracy = {"accuracy": hits / samples} if task.classifies else {}
-    return {"loss": losses / samples, **accuracy}
+def metrics(task: Task, losses: float, hits: float, targets: float) -> dict[str, float]:
+    """Return mean loss and accuracy from sums over targets; of none at all, both are 0."""
+    targets = targets or 1.0
+    accuracy = {"accuracy": hits / targets} if task.classifies else {}
+    return {"loss": losses / targets, **accuracy}

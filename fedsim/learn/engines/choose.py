@@ -145,8 +145,10 @@ def slowness(task: Task, data: Shard) -> str:
 
 def _again(task: Task, dtype: torch.dtype | None = None) -> Task:
     """Return a task with a model of its own."""
-    again = Task(_copy(task.module), "", task.device, dtype or task.dtype, task.buffers, task.held)
-    again.classifies, again.drops, again.mixes = task.classifies, task.drops, task.mixes
+    again = Task(
+        _copy(task.module), task.criterion, task.device, dtype or task.dtype, task.buffers, task.held
+    )
+    again.drops, again.mixes = task.drops, task.mixes
     again.augment = task.augment
     return again
 

@@ -35,6 +35,10 @@ class Closed(Sequential):
 
     def __init__(self, task: Task, data: Shard) -> None:
         super().__init__(task, data)
+        if data.y.dim() > 1 or not data.x.is_floating_point():
+            raise Unfit("its layers take numbers, and one target for each sample")
+        if task.augment is not None:
+            raise Unfit("inputs are augmented")
         self._layers = chain(task, data.x.shape[1:])
         # The first one with weights: nobody needs the gradient of what goes in there.
         self._first = next(i for i, one in enumerate(self._layers) if isinstance(one, Dense | Convolve))
@@ -86,6 +90,8 @@ def chain(task: Task, shape: Sequence[int]) -> list[Layer]:
     fedsim.learn.engines.base.Unfit: GELU is not among its layers
     """
     places = {name: place for place, (name, _) in enumerate(task.layout)}
+    if not task.criterion.plain:
+        raise Unfit(f"its gradients are known for no loss like {task.criterion.name}")
     if any(True for _ in task.module.buffers()):
         raise Unfit("the model has buffers")
     layers, x = [], torch.zeros(1, *shape, dtype=task.dtype, device=task.device)

@@ -64,17 +64,35 @@ class Sequential(Engine):
 
     def evaluate(self, weights: Sequence[Tensor], x: Tensor, y: Tensor, chunk: int) -> list[dict[str, float]]:
         """Score one weight vector after another."""
-        return [score(self.task, vector, x, y, chunk) for vector in weights]
+        measured = self.data.is_test(x)
+        return [score(self.task, vector, x, y, chunk, measured) for vector in weights]
 
 
 @torch.no_grad()
-def score(task: Task, weights: Tensor, x: Tensor, y: Tensor, chunk: int) -> dict[str, float]:
-    """Return loss (and accuracy, for a classifier) of one weight vector [P] on data [N, …], [N]."""
-    losses = hits = 0.0
+def score(
+    task: Task, weights: Tensor, x: Tensor, y: Tensor, chunk: int, measured: bool = False
+) -> dict[str, float]:
+    """Return loss (and accuracy, for a classifier) of one weight vector [P] on data [N, …], [N, …].
+
+    Args:
+        task: model, loss and metrics.
+        weights: the vector [P].
+        x: inputs.
+        y: targets.
+        chunk: how many samples go through the model at a time.
+        measured: whether the task's metrics are wanted, too, which need the outputs for all samples.
+    """
+    losses = hits = targets = 0.0
+    kept: list[Tensor] = []
     for inputs, labels in zip(torch.split(x, chunk), torch.split(y, chunk), strict=True):
         outputs = task.predict(weights, inputs)
         beat()
-        losses += float(task.losses(outputs, labels).sum(dtype=torch.float64))
+        sums, counts = task.totals(outputs, labels)
+        losses += float(sums.sum(dtype=torch.float64))
+        targets += len(labels) if counts is None else float(counts.sum())
         if task.classifies:
-            hits += float((outputs.argmax(-1) == labels).sum())
-    return metrics(task, losses, hits, len(y))
+            hits += float(task.criterion.hits(outputs, labels).sum())
+        if measured and task.metrics:
+            kept.append(outputs)
+    found = {name: metric(torch.cat(kept), y) for name, metric in task.metrics.items()} if kept else {}
+    return {**metrics(task, losses, hits, targets), **found}

@@ -174,8 +174,9 @@ class Stacked(Engine):
     @torch.no_grad()
     def evaluate(self, weights: Sequence[Tensor], x: Tensor, y: Tensor, chunk: int) -> list[dict[str, float]]:
         """Score weight vectors, in stacks where that is faster: not on a CPU."""
-        if self.task.device.type == "cpu":
-            return [score(self.task, vector, x, y, chunk) for vector in weights]
+        if self.task.device.type == "cpu" or (self.task.metrics and self.data.is_test(x)):
+            measured = self.data.is_test(x)
+            return [score(self.task, vector, x, y, chunk, measured) for vector in weights]
         return self.evaluate_stacked(weights, x, y, chunk)
 
     @torch.no_grad()
@@ -193,14 +194,16 @@ class Stacked(Engine):
 
     def _scores(self, stack: Tensor, x: Tensor, y: Tensor, chunk: int) -> list[dict[str, float]]:
         losses = torch.zeros(len(stack), dtype=torch.float64, device=stack.device)
-        hits = torch.zeros_like(losses)
+        hits, targets = torch.zeros_like(losses), 0.0
         for inputs, labels in zip(torch.split(x, chunk), torch.split(y, chunk), strict=True):
             outputs = vmap(self.task.predict, in_dims=(0, None))(stack, inputs)
             beat()
-            losses += vmap(self.task.losses, in_dims=(0, None))(outputs, labels).sum(-1, dtype=torch.float64)
+            sums = vmap(lambda out, right: self.task.totals(out, right)[0], in_dims=(0, None))
+            losses += sums(outputs, labels).sum(-1, dtype=torch.float64)
+            targets += float(self.task.criterion.counts(labels, torch.float64).sum())
             if self.task.classifies:
-                hits += (outputs.argmax(-1) == labels).sum(-1)
-        return [metrics(self.task, float(a), float(b), len(y)) for a, b in zip(losses, hits, strict=True)]
+                hits += vmap(self.task.criterion.hits, in_dims=(0, None))(outputs, labels).sum(-1)
+        return [metrics(self.task, float(a), float(b), targets) for a, b in zip(losses, hits, strict=True)]
 
 
 @contextmanager

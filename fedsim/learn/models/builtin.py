@@ -49,7 +49,7 @@ def softmax(*, shape: tuple[int, ...], classes: int) -> nn.Module:
     >>> softmax(shape=(1, 28, 28), classes=10)(torch.ones(3, 1, 28, 28)).shape
     torch.Size([3, 10])
     """
-    _check_classes("softmax", classes)
+    check_classes("softmax", classes)
     return nn.Sequential(nn.Flatten(), nn.Linear(_size(shape), classes))
 
 
@@ -71,7 +71,7 @@ def mlp(*, shape: tuple[int, ...], classes: int, hidden: list[int] | int = 64) -
     >>> sum(p.numel() for p in model.parameters())
     79510
     """
-    _check_classes("mlp", classes)
+    check_classes("mlp", classes)
     widths = [hidden] if isinstance(hidden, int) else hidden
     if not widths or min(widths) < 1:
         raise BadValue(
@@ -106,8 +106,8 @@ def lenet5(*, shape: tuple[int, ...], classes: int) -> nn.Module:
     >>> lenet5(shape=(1, 8, 8), classes=10)(torch.ones(3, 1, 8, 8)).shape
     torch.Size([3, 10])
     """
-    _check_classes("lenet5", classes)
-    channels, height, width = _image("lenet5", shape, 4)
+    check_classes("lenet5", classes)
+    channels, height, width = image_shape("lenet5", shape, 4)
     padding = 2 if min(height, width) < 20 else 0
     features = nn.Sequential(
         nn.Conv2d(channels, 6, 5, padding=padding),
@@ -144,8 +144,8 @@ def gn_lenet(*, shape: tuple[int, ...], classes: int) -> nn.Module:
     >>> gn_lenet(shape=(3, 32, 32), classes=10)(torch.ones(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
-    _check_classes("gn-lenet", classes)
-    channels, height, width = _image("gn-lenet", shape, 2)
+    check_classes("gn-lenet", classes)
+    channels, height, width = image_shape("gn-lenet", shape, 2)
     padding = 1 if min(height, width) < 15 else 0
     features = nn.Sequential(
         nn.Conv2d(channels, 32, 5, padding=2),
@@ -188,8 +188,8 @@ def resnet8_gn(*, shape: tuple[int, ...], classes: int) -> nn.Module:
     >>> resnet8_gn(shape=(3, 32, 32), classes=10)(torch.ones(2, 3, 32, 32)).shape
     torch.Size([2, 10])
     """
-    _check_classes("resnet8-gn", classes)
-    channels, _, _ = _image("resnet8-gn", shape, 4)
+    check_classes("resnet8-gn", classes)
+    channels, _, _ = image_shape("resnet8-gn", shape, 4)
     return nn.Sequential(
         _conv_norm(channels, 16),
         nn.ReLU(),
@@ -225,8 +225,8 @@ def resnet9_gn(*, shape: tuple[int, ...], classes: int) -> nn.Module:
     >>> sum(p.numel() for p in resnet9_gn(shape=(3, 32, 32), classes=100).parameters())
     6621540
     """
-    _check_classes("resnet9-gn", classes)
-    channels, _, _ = _image("resnet9-gn", shape, 4)
+    check_classes("resnet9-gn", classes)
+    channels, _, _ = image_shape("resnet9-gn", shape, 4)
     features = nn.Sequential(
         _conv_relu(channels, 64),
         _conv_relu(64, 128, pool=2),
@@ -246,6 +246,7 @@ def build(
     shape: tuple[int, ...],
     classes: int,
     rng: np.random.Generator,
+    target: tuple[int, ...] = (),
 ) -> nn.Module:
     """Build any model reproducibly.
 
@@ -255,6 +256,7 @@ def build(
         params: the user's parameters for it.
         shape: one sample's shape.
         classes: how many classes there are, 0 for regression.
+        target: the shape of one sample's targets, () if it has one; supplied, too.
         rng: the only thing the initial weights depend on; torch's own generator is left as it was.
 
     Returns:
@@ -272,7 +274,7 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(rng.integers(2**63)))
         try:
-            model = call(make, params, {"shape": shape, "classes": classes})
+            model = call(make, params, {"shape": shape, "classes": classes, "target": target})
         except FedsimError:
             raise
         except (
@@ -334,7 +336,8 @@ def _outputs(features: nn.Module, shape: tuple[int, ...]) -> int:
         return int(features(torch.zeros(1, *shape)).shape[1])
 
 
-def _image(name: str, shape: tuple[int, ...], side: int) -> tuple[int, int, int]:
+def image_shape(name: str, shape: tuple[int, ...], side: int) -> tuple[int, int, int]:
+    """Return channels, height and width of images with sides of at least so many pixels, or refuse a model by name."""
     if len(shape) != 3 or min(shape[1:]) < side:
         rule = (
             f"needs images (channels, height, width) of {side} x {side} or more, not samples of shape {shape}"
@@ -343,7 +346,8 @@ def _image(name: str, shape: tuple[int, ...], side: int) -> tuple[int, int, int]
     return shape[0], shape[1], shape[2]
 
 
-def _check_classes(name: str, classes: int) -> None:
+def check_classes(name: str, classes: int) -> None:
+    """Refuse a model by name that classifies where there is nothing to choose from."""
     if classes < 2:
         raise BadValue("name", name, f"classifies and needs at least 2 classes, not {classes}", "use linear")
 

@@ -1,0 +1,100 @@
+"""What can be measured beside the loss: functions of all outputs on the held-out data and their targets.
+
+One that does not fit outputs and targets raises a ValueError that says what it needs.
+"""
+
+from __future__ import annotations
+
+import torch
+from sklearn.metrics import f1_score, roc_auc_score
+from torch import Tensor
+
+from fedsim.learn.losses import cross_entropy
+
+
+def accuracy(outputs: Tensor, y: Tensor) -> float:
+    """Return the share of targets that are met by the largest logit."""
+    return top_k(outputs, y, k=1)
+
+
+def top_k(outputs: Tensor, y: Tensor, *, k: int = 5) -> float:
+    """Return the share of labels that are among the k largest logits.
+
+    Args:
+        outputs: logits [N, classes].
+        y: labels [N].
+        k: how many logits count.
+
+    >>> top_k(torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]]), torch.tensor([1, 2]), k=2)
+    0.5
+    """
+    if outputs.dim() != 2 or y.is_floating_point() or not 0 < k < outputs.shape[1]:
+        raise ValueError(f"needs more than {k} classes and a label for each sample")
+    best = outputs.topk(k, 1).indices
+    return float((best == y[:, None]).any(1).double().mean())
+
+
+def macro_f1(outputs: Tensor, y: Tensor) -> float:
+    """Return the mean of the classes' F1 scores, of scikit-learn, over the classes that are said or right.
+
+    Args:
+        outputs: logits [N, classes].
+        y: labels [N].
+    """
+    if outputs.dim() != 2 or y.is_floating_point():
+        raise ValueError("needs classes, and a label for each sample")
+    return float(f1_score(y.cpu().numpy(), outputs.argmax(1).cpu().numpy(), average="macro", zero_division=0))
+
+
+def auc(outputs: Tensor, y: Tensor) -> float:
+    """Return the area under the receiver operating characteristic, of scikit-learn; the mean over several labels.
+
+    Args:
+        outputs: logits [N, classes] of labels [N], each class against the rest; or logits [N, …] of targets that are 0
+            or 1.
+        y: labels [N], or 0 and 1 [N, …].
+    """
+    if y.is_floating_point():
+        right, score = y.reshape(len(y), -1), outputs.reshape(len(y), -1)
+    else:
+        if outputs.dim() != 2:
+            raise ValueError("needs one label for each sample")
+        right, score = torch.eye(outputs.shape[1])[y.cpu()], outputs.softmax(1)
+    both = (right.amax(0) > 0) & (right.amin(0) == 0)
+    if not bool(both.any()) or not bool(((right == 0) | (right == 1)).all()):
+        raise ValueError("needs targets of 0 and 1, and some of both")
+    chosen = both.cpu()
+    return float(roc_auc_score(right.cpu()[:, chosen].numpy(), score.cpu()[:, chosen].numpy()))
+
+
+def perplexity(outputs: Tensor, y: Tensor, *, ignore_index: int = -100) -> float:
+    """Return e to the mean cross entropy.
+
+    Args:
+        outputs: logits [N, classes, …].
+        y: labels [N, …].
+        ignore_index: the label of padding; by default that of the loss.
+
+    >>> f"{perplexity(torch.zeros(2, 7), torch.tensor([0, 6])):.3f}"
+    '7.000'
+    """
+    if y.is_floating_point():
+        raise ValueError("needs labels")
+    losses = cross_entropy(outputs.double(), y, ignore_index=ignore_index)
+    return float((losses.sum() / (y != ignore_index).sum()).exp())
+
+
+def mse(outputs: Tensor, y: Tensor) -> float:
+    """Return the mean squared distance."""
+    return float(_apart(outputs, y).square().mean())
+
+
+def mae(outputs: Tensor, y: Tensor) -> float:
+    """Return the mean distance."""
+    return float(_apart(outputs, y).abs().mean())
+
+
+def _apart(outputs: Tensor, y: Tensor) -> Tensor:
+    if outputs.shape != y.shape:
+        raise ValueError("needs one number for each target")
+    return outputs.double() - y.double()
