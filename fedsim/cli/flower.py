@@ -13,6 +13,11 @@ app = typer.Typer(no_args_is_help=True, help="Flower apps: simulate them, or wri
 
 Out = Annotated[Path, typer.Option(help="Folder in which each run gets its own folder.")]
 
+RunConfig = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="Replace values of the app's own config; may be repeated."),
+]
+
 
 @app.command()
 def run(
@@ -21,10 +26,7 @@ def run(
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="An experiment file that describes the world alone.")
     ] = None,
-    run_config: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Replace values of the app's own config; may be repeated."),
-    ] = None,
+    run_config: RunConfig = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace one value of the world."),
@@ -48,6 +50,19 @@ def run(
                 progress=progress,
             )
         show.print_result(result)
+
+
+@app.command()
+def deploy(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The folder of a Flower app.")],
+    nodes: Annotated[int, typer.Option(help="How many SuperNodes.")],
+    run_config: RunConfig = None,
+) -> None:
+    """Try an app in a deployment: start a SuperLink and SuperNodes on this machine, run it, and stop all."""
+    with show.explained():
+        from fedsim.flower.deploy.loopback import try_deployment  # loads flwr and torch
+
+        try_deployment(path, nodes=nodes, run_config=" ".join(run_config or ()), say=typer.echo)
 
 
 @app.command()

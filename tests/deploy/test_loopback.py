@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedsim.flower import run_app
+from fedsim.flower.deploy.loopback import deployed, is_open, members
 from fedsim.flower.deploy.template import write_app
-
-sys.path.insert(0, str(Path(__file__).parent))
-from loopback import deployed, is_open, members
 
 pytestmark = [
     pytest.mark.slow,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,8 @@ import yaml
 from safetensors.numpy import load_file
 
 from fedsim.flower import run_app
+from fedsim.flower.deploy.loopback import deployed
 from fedsim.flower.deploy.template import write_app
-
-sys.path.insert(0, str(Path(__file__).parent))
-from loopback import deployed
 
 pytestmark = [
     pytest.mark.slow,

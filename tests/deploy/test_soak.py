@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,11 +12,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from fedsim.flower import run_app
+from fedsim.flower.deploy.loopback import deployed, is_open, members
 from fedsim.flower.deploy.template import write_app
 from strategies.modest.sampling import order
-
-sys.path.insert(0, str(Path(__file__).parent))
-from loopback import deployed, is_open, members
 
 pytestmark = [
     pytest.mark.slow,

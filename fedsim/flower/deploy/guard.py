@@ -1,0 +1,48 @@
+"""A process that cleans up when the one that has started it is gone, however it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+
+class Guard:
+    """Cleans up from a process of its own, as one that is killed cannot do it itself.
+
+    Args:
+        folder: what is removed when this process is gone.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        command = [sys.executable, str(Path(__file__).resolve()), str(folder)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+
+    def watch(self, group: int) -> None:
+        """Kill a group of processes, too, when this process is gone."""
+        assert self._process.stdin is not None  # it is a pipe
+        self._process.stdin.write(f"{group}\n".encode())
+        self._process.stdin.flush()
+
+    def dismiss(self) -> None:
+        """Watch no longer."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def main() -> None:
+    """Read the groups until nobody can name more of them, as their starter has ended, and clean up."""
+    for group in list(sys.stdin):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(group), signal.SIGKILL)
+    shutil.rmtree(sys.argv[1], ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
