@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,12 +31,26 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace one value of the world."),
     ] = None,
+    node_config: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Values in every client's node_config; may be repeated."),
+    ] = None,
+    on_failure: Annotated[
+        str | None,
+        typer.Option(metavar="drop|stop", help="What a ClientApp that raises does; drop is an error reply."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes for the ClientApps.")] = None,
+    samples_per_message: Annotated[
+        int | None, typer.Option(help="Per-sample gradients that a message costs.")
+    ] = None,
     out: Out = Path("runs"),
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
     """Run an unmodified Flower app in simulated time."""
     with show.explained():
-        overrides = show.overrides_of(settings)
+        told = {"on_failure": on_failure, "workers": workers, "samples_per_message": samples_per_message}
+        overrides: dict[str, Any] = {**show.overrides_of(settings)}
+        overrides |= {f"app.{key}": value for key, value in told.items() if value is not None}
         from fedsim.flower.apps.app import run_app  # loads flwr and torch
 
         with show.shown(quiet) as progress:
@@ -45,6 +59,7 @@ def run(
                 nodes=nodes,
                 world=config,
                 run_config=" ".join(run_config or ()),
+                node_config=" ".join(node_config or ()),
                 overrides=overrides,
                 out=out,
                 progress=progress,

@@ -39,13 +39,12 @@ def check_version(found: str | None) -> None:
     >>> check_version("1.41.0")
     >>> check_version("1.20.0")
     Traceback (most recent call last):
-    fedsim.errors.ConfigError: flwr: 1.20.0: must be at least 1.33; pip install --upgrade 'fedsim[flower]'
+    fedsim.errors.ConfigError: flwr: 1.20.0: must be at least 1.33; pip install 'flwr>=1.33'
     """
+    hint = f"pip install 'flwr>={OLDEST}'"  # not fedsim[flower]: the index has another project of that name
     if found is None:
-        hint = "pip install 'fedsim[flower]'"
         raise ConfigError([Problem("flwr", MISSING, "is not installed, and this needs Flower", hint)])
     if Version(found) < Version(OLDEST):
-        hint = "pip install --upgrade 'fedsim[flower]'"
         raise ConfigError([Problem("flwr", found, f"must be at least {OLDEST}", hint)])
 
 

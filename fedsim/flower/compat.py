@@ -32,6 +32,8 @@ from fedsim.running.garbage import settled
 RUN_ID, TASK_ID = 1, 1
 NODE_UNAVAILABLE = int(ErrorCode.NODE_UNAVAILABLE)
 UNAVAILABLE = int(ErrorCode.MESSAGE_UNAVAILABLE)
+GONE = (NODE_UNAVAILABLE, UNAVAILABLE, int(ErrorCode.REPLY_MESSAGE_UNAVAILABLE))
+"""What a SuperLink says in the place of a client."""
 RAISED = int(ErrorCode.CLIENT_APP_RAISED_EXCEPTION)
 DEFAULT_TTL_S = 43_200.0
 

@@ -7,7 +7,7 @@ import json
 import logging
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from flwr.app import ArrayRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
+from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from fedsim.errors import MISSING, ConfigError, Problem, RunError
@@ -23,14 +24,22 @@ from fedsim.flower.apps import legacy
 from fedsim.flower.apps.client import AppClients, import_seeded
 from fedsim.flower.apps.grid import AppGrid, Ended
 from fedsim.flower.apps.journal import Journal
-from fedsim.flower.apps.project import Project, importable, load_client, load_server, read_project
+from fedsim.flower.apps.project import (
+    FILE,
+    Project,
+    importable,
+    load_client,
+    load_server,
+    pairs,
+    read_project,
+)
 from fedsim.flower.apps.replies import remark
 from fedsim.flower.apps.servertime import ServerTime
 from fedsim.flower.apps.workers import workers_of
-from fedsim.record import weights
+from fedsim.record import store, weights
 from fedsim.record.reports import try_report
 from fedsim.record.result import Result
-from fedsim.record.store import FILE, Record
+from fedsim.record.store import Record
 from fedsim.running import run as runs
 from fedsim.running.build import describe_world
 from fedsim.running.ending import Ending, clock
@@ -39,8 +48,11 @@ from fedsim.running.progress import Progress
 from fedsim.running.servers import warn
 from fedsim.running.threads import limited
 from fedsim.running.topology import make_graph
+from fedsim.spec.app import App
+from fedsim.spec.blocks import Block
 from fedsim.spec.experiment import Experiment, load
-from fedsim.spec.yamlfile import read
+from fedsim.spec.explain import explain
+from fedsim.spec.yamlfile import Document, read
 from fedsim.world import world as worlds
 from fedsim.world.world import World
 
@@ -57,6 +69,7 @@ def run_app(
     nodes: int,
     world: str | Path | None = None,
     run_config: str = "",
+    node_config: str = "",
     overrides: Mapping[str, Any] | None = None,
     out: str | Path = "runs",
     progress: Callable[[Progress], None] | None = None,
@@ -71,9 +84,11 @@ def run_app(
         path: the app's folder, with a pyproject.toml.
         nodes: how many clients there are.
         world: an experiment file with nothing but the world: seed, topology, network, devices, churn, faults and
-            ``stop.sim_time_s``; None is a world without delays.
+            ``stop.sim_time_s``, and the block ``app`` (see :class:`fedsim.spec.app.App`); None takes the table
+            ``[tool.fedsim.world]`` of the app's pyproject.toml, or else a world without delays.
         run_config: values that replace those of the app, such as ``"num-server-rounds=5 lr=0.1"``.
-        overrides: values of the world by dotted key.
+        node_config: values in every client's ``node_config``, such as ``"dataset-path='data.csv'"``.
+        overrides: values of the world and of ``app`` by dotted key.
         out: the folder in which the run gets a folder of its own.
         progress: called after every round.
 
@@ -88,7 +103,9 @@ def run_app(
     """
     began = clock()
     project = read_project(path, run_config)
-    experiment = read_world(project, nodes, world, overrides or {})
+    overrides = {**(overrides or {}), **_node_config(node_config)}
+    experiment, settings = read_world(project, nodes, world, overrides)
+    project = replace(project, settings=settings)
     times = ServerTime(project.root)
     with limited(experiment.compute.threads), importable(project.root), times.kept():
         with import_seeded(experiment.seed):
@@ -102,8 +119,17 @@ def run_app(
             ending.add_to(error)
             error.add_note(f"what was recorded is kept in {folder}")
             error.run_path = folder  # type: ignore[union-attr]
-            error.again = _command(path, nodes, world, run_config, overrides or {}, out)  # type: ignore[union-attr]
+            error.again = _command(path, nodes, world, run_config, overrides, out)  # type: ignore[union-attr]
             raise
+
+
+def _node_config(text: str) -> dict[str, Any]:
+    """Return what ``--node-config`` says; its keys may have dots, so it comes as a whole."""
+    problems: list[Problem | None] = []
+    found = pairs(text, "--node-config", problems)
+    if problems:
+        raise ConfigError([problem for problem in problems if problem is not None])
+    return {"app.node_config": found} if found else {}
 
 
 def _command(
@@ -130,22 +156,24 @@ def _command(
 
 def read_world(
     project: Project, nodes: int, file: str | Path | None, overrides: Mapping[str, Any]
-) -> Experiment:
-    """Return the experiment that an app makes of a world.
+) -> tuple[Experiment, App]:
+    """Return the experiment that an app makes of a world, and what the simulation is told of the app.
 
     Raises:
         ConfigError: if the world is wrong, or chooses what the app brings itself.
     """
     if nodes < 1:
         raise ConfigError([Problem("--nodes", nodes, "must be at least 1")])
-    document = read(file) if file is not None else None
-    data = document.data if document is not None else {}
+    document = _document(project, file)
+    data, overrides = document.data, dict(overrides)
+    told = {key: overrides.pop(key) for key in list(overrides) if key.partition(".")[0] == "app"}
+    settings = _settings(project, nodes, document, told)
     given = {key for key in FOREIGN if _there(data, key)} | {
         key for key in overrides if any(key == one or key.startswith(f"{one}.") for one in FOREIGN)
     }
     if given:
         rule = "an app brings this itself; a file for it describes the world alone"
-        sources = {key: document.source(tuple(key.split("."))) if document else "" for key in given}
+        sources = {key: document.source(tuple(key.split("."))) for key in given}
         raise ConfigError([Problem(key, MISSING, rule, source=sources[key]) for key in sorted(given)])
     own: dict[str, Any] = {
         "name": f"'{_plain(project.name)}'",  # in quotes, as 2024 and 1e3 are names, too
@@ -160,7 +188,41 @@ def read_world(
         own["stop"] = {"rounds": ENDLESS}  # the app itself knows when it is done
     if "name" in data:
         del own["name"]
-    return load(file if file is not None else {}, {**own, **overrides})
+    return load(document if document.name else data, {**own, **overrides}), settings
+
+
+def _document(project: Project, file: str | Path | None) -> Document:
+    """Return the world: a file, or what the app's own pyproject.toml says, or nothing."""
+    if file is not None:
+        return read(file)
+    return Document(str(project.root / FILE), project.world) if project.world else Document()
+
+
+def _settings(project: Project, nodes: int, document: Document, told: Mapping[str, Any]) -> App:
+    """Return what a simulation is told of an app: by its pyproject.toml, the world and the command, in this order."""
+    for key, value in told.items():
+        block = document.data.get("app")
+        before = block.get("node_config") if isinstance(block, Mapping) else None
+        both = isinstance(value, Mapping) and isinstance(before, Mapping)
+        document.set(key, {**before, **value} if both and before else value)
+    given = document.data.pop("app", {})
+    try:
+        found = _Told.model_validate({"app": given}).app
+    except ValidationError as error:
+        whole = Document(document.name, {"app": given}, document.lines, document.overrides)
+        raise ConfigError(explain(_Told, whole, error)) from None
+    said = {name: getattr(found, name) for name in found.model_fields_set}
+    settings = project.settings.model_copy(update=said)
+    for key, value in settings.node_config.items():
+        if isinstance(value, list) and len(value) != nodes:
+            rule = f"has {len(value)} values for {nodes} nodes; give one for all, or one for each"
+            source = document.source(("app", "node_config", key)) or str(project.root / FILE)
+            raise ConfigError([Problem(f"app.node_config.{key}", value, rule, source=source)])
+    return settings
+
+
+class _Told(Block):
+    app: App
 
 
 def _there(data: Mapping[str, Any], key: str) -> bool:
@@ -211,7 +273,7 @@ def _run(
             weights_hash = save_weights(journal.arrays, ending)
         finally:
             times.grid = None
-            with ending.tried(FILE):
+            with ending.tried(store.FILE):
                 journal.end_round()
                 runs.record_totals(world, record)
                 record.fact("error_replies", [asdict(one) for one in journal.failed])

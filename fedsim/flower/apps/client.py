@@ -95,9 +95,7 @@ class AppClients(Watch):
     ) -> None:
         self._app, self._project, self._seed, self._clock, self._pool = app, project, seed, clock, pool
         self._contexts = [
-            compat.make_context(
-                node, {"partition-id": node, "num-partitions": nodes}, dict(project.run_config)
-            )
+            compat.make_context(node, _node_config(project, node, nodes), dict(project.run_config))
             for node in range(nodes)
         ]
         self._visits: Counter[int] = Counter()
@@ -209,6 +207,10 @@ class AppClients(Watch):
         round = named_round(message) if round is None else round
         phase = message.metadata.message_type
         return RunError(reason, client, round if round >= 0 else None, self._clock.now_s, phase)
+
+
+def _node_config(project: Project, node: int, nodes: int) -> dict[str, Any]:
+    return {"partition-id": node, "num-partitions": nodes, **project.settings.of_node(node)}
 
 
 def _reason(error: BaseException) -> str:
