@@ -15,11 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp.strategy import Strategy
 from flwr.supercore.run import Run
@@ -51,6 +52,24 @@ def name_message(message: Message, message_id: str, src_node_id: int) -> None:
     message.metadata.__dict__["_message_id"] = message_id
     message.metadata.__dict__["_src_node_id"] = src_node_id
     message.metadata.__dict__["_run_id"] = RUN_ID
+
+
+def iso(time_s: float) -> str:
+    """Return a moment as a SuperLink writes it down.
+
+    >>> iso(0.0)
+    '1970-01-01T00:00:00+00:00'
+    """
+    return datetime.fromtimestamp(time_s, UTC).isoformat()
+
+
+def lost_reply(message_id: str, server_id: int, code: int, reason: str) -> Message:
+    """Return what a SuperLink replies to a message by itself."""
+    asked = Message(RecordDict(), server_id, "query")
+    name_message(asked, message_id, server_id)
+    reply = Message(Error(code, reason), reply_to=asked)
+    name_message(reply, f"{message_id}-reply", server_id)
+    return reply
 
 
 def make_context(node_id: int, node_config: dict[str, Any], run_config: dict[str, Any]) -> Context:

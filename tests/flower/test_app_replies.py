@@ -122,7 +122,9 @@ for _ in range(2):
     ids = [id for node in range(3) for id in grid.push_messages([ask(node)])]
     got = []
     while len(got) < 3:
-        got += grid.pull_messages(ids)
+        came = grid.pull_messages(ids)
+        ids = [id for id in ids if id not in {reply.metadata.reply_to_message_id for reply in came}]
+        got += came
 """,
     )
     result = run(folder, tmp_path, nodes=3)

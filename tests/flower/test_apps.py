@@ -204,11 +204,11 @@ def main(grid, context):
 
 
 def test_an_asynchronous_server(app, tmp_path):
-    """Clients 0, 1 and 2 take 20, 21 and 22 ms for an answer, so the ninth comes after 66 ms."""
+    """Clients 0, 1 and 2 take 20, 21 and 22 ms for an answer, and the server looks every 100 ms."""
     folder = app("plain")
     (folder / "plain_app" / "server.py").write_text(ASYNC)
     result = run(folder, 3, tmp_path)
-    assert result.summary["sim_time_s"] == pytest.approx(0.066)
+    assert result.summary["sim_time_s"] == pytest.approx(0.3)
     assert result.summary["rounds"] == 10
     assert read(result.path, "rounds")["clients"][-1] == 9
 

@@ -113,9 +113,9 @@ GROUPS = {
     "one by one": "for message in messages:\n    grid.send_and_receive([message])",
     "pull": """
 ids = grid.push_messages(messages)
-count = 0
-while count < 3:
-    count += len(grid.pull_messages(ids))""",
+while ids:
+    for reply in grid.pull_messages(ids):
+        ids.remove(reply.metadata.reply_to_message_id)""",
 }
 
 

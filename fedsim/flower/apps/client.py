@@ -234,6 +234,8 @@ def run_client(app: ClientApp, message: Message, context: Context, key: int) -> 
         reply: Any = app(message, context)
     if not isinstance(reply, Message):
         raise TypeError(f"a ClientApp must return a Message, not {type(reply).__name__}")
+    if reply.metadata.reply_to_message_id != message.metadata.message_id:
+        raise ValueError("a ClientApp must reply to its own message: Message(content, reply_to=message)")
     if reply.has_error():
         return Done(None, reply.error, isolate(context.state))
     examples(reply.content)  # an impossible number is a mistake of this client's
