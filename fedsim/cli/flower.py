@@ -45,6 +45,9 @@ def run(
     ] = None,
     out: Out = Path("runs"),
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show what the app and Flower say at level INFO, too.")
+    ] = False,
 ) -> None:
     """Run an unmodified Flower app in simulated time."""
     with show.explained():
@@ -63,6 +66,7 @@ def run(
                 overrides=overrides,
                 out=out,
                 progress=progress,
+                verbose=verbose,
             )
         show.print_result(result)
 

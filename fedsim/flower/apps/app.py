@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from fedsim.errors import MISSING, ConfigError, Problem, RunError
 from fedsim.flower import compat
-from fedsim.flower.apps import legacy
+from fedsim.flower.apps import applog, legacy
 from fedsim.flower.apps.client import AppClients, import_seeded
 from fedsim.flower.apps.grid import AppGrid, Ended
 from fedsim.flower.apps.journal import Journal
@@ -73,6 +73,7 @@ def run_app(
     overrides: Mapping[str, Any] | None = None,
     out: str | Path = "runs",
     progress: Callable[[Progress], None] | None = None,
+    verbose: bool = False,
 ) -> Result:
     """Run a Flower app in simulated time and leave a folder with its record and a report.
 
@@ -91,6 +92,7 @@ def run_app(
         overrides: values of the world and of ``app`` by dotted key.
         out: the folder in which the run gets a folder of its own.
         progress: called after every round.
+        verbose: show the ``INFO`` lines of the app and of Flower, too; they are in ``app.log`` of the run's folder.
 
     Returns:
         The result. Its metrics are those of the strategy's own evaluation by their names, and means over the
@@ -114,7 +116,8 @@ def run_app(
         folder = make_folder(Path(out), experiment, False)
         ending = Ending(folder, experiment, began)
         try:
-            return _run(project, ending, place, client, progress, times)
+            with applog.kept(folder, place.clock, verbose):
+                return _run(project, ending, place, client, progress, times)
         except (RunError, KeyboardInterrupt) as error:
             ending.add_to(error)
             error.add_note(f"what was recorded is kept in {folder}")
@@ -289,11 +292,12 @@ def _run(
 
 def _drive(project: Project, experiment: Experiment, grid: AppGrid, journal: Journal) -> None:
     """Let the ServerApp run until it returns, or until the simulated time is over."""
+    heard = journal.take, journal.measure, journal.aggregated
     try:
         with (
-            compat.session(experiment.seed, grid.server.id, grid.sleep, logging.WARNING),
-            compat.observed(journal.take, journal.measure),
-            legacy.together(grid, grid.sleep, journal.take),
+            compat.session(experiment.seed, grid.server.id, grid.sleep, logging.INFO),
+            compat.observed(*heard),
+            legacy.together(grid, grid.sleep, *heard),
         ):
             server: ServerApp = load_server(project)
             server(grid, compat.make_context(grid.server.id, {}, dict(project.run_config)))

@@ -29,6 +29,8 @@ from fedsim.logs import quiet
 from fedsim.methods.server import trains
 from fedsim.world.clock import Clock
 
+log = logging.getLogger("fedsim")
+
 EXAMPLES = ("num-examples", "num_examples")
 
 
@@ -189,6 +191,7 @@ class AppClients(Watch):
 
     def _failed(self, client: int, message: Message, reason: str, cause: BaseException) -> Done:
         if self._project.settings.on_failure == "drop":
+            log.info("client %d: %s", client, reason, exc_info=cause)
             return Done(None, Error(compat.RAISED, reason), self._state(client))
         raise self._error(reason, client, message) from cause
 
