@@ -10,8 +10,9 @@ from pathlib import Path
 from fedsim.world.clock import Clock
 
 FILE = "app.log"
-SOURCES = "", "flwr"
-"""Loggers with handlers of their own: the root, which apps use, and Flower's, which keeps its lines to itself."""
+FLOWER = "flwr"
+SOURCES = "", FLOWER
+"""Loggers with handlers of their own: the root, which gets all that is said, and Flower's, which shows what it says."""
 
 
 class _File(logging.FileHandler):
@@ -49,17 +50,26 @@ def _listening(logger: logging.Logger, file: logging.Handler, shown: int) -> Ite
     """Let a logger write INFO lines to a file, and its other handlers only what is to be shown."""
     before, level = list(logger.handlers), logger.level
     levels = [handler.level for handler in before]
-    screen = [] if before or (logger.propagate and logger.parent) else [logging.StreamHandler()]
+    heard_above = logger.propagate and logger.parent is not None
+    screen = [] if before or heard_above else [_screen()]
+    new = [] if heard_above else [*screen, file]
     for handler in [*before, *screen]:
         handler.setLevel(max(handler.level, shown))
-    for handler in [*screen, file]:
+    for handler in new:
         logger.addHandler(handler)
     logger.setLevel(min(level, logging.INFO) or logging.INFO)
     try:
         yield
     finally:
-        for handler in [*screen, file]:
+        for handler in new:
             logger.removeHandler(handler)
         for handler, old in zip(before, levels, strict=True):
             handler.setLevel(old)
         logger.setLevel(level)
+
+
+def _screen() -> logging.Handler:
+    """Return what shows lines as Python does where nobody has set up logging, except for what Flower shows itself."""
+    screen = logging.StreamHandler()
+    screen.addFilter(lambda record: record.name.partition(".")[0] != FLOWER)
+    return screen

@@ -16,7 +16,7 @@ from fedsim.flower.apps.names import SERVER, Names, clients
 from fedsim.flower.apps.replies import Report, means, scalars
 from fedsim.flower.simulate.failures import errors
 from fedsim.flower.simulate.grid import SimGrid
-from fedsim.flower.simulate.instruction import Watch, named_round, round_of
+from fedsim.flower.simulate.instruction import Watch, named_round
 from fedsim.methods.server import evaluates, trains
 from fedsim.record.store import Record
 from fedsim.running.progress import Progress
@@ -69,7 +69,7 @@ class Journal(Watch):
         self._group: str | None = None
         self._model: list[Any] = []
         self._nodes: set[int] = set()
-        self._first = 0
+        self._first: int | None = None  # what makes 1 of the round that trains first, if it is called 0
         self._began = time.perf_counter()
 
     def sent(self, messages: Sequence[Message]) -> None:
@@ -86,13 +86,11 @@ class Journal(Watch):
             self.round = number
 
     def _numbered(self, message: Message) -> int:
-        """Return the round that a message names, or -1; groups that train may be counted from 0 on."""
+        """Return the round that a message names, or -1; an app may count those that train from 0 on."""
         number = named_round(message)
-        if round_of(message.content) >= 0 or number < 0:
-            return number
-        if number == 0 and trains(message.metadata.message_type):
-            self._first = 1
-        return number + self._first
+        if self._first is None and number >= 0 and trains(message.metadata.message_type):
+            self._first = int(number == 0)
+        return number if number < 0 else number + (self._first or 0)
 
     def _begins(self, group: str, messages: Sequence[Message]) -> bool:
         """Tell whether a server that numbers nothing begins a round.
@@ -103,7 +101,8 @@ class Journal(Watch):
         model = [
             array.data for record in messages[0].content.array_records.values() for array in record.values()
         ]
-        same = group == self._group or (model == self._model and not nodes & self._nodes)
+        goes_on = bool(model) and model == self._model and not nodes & self._nodes
+        same = group == self._group or goes_on
         self._nodes = nodes | (self._nodes if same else set())
         self._group, self._model = group, model
         return not same

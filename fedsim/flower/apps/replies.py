@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
@@ -99,7 +100,7 @@ def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in record.items():
         many = isinstance(value, list | tuple)
         for place, one in enumerate(value if many else [value]):
-            if isinstance(one, int | float) and not isinstance(one, bool):
+            if not isinstance(one, bool) and isinstance(one, Real):  # NumPy's numbers are real, too
                 yield f"{name}_{place}" if many else name, float(one)
 
 
