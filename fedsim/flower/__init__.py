@@ -12,14 +12,16 @@ from fedsim.errors import MISSING, ConfigError, Problem
 
 if TYPE_CHECKING:
     from fedsim.flower.apps.app import run_app
+    from fedsim.flower.apps.python import grid
     from fedsim.flower.deploy.bypartition import ByPartition
     from fedsim.flower.deploy.client import ServerSide, client_app, server_side
 
-__all__ = ["ByPartition", "ServerSide", "client_app", "run_app", "server_side"]
+__all__ = ["ByPartition", "ServerSide", "client_app", "grid", "run_app", "server_side", "simulate"]
 
 OLDEST = "1.33"
 HOMES = {
     "run_app": "apps.app",
+    "grid": "apps.python",
     "ByPartition": "deploy.bypartition",
     "ServerSide": "deploy.client",
     "client_app": "deploy.client",
@@ -56,6 +58,8 @@ def _installed() -> str | None:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "simulate":
+        return importlib.import_module(f"{__name__}.{name}")
     if name in HOMES:
         return getattr(importlib.import_module(f"{__name__}.{HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

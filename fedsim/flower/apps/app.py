@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def run_app(
     path: str | Path,
     *,
     nodes: int,
-    world: str | Path | None = None,
+    world: str | Path | Mapping[str, Any] | None = None,
     run_config: str = "",
     node_config: str = "",
     overrides: Mapping[str, Any] | None = None,
@@ -84,9 +85,9 @@ def run_app(
     Args:
         path: the app's folder, with a pyproject.toml.
         nodes: how many clients there are.
-        world: an experiment file with nothing but the world: seed, topology, network, devices, churn, faults and
-            ``stop.sim_time_s``, and the block ``app`` (see :class:`fedsim.spec.app.App`); None takes the table
-            ``[tool.fedsim.world]`` of the app's pyproject.toml, or else a world without delays.
+        world: an experiment file, or a mapping, with nothing but the world: seed, topology, network, devices, churn,
+            faults and ``stop.sim_time_s``, and the block ``app`` (see :class:`fedsim.spec.app.App`); None takes the
+            table ``[tool.fedsim.world]`` of the app's pyproject.toml, or else a world without delays.
         run_config: values that replace those of the app, such as ``"num-server-rounds=5 lr=0.1"``.
         node_config: values in every client's ``node_config``, such as ``"dataset-path='data.csv'"``.
         overrides: values of the world and of ``app`` by dotted key.
@@ -108,21 +109,66 @@ def run_app(
     overrides = {**(overrides or {}), **_node_config(node_config)}
     experiment, settings = read_world(project, nodes, world, overrides)
     project = replace(project, settings=settings)
-    times = ServerTime(project.root)
-    with limited(experiment.compute.threads), importable(project.root), times.kept():
+    source = Source(project, lambda: load_server(project), lambda: load_client(project))
+    with importable(project.root):
+        try:
+            return simulated(source, experiment, Path(out), began, progress, verbose)
+        except (RunError, KeyboardInterrupt) as error:
+            if hasattr(error, "run_path"):
+                error.again = _command(path, nodes, world, run_config, overrides, out)  # type: ignore[union-attr]
+            raise
+
+
+@dataclass(frozen=True)
+class Source:
+    """A Flower app, and where its halves come from.
+
+    Args:
+        project: what is known of it.
+        server: returns its ServerApp, at the run's start.
+        client: returns its ClientApp, before anything else.
+    """
+
+    project: Project
+    server: Callable[[], ServerApp]
+    client: Callable[[], ClientApp]
+
+
+def simulated(
+    source: Source,
+    experiment: Experiment,
+    out: Path,
+    began: float,
+    progress: Callable[[Progress], None] | None = None,
+    verbose: bool = False,
+) -> Result:
+    """Run a Flower app in the world of an experiment; see :func:`run_app`.
+
+    Args:
+        source: the app.
+        experiment: its world.
+        out: the folder in which the run gets a folder of its own.
+        began: when whoever waits for the run began to wait.
+        progress: called after every round.
+        verbose: show ``INFO`` lines, too.
+
+    Raises:
+        RunError: if the app breaks.
+    """
+    times = ServerTime(source.project.root)
+    with limited(experiment.compute.threads), times.kept():
         with import_seeded(experiment.seed):
-            client = load_client(project)
+            client = source.client()
         place = build(experiment)
-        folder = make_folder(Path(out), experiment, False)
+        folder = make_folder(out, experiment, False)
         ending = Ending(folder, experiment, began)
         try:
             with applog.kept(folder, place.clock, verbose):
-                return _run(project, ending, place, client, progress, times)
+                return _run(source, ending, place, client, progress, times)
         except (RunError, KeyboardInterrupt) as error:
             ending.add_to(error)
             error.add_note(f"what was recorded is kept in {folder}")
             error.run_path = folder  # type: ignore[union-attr]
-            error.again = _command(path, nodes, world, run_config, overrides, out)  # type: ignore[union-attr]
             raise
 
 
@@ -138,7 +184,7 @@ def _node_config(text: str) -> dict[str, Any]:
 def _command(
     path: str | Path,
     nodes: int,
-    world: str | Path | None,
+    world: str | Path | Mapping[str, Any] | None,
     run_config: str,
     overrides: Mapping[str, Any],
     out: str | Path,
@@ -158,7 +204,7 @@ def _command(
 
 
 def read_world(
-    project: Project, nodes: int, file: str | Path | None, overrides: Mapping[str, Any]
+    project: Project, nodes: int, file: str | Path | Mapping[str, Any] | None, overrides: Mapping[str, Any]
 ) -> tuple[Experiment, App]:
     """Return the experiment that an app makes of a world, and what the simulation is told of the app.
 
@@ -194,8 +240,10 @@ def read_world(
     return load(document if document.name else data, {**own, **overrides}), settings
 
 
-def _document(project: Project, file: str | Path | None) -> Document:
-    """Return the world: a file, or what the app's own pyproject.toml says, or nothing."""
+def _document(project: Project, file: str | Path | Mapping[str, Any] | None) -> Document:
+    """Return the world: a file, a mapping, or what the app's own pyproject.toml says, or nothing."""
+    if isinstance(file, Mapping):
+        return Document(data=copy.deepcopy(dict(file)))
     if file is not None:
         return read(file)
     return Document(str(project.root / FILE), project.world) if project.world else Document()
@@ -251,14 +299,14 @@ def build(experiment: Experiment) -> World:
 
 
 def _run(
-    project: Project,
+    source: Source,
     ending: Ending,
     world: World,
     client: ClientApp,
     progress: Callable[[Progress], None] | None,
     times: ServerTime,
 ) -> Result:
-    experiment, folder = ending.experiment, ending.folder
+    experiment, folder, project = ending.experiment, ending.folder, source.project
     with Record(folder) as record, workers_of(project) as workers:
         for table, rows in describe_world(world).items():
             record.write(table, rows)
@@ -272,7 +320,7 @@ def _run(
         limits = experiment.network.detect_s, experiment.stop.sim_time_s
         journal.grid = times.grid = grid = AppGrid(world, clients, *limits, watches=watches)
         try:
-            _drive(project, experiment, grid, journal)
+            _drive(source, experiment, grid, journal)
             weights_hash = save_weights(journal.arrays, ending)
         finally:
             times.grid = None
@@ -290,7 +338,7 @@ def _run(
     return Result(folder, ending.finish(summary, try_report))
 
 
-def _drive(project: Project, experiment: Experiment, grid: AppGrid, journal: Journal) -> None:
+def _drive(source: Source, experiment: Experiment, grid: AppGrid, journal: Journal) -> None:
     """Let the ServerApp run until it returns, or until the simulated time is over."""
     heard = journal.take, journal.measure, journal.aggregated
     try:
@@ -299,8 +347,8 @@ def _drive(project: Project, experiment: Experiment, grid: AppGrid, journal: Jou
             compat.observed(*heard),
             legacy.together(grid, grid.sleep, *heard),
         ):
-            server: ServerApp = load_server(project)
-            server(grid, compat.make_context(grid.server.id, {}, dict(project.run_config)))
+            server = source.server()
+            server(grid, compat.make_context(grid.server.id, {}, dict(source.project.run_config)))
     except Ended:
         pass
     except RunError as error:
