@@ -119,9 +119,13 @@ def test_clients_find_their_values(app, tmp_path):
     }
 
 
-def test_a_wrong_node_config_is_one_line(app, tmp_path):
-    with pytest.raises(ConfigError, match="--node-config: path: must be key=value pairs as in TOML"):
-        run_app(app("plain"), nodes=2, node_config="path", out=tmp_path)
+@pytest.mark.parametrize("text", ["path", "path=x.csv"])
+def test_a_wrong_node_config_is_one_line(text, app, tmp_path):
+    with pytest.raises(
+        ConfigError, match=f"--node-config: {text}: must be key=value pairs as in TOML"
+    ) as caught:
+        run_app(app("plain"), nodes=2, node_config=text, out=tmp_path)
+    assert str(caught.value).endswith("text stands in quotes of its own: name='x y'")
 
 
 def test_failures_are_shown_and_stopping_is_an_option(app, tmp_path):

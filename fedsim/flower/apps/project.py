@@ -159,7 +159,7 @@ def pairs(text: str, option: str, problems: list[Problem | None]) -> dict[str, A
         )
     except ValueError as error:
         rule = f"must be key=value pairs as in TOML, or one TOML file and nothing else ({error})"
-        problems.append(Problem(option, text, rule))
+        problems.append(Problem(option, text, rule, "text stands in quotes of its own: name='x y'"))
     return {}
 
 
