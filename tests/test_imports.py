@@ -38,6 +38,7 @@ LOWER["running"] = LOWER["methods"] | {"methods", "record"}
 LOWER["flower"] = LOWER["running"] | {"running"}
 LOWER["api"] = LOWER["running"] | {"running"}
 LOWER["cli"] = LOWER["flower"] | {"flower", "api"}
+LOWER["testing"] = LOWER["flower"] | {"flower"}
 LOWER["topologies"] = {"ground", "spec", "world"}
 LOWER["strategies"] = {"ground", "spec", "world", "learn", "methods", "topologies", "flower.face"}
 """Which rooms each room may import besides itself."""

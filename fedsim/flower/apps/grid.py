@@ -187,7 +187,10 @@ class AppGrid(SimGrid):
             raise Ended(str(self.ended)) from self.ended
         try:
             if threading.get_ident() != self._thread:
-                reason = "the grid may be used from the ServerApp's own thread alone"
+                reason = (
+                    "the grid may be used from the ServerApp's own thread alone; instead of a thread for each client, "
+                    "send all messages with one send_and_receive, or with push_messages and then pull_messages"
+                )
                 raise RunError(reason, self.server.id, sim_time_s=self.world.clock.now_s, phase="server")
             yield
         except (TimeUp, RunError) as error:

@@ -114,7 +114,7 @@ def _held(project: Project, experiment: Experiment, client_app: ClientApp) -> It
 def _folder() -> Path:
     """Return the folder of the code that has called fedsim: the one that lives in simulated time."""
     frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("fedsim.flower."):
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("fedsim."):
         frame = frame.f_back
     return Path(frame.f_code.co_filename if frame else "").parent
 
