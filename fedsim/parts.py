@@ -65,6 +65,10 @@ KINDS = (
 )
 
 
+NEEDS = {"flwr": "flwr>=1.33", "torchvision": "torchvision>=0.21", "ray": "ray>=2.40"}
+"""What to install for a part, by the module that is missing."""
+
+
 @functools.cache
 def _entries(kind: str) -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=f"fedsim.{kind}")}
@@ -108,8 +112,7 @@ def _load(entry: EntryPoint, name: str) -> Part:
         return typing.cast(Part, entry.load())
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        extra = {"flwr": "flower", "torchvision": "datasets", "ray": "ray"}.get(missing)
-        hint = f"pip install 'fedsim[{extra}]'" if extra else ""
+        hint = f"pip install '{NEEDS[missing]}'" if missing in NEEDS else ""
         raise BadValue("name", name, f"needs {missing}, which is not installed", hint) from error
 
 

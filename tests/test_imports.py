@@ -39,6 +39,7 @@ LOWER["flower"] = LOWER["running"] | {"running"}
 LOWER["study"] = {"ground", "spec", "record"}
 LOWER["api"] = LOWER["running"] | {"running", "study"}
 LOWER["cli"] = LOWER["flower"] | {"flower", "study", "api"}
+LOWER["testing"] = LOWER["flower"] | {"flower"}
 LOWER["topologies"] = {"ground", "spec", "world"}
 LOWER["strategies"] = {"ground", "spec", "world", "learn", "methods", "topologies", "flower.face"}
 """Which rooms each room may import besides itself."""

@@ -31,21 +31,40 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace one value of the world."),
     ] = None,
+    node_config: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Values in every client's node_config; may be repeated."),
+    ] = None,
+    on_failure: Annotated[
+        str | None,
+        typer.Option(metavar="drop|stop", help="What a ClientApp that raises does; drop is an error reply."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes for the ClientApps.")] = None,
+    samples_per_message: Annotated[
+        int | None, typer.Option(help="Per-sample gradients that a message costs.")
+    ] = None,
     out: Out = Path("runs"),
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show what the app and Flower say at level INFO, too.")
+    ] = False,
 ) -> None:
     """Run an unmodified Flower app in simulated time."""
     with show.explained():
-        overrides = show.overrides_of(settings)
+        told = {"on_failure": on_failure, "workers": workers, "samples_per_message": samples_per_message}
+        overrides: dict[str, Any] = {**show.overrides_of(settings)}
+        overrides |= {f"app.{key}": value for key, value in told.items() if value is not None}
         with show.shown(quiet) as progress:
             result = _flower().run_app(
                 path,
                 nodes=nodes,
                 world=config,
                 run_config=" ".join(run_config or ()),
+                node_config=" ".join(node_config or ()),
                 overrides=overrides,
                 out=out,
                 progress=progress,
+                verbose=verbose,
             )
         show.print_result(result)
 

@@ -43,6 +43,7 @@ SUMMARY = (
     "jobs_reused",
     "gradients_saved",
     "unnamed",
+    "error_replies",
     "assumed",
     "notes",
     "run_hash",
@@ -215,7 +216,7 @@ def print_result(result: Result) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     table = Table(box=None, show_header=False, pad_edge=False)
     for key in SUMMARY:
-        if result.summary.get(key) is not None:
+        if result.summary.get(key) is not None and (key != "error_replies" or result.summary[key]):
             table.add_row(key, _cell(result.summary[key]))
     console.print(table)
     page = Path(result.path) / "report.html"

@@ -12,6 +12,7 @@ from fedsim.errors import MISSING, ConfigError, Problem
 
 if TYPE_CHECKING:
     from fedsim.flower.apps.app import run_app
+    from fedsim.flower.apps.python import grid
     from fedsim.flower.compare.compare import compare_app
     from fedsim.flower.deploy.bypartition import ByPartition
     from fedsim.flower.deploy.client import ServerSide, client_app, server_side
@@ -23,8 +24,10 @@ __all__ = [
     "ServerSide",
     "client_app",
     "compare_app",
+    "grid",
     "run_app",
     "server_side",
+    "simulate",
     "try_deployment",
     "write_app",
 ]
@@ -35,6 +38,7 @@ HOMES = {
     "compare_app": "compare.compare",
     "try_deployment": "deploy.loopback",
     "write_app": "deploy.template",
+    "grid": "apps.python",
     "ByPartition": "deploy.bypartition",
     "ServerSide": "deploy.client",
     "client_app": "deploy.client",
@@ -54,13 +58,12 @@ def check_version(found: str | None) -> None:
     >>> check_version("1.41.0")
     >>> check_version("1.20.0")
     Traceback (most recent call last):
-    fedsim.errors.ConfigError: flwr: 1.20.0: must be at least 1.33; pip install --upgrade 'fedsim[flower]'
+    fedsim.errors.ConfigError: flwr: 1.20.0: must be at least 1.33; pip install 'flwr>=1.33'
     """
+    hint = f"pip install 'flwr>={OLDEST}'"  # not fedsim[flower]: the index has another project of that name
     if found is None:
-        hint = "pip install 'fedsim[flower]'"
         raise ConfigError([Problem("flwr", MISSING, "is not installed, and this needs Flower", hint)])
     if Version(found) < Version(OLDEST):
-        hint = "pip install --upgrade 'fedsim[flower]'"
         raise ConfigError([Problem("flwr", found, f"must be at least {OLDEST}", hint)])
 
 
@@ -72,6 +75,8 @@ def _installed() -> str | None:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "simulate":
+        return importlib.import_module(f"{__name__}.{name}")
     if name in HOMES:
         return getattr(importlib.import_module(f"{__name__}.{HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

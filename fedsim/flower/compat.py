@@ -13,13 +13,14 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp.strategy import Strategy
 from flwr.supercore.run import Run
@@ -32,6 +33,8 @@ from fedsim.running.garbage import settled
 RUN_ID, TASK_ID = 1, 1
 NODE_UNAVAILABLE = int(ErrorCode.NODE_UNAVAILABLE)
 UNAVAILABLE = int(ErrorCode.MESSAGE_UNAVAILABLE)
+GONE = (NODE_UNAVAILABLE, UNAVAILABLE, int(ErrorCode.REPLY_MESSAGE_UNAVAILABLE))
+"""What a SuperLink says in the place of a client."""
 RAISED = int(ErrorCode.CLIENT_APP_RAISED_EXCEPTION)
 DEFAULT_TTL_S = 43_200.0
 
@@ -49,6 +52,24 @@ def name_message(message: Message, message_id: str, src_node_id: int) -> None:
     message.metadata.__dict__["_message_id"] = message_id
     message.metadata.__dict__["_src_node_id"] = src_node_id
     message.metadata.__dict__["_run_id"] = RUN_ID
+
+
+def iso(time_s: float) -> str:
+    """Return a moment as a SuperLink writes it down.
+
+    >>> iso(0.0)
+    '1970-01-01T00:00:00+00:00'
+    """
+    return datetime.fromtimestamp(time_s, UTC).isoformat()
+
+
+def lost_reply(message_id: str, server_id: int, code: int, reason: str) -> Message:
+    """Return what a SuperLink replies to a message by itself."""
+    asked = Message(RecordDict(), server_id, "query")
+    name_message(asked, message_id, server_id)
+    reply = Message(Error(code, reason), reply_to=asked)
+    name_message(reply, f"{message_id}-reply", server_id)
+    return reply
 
 
 def make_context(node_id: int, node_config: dict[str, Any], run_config: dict[str, Any]) -> Context:
@@ -237,20 +258,36 @@ def slow_time(pause: Callable[[float], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def replaced(owner: Any, **functions: Callable[..., Any]) -> Iterator[None]:
+    """Let an object have other methods for a while."""
+    before = {name: vars(owner)[name] for name in functions if name in vars(owner)}
+    vars(owner).update(functions)
+    try:
+        yield
+    finally:
+        for name in functions:
+            delattr(owner, name)
+        vars(owner).update(before)
+
+
+@contextlib.contextmanager
 def observed(
-    on_arrays: Callable[[ArrayRecord], None], on_metrics: Callable[[int, MetricRecord], None]
+    on_arrays: Callable[[ArrayRecord], None],
+    on_metrics: Callable[[int, Mapping[str, Any]], None],
+    on_aggregate: Callable[[str, Mapping[str, Any]], None],
 ) -> Iterator[None]:
     """Watch strategies that a server's own code starts.
 
     Args:
         on_arrays: called with the initial model and after every aggregation.
         on_metrics: called with what the server's own evaluation of a round's model gives.
+        on_aggregate: called with ``train`` or ``evaluate`` and what the strategy makes of the clients' metrics.
     """
     start, signature = Strategy.start, inspect.signature(Strategy.start)
 
     def begin(self: Strategy, *args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(self, *args, **kwargs)
-        given, aggregate = bound.arguments, self.aggregate_train
+        given, aggregate, judge = bound.arguments, self.aggregate_train, self.aggregate_evaluate
         evaluate: Any = given.get("evaluate_fn")
 
         def measure(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -263,16 +300,19 @@ def observed(
             arrays, metrics = aggregate(*args, **kwargs)
             if arrays is not None:
                 on_arrays(arrays)
+            on_aggregate(MessageType.TRAIN, metrics or {})
             return arrays, metrics
+
+        def conclude(*args: Any, **kwargs: Any) -> Any:
+            metrics = judge(*args, **kwargs)
+            on_aggregate(MessageType.EVALUATE, metrics or {})
+            return metrics
 
         if evaluate is not None:
             given["evaluate_fn"] = measure
         on_arrays(given["initial_arrays"])
-        self.aggregate_train = combine  # type: ignore[method-assign]
-        try:
+        with replaced(self, aggregate_train=combine, aggregate_evaluate=conclude):
             return start(*bound.args, **bound.kwargs)
-        finally:
-            del self.aggregate_train
 
     Strategy.start = begin  # type: ignore[method-assign]
     try:

@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import strategy_utils
 
 from fedsim.flower.cohort import online
-from fedsim.flower.gridview import Shown
+from fedsim.flower.gridview import Shown, patient
 from fedsim.flower.records import layout_of, pack, unpack
 from fedsim.learn.deferred import Deferred
 from fedsim.methods.server import Answer, Ask, Reply, Server, trains
@@ -92,7 +92,8 @@ class GridServer(Server):
 
     def receive(self) -> list[Answer]:
         """Wait for the next end of something sent."""
-        replies = list(self.grid.pull_messages(list(self._sent))) if self._sent else []
+        with patient():
+            replies = list(self.grid.pull_messages(list(self._sent))) if self._sent else []
         if not replies:
             pause()
         ended = [(self._sent.pop(reply.metadata.reply_to_message_id), reply) for reply in replies]
@@ -137,7 +138,8 @@ class Hasty(Shown):
         return came[:missing]
 
     def _pull(self) -> list[Message]:
-        replies = list(self.grid.pull_messages(sorted(self._open)))
+        with patient():
+            replies = list(self.grid.pull_messages(sorted(self._open)))
         self._open -= {reply.metadata.reply_to_message_id for reply in replies}
         if not replies:
             pause()

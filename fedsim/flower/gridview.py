@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
+
+_PATIENT = ContextVar("patient", default=False)
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """Let a simulated grid wait for the next reply where there is none yet, not say that there is none."""
+    mark = _PATIENT.set(True)
+    try:
+        yield
+    finally:
+        _PATIENT.reset(mark)
+
+
+def is_patient() -> bool:
+    """Tell whether whoever pulls replies wants to wait for the next one."""
+    return _PATIENT.get()
 
 
 class Shown(Grid):

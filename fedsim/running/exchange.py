@@ -93,21 +93,25 @@ class Exchange:
             self._push(instruction)
         self._idle = 0 if instructions else self._idle
 
-    def next(self, instructions: Sequence[Instruction]) -> list[Instruction]:
+    def next(self, instructions: Sequence[Instruction], timeout_s: float | None = None) -> list[Instruction]:
         """Return those that have ended, in the order of their ends; if there are none yet, wait for the next end.
 
         That may be the end of another one, for which a server looks with another call; then there is nothing to return.
+
+        Args:
+            instructions: what to look for.
+            timeout_s: how many simulated seconds to wait at most; None is for ever.
         """
         if not instructions:
             self.check_idle()
         elif not self._ended(instructions):
-            self._look(frozenset(instructions))
+            self._look(frozenset(instructions), timeout_s)
         return self.take(instructions)
 
-    def _look(self, instructions: frozenset[Instruction]) -> None:
+    def _look(self, instructions: frozenset[Instruction], timeout_s: float | None) -> None:
         """Wait for the next end, unless a server that polls one message after another has yet to come to one."""
         if instructions in self._looked or not self._arrived:
-            self.wait(Wait(set(instructions), self.world.clock.event(), anything=True))
+            self.wait(Wait(set(instructions), self.world.clock.event(), anything=True), timeout_s)
         self._looked.add(instructions)
 
     def all(

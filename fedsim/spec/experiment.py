@@ -328,11 +328,13 @@ class Experiment(Block):
         return self.problem(block, BadValue("name", getattr(owner, "name", ""), rule, DEBUG))
 
 
-def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Experiment:
+def load(
+    source: str | Path | Mapping[str, Any] | Document, overrides: Mapping[str, Any] | None = None
+) -> Experiment:
     """Load an experiment.
 
     Args:
-        source: a YAML file, or the same content as a mapping.
+        source: a YAML file, the same content as a mapping, or a file that has been read.
         overrides: values by dotted key, which replace what the source says; text is read as YAML.
 
     Returns:
@@ -352,8 +354,8 @@ def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | 
     if isinstance(source, Mapping):
         document, stem = Document(data=_plain(source)), "experiment"
     else:
-        document, stem = read(source), Path(source).stem
-        folder = Path(source).absolute().parent
+        document = source if isinstance(source, Document) else read(source)
+        stem, folder = Path(document.name).stem, Path(document.name).absolute().parent
     for key, value in (overrides or {}).items():
         block, _, inner = key.partition(".")
         part = Experiment.model_fields[block].default if block in Experiment.model_fields else None

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from fedsim import parts
+from fedsim.spec.app import App
 from fedsim.spec.experiment import Experiment
 
 HEAD = """# Reference
@@ -24,6 +25,11 @@ A *draw* is a number, or a distribution to draw one from: `{distribution: unifor
 Every number has a range. Counts are at most 2147483647; durations (keys that end in `_s`) are at most 1e11 s, and at
 least 1e-06 s unless they may be 0; all other numbers are at most 1e12. What needs more memory than the machine has is
 refused with an estimate.
+"""
+
+APP = """## What a simulation is told of a Flower app
+
+The block `app` of a world for `fedsim flower run`, or the table `[tool.fedsim]` of the app's pyproject.toml.
 """
 
 SUPPLIED = {
@@ -50,6 +56,8 @@ def markdown() -> str:
     """Return the reference as Markdown."""
     lines = [HEAD, "## The experiment file", "", "| key | default | what |", "| --- | --- | --- |"]
     lines += [f"| `{key}` | {default} | {what} |" for key, default, what in keys(Experiment)]
+    lines += ["", APP, "| key | default | what |", "| --- | --- | --- |"]
+    lines += [f"| `app.{key}` | {default} | {what} |" for key, default, what in keys(App)]
     for kind in parts.KINDS:
         lines += ["", f"## {kind.capitalize()}", "", "| name | parameters | what |", "| --- | --- | --- |"]
         lines += [_row(kind, name) for name in parts.names(kind)]

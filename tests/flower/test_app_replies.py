@@ -79,7 +79,7 @@ def test_examples_that_are_no_number_name_the_client(count, shown, app, tmp_path
         )
     }
     with pytest.raises(RunError, match=rf"num-examples must be a finite number, not \[?{shown}") as caught:
-        run(app("plain", change), tmp_path)
+        run(app("plain", change), tmp_path, app__on_failure="stop")
     assert (caught.value.node, caught.value.round, caught.value.phase) == (1, 1, "train")
 
 
@@ -122,7 +122,9 @@ for _ in range(2):
     ids = [id for node in range(3) for id in grid.push_messages([ask(node)])]
     got = []
     while len(got) < 3:
-        got += grid.pull_messages(ids)
+        came = grid.pull_messages(ids)
+        ids = [id for id in ids if id not in {reply.metadata.reply_to_message_id for reply in came}]
+        got += came
 """,
     )
     result = run(folder, tmp_path, nodes=3)
@@ -169,7 +171,7 @@ def test_the_former_api_names_the_round_of_a_failure(app, tmp_path):
         "client.py": ("        return [(w", "        assert parameters[0].sum() == 0\n        return [(w")
     }
     with pytest.raises(RunError, match="ClientApp raised") as caught:
-        run(app("legacy", change), tmp_path, "num-server-rounds=3")
+        run(app("legacy", change), tmp_path, "num-server-rounds=3", app__on_failure="stop")
     assert caught.value.round == 2
 
 
@@ -286,7 +288,7 @@ def test_what_is_raised_in_a_worker_is_sent_as_text(client, reason, app):
 def test_what_a_worker_raises_stops_the_run_with_its_traceback(app, tmp_path):
     change = {"client.py": ("    target = float", WORKERS.lstrip("\n"))}
     with pytest.raises(RunError, match="ClientApp raised Local: no data") as caught:
-        run(app("plain", change, fedsim="workers = 1"), tmp_path / "runs")
+        run(app("plain", change, fedsim="workers = 1"), tmp_path / "runs", app__on_failure="stop")
     assert caught.value.node == 1
     assert "in a worker process" in str(caught.value.__cause__)
     assert 'raise Local("no data", 2)' in str(caught.value.__cause__)
@@ -311,7 +313,7 @@ def test_the_end_of_one_client_waits_for_no_other(end, reason, app, tmp_path):
     serve(folder, "grid.send_and_receive([ask(node, **{'server-round': 4}) for node in (1, 0)])")
     began = time.perf_counter()
     with pytest.raises(RunError) as caught:
-        run(folder, tmp_path)
+        run(folder, tmp_path, app__on_failure="stop")
     error = caught.value
     assert (error.reason, error.node, error.round, error.phase) == (reason, 1, 4, "train")
     assert error.sim_time_s == 0.005
@@ -334,7 +336,7 @@ def test_a_client_whose_task_was_cancelled_stops_the_run(app, tmp_path):
     """That is no Exception in Python."""
     change = {"client.py": ("    target = float", "    import asyncio\n    raise asyncio.CancelledError")}
     with pytest.raises(RunError, match="the ClientApp raised CancelledError") as caught:
-        run(app("plain", change), tmp_path)
+        run(app("plain", change), tmp_path, app__on_failure="stop")
     assert caught.value.round == 1
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import tomllib
+
 import numpy as np
 import pytest
 import torch
@@ -248,6 +251,63 @@ def test_nodes_are_shown_as_partitions(session):
     assert grid.run == "run"
 
 
+class Deaf(Ids):
+    """Nodes whose ClientApp fails."""
+
+    code = compat.RAISED
+
+    def answer(self, message):
+        return Message(Error(self.code, "cannot pickle"), reply_to=message)
+
+
+def test_clients_that_cannot_say_what_they_hold_end_the_run(session, monkeypatch):
+    monkeypatch.setattr("fedsim.flower.deploy.bypartition.time.sleep", lambda seconds: None)
+    inner = Deaf({9001: 1, 17: 0})
+    told = r"has failed 3 times to say which partition it holds; .*client_app .*\(cannot pickle\)"
+    with pytest.raises(RunError, match=told):
+        ByPartition(inner, 2)
+    assert len(inner.sent) == 6
+
+
+@pytest.mark.parametrize("code", compat.GONE)
+def test_clients_that_are_away_may_come_back(code, session, monkeypatch):
+    """They do at the seventh time."""
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        if len(waits) == 6:
+            inner.answer = lambda message: Ids.answer(inner, message)
+
+    monkeypatch.setattr("fedsim.flower.deploy.bypartition.time.sleep", sleep)
+    inner = Deaf({9001: 1, 17: 0})
+    inner.code = code
+    assert ByPartition(inner, 2).get_node_ids() == [0, 1]
+    assert len(waits) == 6
+
+
+def test_a_written_app_can_be_sent_to_another_process(session):
+    """It answers there as here; Flower's simulation sends it with every message."""
+    one = client_app(model="softmax", data="digits", strategy="fedavg")
+    two = pickle.loads(pickle.dumps(one))
+    side = server_side(model="softmax", data="digits", strategy="fedavg", clients=2)
+    found = []
+    for app in (one, two):
+        context = compat.make_context(0, {"partition-id": 0, "num-partitions": 2}, {})
+        message = Message(
+            RecordDict({"arrays": side.arrays, "config": ConfigRecord({"server-round": 1})}), 0, "train"
+        )
+        found.append(app(message, context).content["arrays"]["1.weight"].numpy())
+        two = pickle.loads(pickle.dumps(app))  # also after its work
+    np.testing.assert_array_equal(*found)
+
+
+def test_a_written_app_names_no_package_of_a_stranger(tmp_path):
+    write_app(tmp_path / "app", "fedavg")
+    written = tomllib.loads((tmp_path / "app" / "pyproject.toml").read_text())
+    assert written["project"]["dependencies"] == ["flwr>=1.41"]
+
+
 def test_a_node_that_does_not_answer_is_not_shown(session):
     inner = Ids({9001: 1, 17: 0})
     inner.mute = {9001}
@@ -368,7 +428,7 @@ def test_an_app_has_a_name_of_its_own(name, owner, tmp_path):
 @pytest.mark.parametrize("name", ["2024", "1e3", "true", ".2"])
 def test_a_name_is_text_whatever_it_looks_like(name, app):
     folder = app("plain", {"pyproject.toml": ('name = "plain"', f'name = "{name}"')})
-    assert read_world(read_project(folder), 2, None, {}).name == name.strip(".")
+    assert read_world(read_project(folder), 2, None, {})[0].name == name.strip(".")
 
 
 def test_a_model_is_saved_row_by_row(tmp_path):

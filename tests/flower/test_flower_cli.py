@@ -60,7 +60,8 @@ def test_a_client_that_raises_is_exit_code_3_with_its_traceback(app, tmp_path):
     change = {
         "client.py": ("    target = float", '    raise ZeroDivisionError("no data")\n    target = float')
     }
-    done = call("run", app("plain", change), "--nodes", 2, "--out", tmp_path / "runs", "--quiet")
+    options = "--on-failure", "stop", "--out", tmp_path / "runs", "--quiet"
+    done = call("run", app("plain", change), "--nodes", 2, *options)
     assert done.exit_code == 3
     assert "round 1, t = 0.000000 s, train: the ClientApp raised ZeroDivisionError: no data" in done.output
     assert 'raise ZeroDivisionError("no data")' in done.output
@@ -68,7 +69,8 @@ def test_a_client_that_raises_is_exit_code_3_with_its_traceback(app, tmp_path):
     assert done.output.splitlines()[-3:] == [
         f"what was recorded is kept in {folder}",
         f"  to look at it:   fedsim report {folder}",
-        f"  to start again:  fedsim flower run {tmp_path / 'plain'} --nodes 2 --out {tmp_path / 'runs'}",
+        f"  to start again:  fedsim flower run {tmp_path / 'plain'} --nodes 2 --set app.on_failure=stop "
+        f"--out {tmp_path / 'runs'}",
     ]
     assert CliRunner().invoke(cli, ["report", str(folder)]).exit_code == 0
     page = (folder / "report.html").read_text()
@@ -88,6 +90,10 @@ def test_what_starts_a_run_again_says_what_it_was_given(app, tmp_path):
         "lr=0.5 num-server-rounds=1",
         "--set",
         "network.latency_ms=7",
+        "--on-failure",
+        "stop",
+        "--node-config",
+        "path='a b' limit=3",
     ]
     done = call("run", app("plain", change), "--nodes", 2, *options, "--out", tmp_path / "runs", "--quiet")
     typed = shlex.split(done.output.splitlines()[-1].partition("again:")[2])

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedsim.cli.app import app as cli
-from fedsim.flower.apps.project import Settings
+from fedsim.spec.app import App
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "flower.md").read_text(encoding="utf-8")
@@ -45,8 +45,8 @@ def test_the_python_prints_what_the_page_says(tmp_path, monkeypatch, capsys):
 
 def test_the_settings_are_the_settings():
     own = tomllib.loads(blocks("toml")[0])["tool"]["fedsim"]
-    assert Settings.model_validate(own).workers == 2
-    assert set(own) == set(Settings.model_fields)
+    assert App.model_validate(own).workers == 2
+    assert set(own) == set(App.model_fields)
 
 
 @pytest.mark.parametrize("program", ["flower-superlink", "flower-supernode", "flwr run"])

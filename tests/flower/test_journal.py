@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import math
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, MetricRecord, RecordDict
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fedsim.errors import RunError
 from fedsim.flower import run_app
-from fedsim.flower.apps.names import Names
-from fedsim.flower.apps.replies import Report, means, numbers
-from fedsim.record.store import Record, read
+from fedsim.record.store import read
 
 CLIENT = """
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
@@ -113,9 +106,9 @@ GROUPS = {
     "one by one": "for message in messages:\n    grid.send_and_receive([message])",
     "pull": """
 ids = grid.push_messages(messages)
-count = 0
-while count < 3:
-    count += len(grid.pull_messages(ids))""",
+while ids:
+    for reply in grid.pull_messages(ids):
+        ids.remove(reply.metadata.reply_to_message_id)""",
 }
 
 
@@ -173,126 +166,93 @@ def test_an_evaluation_without_any_examples_stops_flowers_strategy_in_one_line(l
 
 
 OWN = """
-from fedsim.spec.experiment import Local
-from strategies.server.{module} import {name}
-more = {{"mu": 0.1}} if "{name}" == "FedProx" else {{}}
-{name}(participants=3, local=Local(epochs=1, batch_size=4), **more).start(grid, w, num_rounds=1)
+def largest(contents, key):
+    return MetricRecord({"acc": max(one["metrics"]["acc"] for one in contents), "seen": len(contents)})
+FedAvg(train_metrics_aggr_fn=largest, fraction_evaluate=0.0).start(grid, w, num_rounds=2)
 """
 
 
-@pytest.mark.parametrize(
-    ("module", "name"), [("fedprox", "FedProx"), ("fedavgm", "FedAvgM"), ("fednova", "FedNova")]
-)
-def test_our_own_strategies_say_so_as_well(module, name, lab):
-    with pytest.raises(RunError) as caught:
-        lab(numbers_of([0, 0, 0], [0.1, 0.2, 0.3]), OWN.format(module=module, name=name))
-    told = "clients [0, 1, 2] have replied that they have used 0 examples, so there is no mean by examples"
-    assert caught.value.reason == told
-    assert (caught.value.node, caught.value.round, caught.value.phase) == (3, 1, "aggregate")
-    assert caught.value.sim_time_s == pytest.approx(0.010, abs=1e-3)
+def test_what_a_strategy_aggregates_takes_the_place_of_the_mean(lab):
+    result = lab(numbers_of([0, 900, 100], [0.0, 0.9, 0.5]), OWN)
+    assert result.summary["metrics"] == {"train_acc": 0.9, "train_seen": 3.0}
+    assert read(result.path, "metrics")["round"].tolist() == [1, 1, 2, 2]
 
 
-@given(st.permutations(range(5)), st.sets(st.integers(1, 4)))
-def test_means_depend_neither_on_order_nor_on_groups(order, cuts):
-    reports = [Report(i, [0, 7, 1e-3, 900, 12][i], {"x": [1e9, 0.1, -0.7, 0.3, 1e-9][i]}) for i in range(5)]
-    shuffled = [reports[i] for i in order]
-    bounds = [0, *sorted(cuts), 5]
-    groups = [shuffled[a:b] for a, b in itertools.pairwise(bounds)]
-    exact = means(reports)
-    assert means(itertools.chain(*groups)) == exact
-    weighted = np.average([0.1, -0.7, 0.3, 1e-9], weights=[7, 1e-3, 900, 12])
-    assert exact["x"] == pytest.approx(weighted, rel=1e-12)
+def test_lists_are_recorded_number_by_number(lab):
+    """(1 x 0.5 + 3 x 0.25) / 4 and (1 x 1 + 3 x 0) / 4."""
+    lists = [[0.5, 1.0], [0.25, 0.0]]
+    result = lab(numbers_of([1, 3], lists), 'grid.send_and_receive(ask("evaluate", [0, 1]))')
+    assert result.summary["metrics"] == {"eval_acc_0": 0.3125, "eval_acc_1": 0.25}
 
 
-def test_means_of_what_is_infinite():
-    reports = [Report(i, 1, {"a": value, "b": 1e308}) for i, value in enumerate((math.inf, -math.inf))]
-    found = means(reports)
-    assert math.isnan(found["a"])
-    assert found["b"] == math.inf
+ONE_BY_ONE = """
+for _ in range(2):
+    for node in range(3):
+        grid.send_and_receive([Message(RecordDict({"arrays": w}), node, "train")])
+"""
 
 
-def test_means_without_examples_count_all_alike():
-    assert means(Report(0, None, {"loss": value}) for value in (1.0, 2.0, 6.0)) == {"loss": 3.0}
-    assert means([]) == {}
+def test_clients_that_are_asked_one_by_one_are_one_round(lab):
+    """(300 x 0.9 + 600 x 0.5) / 1000 = 0.57 in both rounds: the second begins with a client that was asked before."""
+    found = read(lab(numbers_of([100, 300, 600], [0.0, 0.9, 0.5]), ONE_BY_ONE).path, "metrics")
+    assert found["round"].tolist() == [1, 2]
+    assert found["value"].tolist() == [pytest.approx(0.57, rel=1e-12)] * 2
 
 
-def test_numbers_leave_out_what_is_none():
-    record = MetricRecord({"num-examples": 2, "list": [1.0, 2.0], "loss": 1.0})
-    former = ConfigRecord({"accuracy": 0.5, "text": "x", "flag": True})
-    assert numbers(RecordDict({"m": record, "fitres.metrics": former})) == {"loss": 1.0, "accuracy": 0.5}
-
-
-# names
-
-
-def test_the_server_and_its_clients_may_use_one_name(lab):
-    """The server's evaluation of rounds 0 to 2 says 0.1 x round, the clients say (1 x 0.2 + 3 x 0.6) / 4."""
-    score = 'lambda round, arrays: MetricRecord({"eval_acc": 0.1 * round, "acc": 1.0})'
-    result = lab(numbers_of([1, 3], [0.2, 0.6]), FEDAVG.format("", score), nodes=2)
-    assert result.summary["metrics"] == {
-        "acc": 1.0,
-        "train_acc": pytest.approx(0.5),
-        "server/eval_acc": pytest.approx(0.2),
-        "clients/evaluate/acc": pytest.approx(0.5),
-    }
-    columns = result.metrics()
-    assert "eval_acc" not in columns
-    assert columns["server/eval_acc"].tolist() == pytest.approx([0.0, 0.1, 0.2])
-    assert columns["clients/evaluate/acc"][1:].tolist() == pytest.approx([0.5, 0.5])
-
-
-def test_one_client_may_send_a_name_with_and_without_its_prefix(lab):
-    result = lab(
-        '{"loss": 1.0 + node, "train_loss": 5.0}',
-        'for round in (1, 2):\n    grid.send_and_receive(ask("train", [0, 1], round))',
-    )
-    assert result.summary["metrics"] == {"clients/train/loss": 1.5, "clients/train/train_loss": 5.0}
-    assert sorted(set(read(result.path, "metrics")["name"].tolist())) == sorted(result.summary["metrics"])
-
-
-def test_two_actions_are_two_sources(lab):
+def test_another_model_is_another_round(lab):
     lines = """
-grid.send_and_receive(ask("evaluate", [0]))
-grid.send_and_receive(ask("evaluate.holdout", [0, 1]))
+for node in range(3):
+    w = ArrayRecord({"w": Array(np.full(4, float(node)))})
+    grid.send_and_receive([Message(RecordDict({"arrays": w}), node, "train")])
 """
-    found = lab('{"acc": float(len(kind) + node), "only": 1.0}', lines).summary["metrics"]
-    assert found["clients/evaluate/acc"] == len("evaluate")
-    assert found["clients/evaluate.holdout/acc"] == len("evaluate.holdout") + 0.5
-    assert "eval_acc" not in found
+    found = read(lab(numbers_of([100, 300, 600], [0.0, 0.9, 0.5]), lines).path, "metrics")
+    assert (found["round"].tolist(), found["value"].tolist()) == ([1, 2, 3], [0.0, 0.9, 0.5])
 
 
-def test_nothing_is_renamed_where_nothing_collides(lab):
-    score = 'lambda round, arrays: MetricRecord({"acc": 1.0, "loss": 0.5})'
-    found = lab(numbers_of([1, 3], [0.2, 0.6]), FEDAVG.format("", score), nodes=2).summary["metrics"]
-    assert sorted(found) == ["acc", "eval_acc", "loss", "train_acc"]
+def test_groups_may_be_counted_from_0_on(lab):
+    lines = """
+for round in range(3):
+    grid.send_and_receive([Message(RecordDict({"arrays": w}), 0, "train", group_id=str(round))])
+"""
+    result = lab(numbers_of([1], [0.5]), lines, nodes=1)
+    assert result.summary["rounds"] == 3
+    assert read(result.path, "metrics")["round"].tolist() == [1, 2, 3]
 
 
-NAMES = st.sampled_from(
-    ["acc", "eval_acc", "train_acc", "eval_eval_acc", "round", "app_round", "server/acc", "holdout/acc"]
+CENTRAL = (
+    "FedAvg(initial_parameters=start,",
+    "FedAvg(evaluate_fn=lambda n, w, c: (2.0 - n, {'rmse': 0.5 * n}), initial_parameters=start,",
 )
-WHOSE = st.sampled_from(["server", "clients/train", "clients/evaluate", "clients/evaluate.holdout"])
 
 
-@given(st.lists(st.tuples(WHOSE, NAMES), max_size=20))
-def test_no_two_numbers_ever_share_a_name(given_names):
-    called = {}  # what each number is called by now
-
-    def rename(old, new):
-        (source,) = [source for source, name in called.items() if name == old]
-        called[source] = new
-
-    names = Names(rename)
-    for source in given_names:
-        called[source] = names.of(*source)
-    assert len(set(called.values())) == len(called)
+def test_the_former_apis_own_evaluation_is_recorded(app, tmp_path):
+    folder = app("legacy", {"server.py": CENTRAL})
+    quiet = {"record.report": False}
+    result = run_app(folder, nodes=2, run_config="num-server-rounds=2", overrides=quiet, out=tmp_path)
+    found = result.metrics()
+    assert found["loss"].tolist() == [2.0, 1.0, 0.0]
+    assert found["rmse"].tolist() == [0.0, 0.5, 1.0]
 
 
-def test_a_metric_that_is_renamed_is_so_everywhere(tmp_path):
-    with Record(tmp_path) as record:
-        record.metric(1, 0, "a", 1.0)
-        record.round(1, 0, 0, 0, 0, 0, 0, 0)
-        record.metric(2, 0, "a", 2.0)
-        record.metric(2, 0, "b", 3.0)
-        record.rename("a", "c")
-        record.metric(3, 0, "a", 4.0)
-    assert read(tmp_path, "metrics")["name"].tolist() == ["c", "c", "b", "a"]
+WORKFLOW = """
+from flwr.server import LegacyContext
+from flwr.server.workflow import DefaultWorkflow
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid, context):
+    made = server_fn(context)
+    DefaultWorkflow()(grid, LegacyContext(context, config=made.config, strategy=made.strategy))
+"""
+
+
+def test_a_workflow_leaves_its_weights(app, tmp_path):
+    """From 0 halfway to the mean of the targets 0 and 1, as with the former API's own server."""
+    folder = app("legacy", {"server.py": ("app = ServerApp(server_fn=server_fn)\n", WORKFLOW)})
+    quiet = {"record.report": False}
+    result = run_app(folder, nodes=2, run_config="num-server-rounds=1", overrides=quiet, out=tmp_path)
+    (weights,) = result.weights().values()
+    np.testing.assert_allclose(weights, np.full(4, 0.25), rtol=1e-6)
+    assert result.summary["rounds"] == 1

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,31 @@ import numpy as np
 from flwr.app import ArrayRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
+from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from fedsim.errors import MISSING, ConfigError, Problem, RunError
 from fedsim.flower import compat
-from fedsim.flower.apps import legacy
+from fedsim.flower.apps import applog, legacy
 from fedsim.flower.apps.client import AppClients, import_seeded
 from fedsim.flower.apps.grid import AppGrid, Ended
 from fedsim.flower.apps.journal import Journal
-from fedsim.flower.apps.project import Project, importable, load_client, load_server, read_project
+from fedsim.flower.apps.project import (
+    FILE,
+    Project,
+    importable,
+    load_client,
+    load_server,
+    pairs,
+    read_project,
+)
 from fedsim.flower.apps.replies import remark
 from fedsim.flower.apps.servertime import ServerTime
 from fedsim.flower.apps.workers import workers_of
-from fedsim.record import weights
+from fedsim.record import store, weights
 from fedsim.record.reports import try_report
 from fedsim.record.result import Result
-from fedsim.record.store import FILE, Record
+from fedsim.record.store import Record
 from fedsim.running import run as runs
 from fedsim.running.build import describe_world
 from fedsim.running.ending import Ending, clock
@@ -39,8 +49,11 @@ from fedsim.running.progress import Progress
 from fedsim.running.servers import warn
 from fedsim.running.threads import limited
 from fedsim.running.topology import make_graph
+from fedsim.spec.app import App
+from fedsim.spec.blocks import Block
 from fedsim.spec.experiment import Experiment, load
-from fedsim.spec.yamlfile import read
+from fedsim.spec.explain import explain
+from fedsim.spec.yamlfile import Document, read
 from fedsim.world import world as worlds
 from fedsim.world.world import World
 
@@ -55,11 +68,13 @@ def run_app(
     path: str | Path,
     *,
     nodes: int,
-    world: str | Path | None = None,
+    world: str | Path | Mapping[str, Any] | None = None,
     run_config: str = "",
+    node_config: str = "",
     overrides: Mapping[str, Any] | None = None,
     out: str | Path = "runs",
     progress: Callable[[Progress], None] | None = None,
+    verbose: bool = False,
 ) -> Result:
     """Run a Flower app in simulated time and leave a folder with its record and a report.
 
@@ -70,12 +85,15 @@ def run_app(
     Args:
         path: the app's folder, with a pyproject.toml.
         nodes: how many clients there are.
-        world: an experiment file with nothing but the world: seed, topology, network, devices, churn, faults and
-            ``stop.sim_time_s``; None is a world without delays.
+        world: an experiment file, or a mapping, with nothing but the world: seed, topology, network, devices, churn,
+            faults and ``stop.sim_time_s``, and the block ``app`` (see :class:`fedsim.spec.app.App`); None takes the
+            table ``[tool.fedsim.world]`` of the app's pyproject.toml, or else a world without delays.
         run_config: values that replace those of the app, such as ``"num-server-rounds=5 lr=0.1"``.
-        overrides: values of the world by dotted key.
+        node_config: values in every client's ``node_config``, such as ``"dataset-path='data.csv'"``.
+        overrides: values of the world and of ``app`` by dotted key.
         out: the folder in which the run gets a folder of its own.
         progress: called after every round.
+        verbose: show the ``INFO`` lines of the app and of Flower, too; they are in ``app.log`` of the run's folder.
 
     Returns:
         The result. Its metrics are those of the strategy's own evaluation by their names, and means over the
@@ -88,28 +106,85 @@ def run_app(
     """
     began = clock()
     project = read_project(path, run_config)
-    experiment = read_world(project, nodes, world, overrides or {})
-    times = ServerTime(project.root)
-    with limited(experiment.compute.threads), importable(project.root), times.kept():
+    overrides = {**(overrides or {}), **_node_config(node_config)}
+    experiment, settings = read_world(project, nodes, world, overrides)
+    project = replace(project, settings=settings)
+    source = Source(project, lambda: load_server(project), lambda: load_client(project))
+    with importable(project.root):
+        try:
+            return simulated(source, experiment, Path(out), began, progress, verbose)
+        except (RunError, KeyboardInterrupt) as error:
+            if hasattr(error, "run_path"):
+                error.again = _command(path, nodes, world, run_config, overrides, out)  # type: ignore[union-attr]
+            raise
+
+
+@dataclass(frozen=True)
+class Source:
+    """A Flower app, and where its halves come from.
+
+    Args:
+        project: what is known of it.
+        server: returns its ServerApp, at the run's start.
+        client: returns its ClientApp, before anything else.
+    """
+
+    project: Project
+    server: Callable[[], ServerApp]
+    client: Callable[[], ClientApp]
+
+
+def simulated(
+    source: Source,
+    experiment: Experiment,
+    out: Path,
+    began: float,
+    progress: Callable[[Progress], None] | None = None,
+    verbose: bool = False,
+) -> Result:
+    """Run a Flower app in the world of an experiment; see :func:`run_app`.
+
+    Args:
+        source: the app.
+        experiment: its world.
+        out: the folder in which the run gets a folder of its own.
+        began: when whoever waits for the run began to wait.
+        progress: called after every round.
+        verbose: show ``INFO`` lines, too.
+
+    Raises:
+        RunError: if the app breaks.
+    """
+    times = ServerTime(source.project.root)
+    with limited(experiment.compute.threads), times.kept():
         with import_seeded(experiment.seed):
-            client = load_client(project)
+            client = source.client()
         place = build(experiment)
-        folder = make_folder(Path(out), experiment, False)
+        folder = make_folder(out, experiment, False)
         ending = Ending(folder, experiment, began)
         try:
-            return _run(project, ending, place, client, progress, times)
+            with applog.kept(folder, place.clock, verbose):
+                return _run(source, ending, place, client, progress, times)
         except (RunError, KeyboardInterrupt) as error:
             ending.add_to(error)
             error.add_note(f"what was recorded is kept in {folder}")
             error.run_path = folder  # type: ignore[union-attr]
-            error.again = _command(path, nodes, world, run_config, overrides or {}, out)  # type: ignore[union-attr]
             raise
+
+
+def _node_config(text: str) -> dict[str, Any]:
+    """Return what ``--node-config`` says; its keys may have dots, so it comes as a whole."""
+    problems: list[Problem | None] = []
+    found = pairs(text, "--node-config", problems)
+    if problems:
+        raise ConfigError([problem for problem in problems if problem is not None])
+    return {"app.node_config": found} if found else {}
 
 
 def _command(
     path: str | Path,
     nodes: int,
-    world: str | Path | None,
+    world: str | Path | Mapping[str, Any] | None,
     run_config: str,
     overrides: Mapping[str, Any],
     out: str | Path,
@@ -129,23 +204,25 @@ def _command(
 
 
 def read_world(
-    project: Project, nodes: int, file: str | Path | None, overrides: Mapping[str, Any]
-) -> Experiment:
-    """Return the experiment that an app makes of a world.
+    project: Project, nodes: int, file: str | Path | Mapping[str, Any] | None, overrides: Mapping[str, Any]
+) -> tuple[Experiment, App]:
+    """Return the experiment that an app makes of a world, and what the simulation is told of the app.
 
     Raises:
         ConfigError: if the world is wrong, or chooses what the app brings itself.
     """
     if nodes < 1:
         raise ConfigError([Problem("--nodes", nodes, "must be at least 1")])
-    document = read(file) if file is not None else None
-    data = document.data if document is not None else {}
+    document = _document(project, file)
+    data, overrides = document.data, dict(overrides)
+    told = {key: overrides.pop(key) for key in list(overrides) if key.partition(".")[0] == "app"}
+    settings = _settings(project, nodes, document, told)
     given = {key for key in FOREIGN if _there(data, key)} | {
         key for key in overrides if any(key == one or key.startswith(f"{one}.") for one in FOREIGN)
     }
     if given:
         rule = "an app brings this itself; a file for it describes the world alone"
-        sources = {key: document.source(tuple(key.split("."))) if document else "" for key in given}
+        sources = {key: document.source(tuple(key.split("."))) for key in given}
         raise ConfigError([Problem(key, MISSING, rule, source=sources[key]) for key in sorted(given)])
     own: dict[str, Any] = {
         "name": f"'{_plain(project.name)}'",  # in quotes, as 2024 and 1e3 are names, too
@@ -160,7 +237,43 @@ def read_world(
         own["stop"] = {"rounds": ENDLESS}  # the app itself knows when it is done
     if "name" in data:
         del own["name"]
-    return load(file if file is not None else {}, {**own, **overrides})
+    return load(document if document.name else data, {**own, **overrides}), settings
+
+
+def _document(project: Project, file: str | Path | Mapping[str, Any] | None) -> Document:
+    """Return the world: a file, a mapping, or what the app's own pyproject.toml says, or nothing."""
+    if isinstance(file, Mapping):
+        return Document(data=copy.deepcopy(dict(file)))
+    if file is not None:
+        return read(file)
+    return Document(str(project.root / FILE), project.world) if project.world else Document()
+
+
+def _settings(project: Project, nodes: int, document: Document, told: Mapping[str, Any]) -> App:
+    """Return what a simulation is told of an app: by its pyproject.toml, the world and the command, in this order."""
+    for key, value in told.items():
+        block = document.data.get("app")
+        before = block.get("node_config") if isinstance(block, Mapping) else None
+        both = isinstance(value, Mapping) and isinstance(before, Mapping)
+        document.set(key, {**before, **value} if both and before else value)
+    given = document.data.pop("app", {})
+    try:
+        found = _Told.model_validate({"app": given}).app
+    except ValidationError as error:
+        whole = Document(document.name, {"app": given}, document.lines, document.overrides)
+        raise ConfigError(explain(_Told, whole, error)) from None
+    said = {name: getattr(found, name) for name in found.model_fields_set}
+    settings = project.settings.model_copy(update=said)
+    for key, value in settings.node_config.items():
+        if isinstance(value, list) and len(value) != nodes:
+            rule = f"has {len(value)} values for {nodes} nodes; give one for all, or one for each"
+            source = document.source(("app", "node_config", key)) or str(project.root / FILE)
+            raise ConfigError([Problem(f"app.node_config.{key}", value, rule, source=source)])
+    return settings
+
+
+class _Told(Block):
+    app: App
 
 
 def _there(data: Mapping[str, Any], key: str) -> bool:
@@ -186,14 +299,14 @@ def build(experiment: Experiment) -> World:
 
 
 def _run(
-    project: Project,
+    source: Source,
     ending: Ending,
     world: World,
     client: ClientApp,
     progress: Callable[[Progress], None] | None,
     times: ServerTime,
 ) -> Result:
-    experiment, folder = ending.experiment, ending.folder
+    experiment, folder, project = ending.experiment, ending.folder, source.project
     with Record(folder) as record, workers_of(project) as workers:
         for table, rows in describe_world(world).items():
             record.write(table, rows)
@@ -207,11 +320,11 @@ def _run(
         limits = experiment.network.detect_s, experiment.stop.sim_time_s
         journal.grid = times.grid = grid = AppGrid(world, clients, *limits, watches=watches)
         try:
-            _drive(project, experiment, grid, journal)
+            _drive(source, experiment, grid, journal)
             weights_hash = save_weights(journal.arrays, ending)
         finally:
             times.grid = None
-            with ending.tried(FILE):
+            with ending.tried(store.FILE):
                 journal.end_round()
                 runs.record_totals(world, record)
                 record.fact("error_replies", [asdict(one) for one in journal.failed])
@@ -225,16 +338,17 @@ def _run(
     return Result(folder, ending.finish(summary, try_report))
 
 
-def _drive(project: Project, experiment: Experiment, grid: AppGrid, journal: Journal) -> None:
+def _drive(source: Source, experiment: Experiment, grid: AppGrid, journal: Journal) -> None:
     """Let the ServerApp run until it returns, or until the simulated time is over."""
+    heard = journal.take, journal.measure, journal.aggregated
     try:
         with (
-            compat.session(experiment.seed, grid.server.id, grid.sleep, logging.WARNING),
-            compat.observed(journal.take, journal.measure),
-            legacy.together(grid, grid.sleep, journal.take),
+            compat.session(experiment.seed, grid.server.id, grid.sleep, logging.INFO),
+            compat.observed(*heard),
+            legacy.together(grid, grid.sleep, *heard),
         ):
-            server: ServerApp = load_server(project)
-            server(grid, compat.make_context(grid.server.id, {}, dict(project.run_config)))
+            server = source.server()
+            server(grid, compat.make_context(grid.server.id, {}, dict(source.project.run_config)))
     except Ended:
         pass
     except RunError as error:

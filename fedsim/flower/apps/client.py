@@ -29,6 +29,8 @@ from fedsim.logs import quiet
 from fedsim.methods.server import trains
 from fedsim.world.clock import Clock
 
+log = logging.getLogger("fedsim")
+
 EXAMPLES = ("num-examples", "num_examples")
 
 
@@ -95,9 +97,7 @@ class AppClients(Watch):
     ) -> None:
         self._app, self._project, self._seed, self._clock, self._pool = app, project, seed, clock, pool
         self._contexts = [
-            compat.make_context(
-                node, {"partition-id": node, "num-partitions": nodes}, dict(project.run_config)
-            )
+            compat.make_context(node, _node_config(project, node, nodes), dict(project.run_config))
             for node in range(nodes)
         ]
         self._visits: Counter[int] = Counter()
@@ -191,6 +191,7 @@ class AppClients(Watch):
 
     def _failed(self, client: int, message: Message, reason: str, cause: BaseException) -> Done:
         if self._project.settings.on_failure == "drop":
+            log.info("client %d: %s", client, reason, exc_info=cause)
             return Done(None, Error(compat.RAISED, reason), self._state(client))
         raise self._error(reason, client, message) from cause
 
@@ -209,6 +210,10 @@ class AppClients(Watch):
         round = named_round(message) if round is None else round
         phase = message.metadata.message_type
         return RunError(reason, client, round if round >= 0 else None, self._clock.now_s, phase)
+
+
+def _node_config(project: Project, node: int, nodes: int) -> dict[str, Any]:
+    return {"partition-id": node, "num-partitions": nodes, **project.settings.of_node(node)}
 
 
 def _reason(error: BaseException) -> str:
@@ -232,6 +237,8 @@ def run_client(app: ClientApp, message: Message, context: Context, key: int) -> 
         reply: Any = app(message, context)
     if not isinstance(reply, Message):
         raise TypeError(f"a ClientApp must return a Message, not {type(reply).__name__}")
+    if reply.metadata.reply_to_message_id != message.metadata.message_id:
+        raise ValueError("a ClientApp must reply to its own message: Message(content, reply_to=message)")
     if reply.has_error():
         return Done(None, reply.error, isolate(context.state))
     examples(reply.content)  # an impossible number is a mistake of this client's

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,11 +12,19 @@ from typing import Any
 from flwr.app import Message
 
 from fedsim.errors import RunError
+from fedsim.flower import compat
+from fedsim.flower.gridview import is_patient
 from fedsim.flower.simulate.grid import SimGrid
 from fedsim.running.exchange import TimeUp
 
 WAITING_LOOKS, BUSY_LOOKS = 1_000, 10_000
 """Looking so often who is online is waiting for somebody to come: with pauses between, and without."""
+
+
+POLL_S = 0.1
+"""How long a server that looks at the clock, but does not sleep, needs from one pull to the next."""
+
+log = logging.getLogger("fedsim")
 
 
 class Ended(BaseException):
@@ -24,7 +34,9 @@ class Ended(BaseException):
 class AppGrid(SimGrid):
     """A grid for a ServerApp, which may catch exceptions, sleep, and start threads; see :class:`SimGrid`.
 
-    ``ended`` is what has ended the run, and None before; every call raises :class:`Ended` from then on.
+    Attributes:
+        ended: what has ended the run, and None before; every call raises :class:`Ended` from then on.
+        keeps_time: whether the server has looked at a clock since it last pulled.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -32,6 +44,10 @@ class AppGrid(SimGrid):
         self.ended: TimeUp | RunError | None = None
         self._thread = threading.get_ident()
         self._looks = self._waits = 0
+        self.keeps_time = False
+        self._members = {node.id for node in self.world.members}
+        self._selfish: set[str] = set()
+        self._vain: tuple[int, set[frozenset[str]]] = (-1, set())
 
     def get_node_ids(self) -> list[int]:
         """Return the clients that are online, sorted, in any thread.
@@ -46,23 +62,105 @@ class AppGrid(SimGrid):
                     self.line.pass_time(self.world.clock.now, trouble)
         return super().get_node_ids()
 
+    @property
+    def run(self) -> Any:
+        """A copy of the description of the run."""
+        return copy.copy(self._run)
+
+    def set_run(self, run: Any) -> None:
+        """Set the description of the run; there is only one.
+
+        Raises:
+            RuntimeError: if it is another one's.
+        """
+        if run.run_id != self._run.run_id:
+            raise RuntimeError(f"Cannot find the run with ID: {run.run_id}")
+        self._run = run
+
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Send messages."""
+        """Send messages.
+
+        Returns:
+            Their ids, with an empty one for a message to a node that does not exist.
+        """
         with self._carried():
             self._looks = self._waits = 0
-            return super().push_messages(messages)
+            sent = list(messages)
+            ids = iter(super().push_messages([one for one in sent if self._is_sent(one)]))
+            return [next(ids) if self._is_member(one) else self._keep(one) for one in sent]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Return the replies that have arrived; if there are none yet, wait for the next one."""
+        """Return the replies that have arrived.
+
+        If there are none, a server may do something else: sleep, or look at the clock. One that asks again at once
+        waits for the next reply; one that keeps time, for a moment.
+        """
         with self._carried():
             self._looks = 0
-            return super().pull_messages(message_ids)
+            ids = list(message_ids)
+            own = [self._unheard(id) for id in ids if id not in self._open]
+            wanted = [self._open[id] for id in ids if id in self._open]
+            kept, self.keeps_time = self.keeps_time, False
+            if not wanted:
+                self.line.check_idle()
+                return own
+            if is_patient():
+                return own + self._next(wanted)
+            replies = self._read(self.line.take(wanted))
+            if replies or not self._asks_again(frozenset(ids)):
+                return own + replies
+            return own + self._next(wanted, POLL_S if kept else None)
+
+    def _asks_again(self, ids: frozenset[str]) -> bool:
+        """Tell whether a server has asked for the same before, and no time has passed since."""
+        now_us = self.world.clock.now
+        if self._vain[0] != now_us:
+            self._vain = now_us, set()
+        again = ids in self._vain[1]
+        self._vain[1].add(ids)
+        return again
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Send messages and wait for the replies."""
+        """Send messages and wait for the replies; one whose timeout is over from the start gets none."""
         with self._carried():
             self._looks = self._waits = 0
-            return super().send_and_receive(messages, timeout=timeout)
+            sent = list(messages)
+            there = [one for one in sent if self._is_sent(one)]
+            own = [self._unheard(self._keep(one)) for one in sent if not self._is_member(one)]
+            if timeout is not None and timeout <= 0:
+                super().push_messages(there)
+                return []
+            return own + (super().send_and_receive(there, timeout=timeout) if there or not own else [])
+
+    def _is_member(self, message: Message) -> bool:
+        return message.metadata.dst_node_id in self._members
+
+    def _is_sent(self, message: Message) -> bool:
+        """Tell whether a message has somewhere to go.
+
+        Raises:
+            ValueError: if a SuperLink would not take it.
+        """
+        if message.metadata.reply_to_message_id or message.metadata.ttl <= 0:
+            raise ValueError(f"Invalid message: {message}")
+        return self._is_member(message)
+
+    def _keep(self, message: Message) -> str:
+        """Take a message that no client will get, and return its id: none, if there is no such node at all."""
+        node = message.metadata.dst_node_id
+        if node != self.server.id:
+            log.warning("a message goes to node %d, but clients are 0 to %d", node, len(self._members) - 1)
+            return ""
+        self._count += 1
+        self._selfish.add(str(self._count))
+        return str(self._count)
+
+    def _unheard(self, id: str) -> Message:
+        """Return what a SuperLink replies where no client does."""
+        if id in self._selfish:
+            self._selfish.remove(id)
+            return compat.lost_reply(id, self.server.id, compat.NODE_UNAVAILABLE, "a server is no client")
+        return compat.lost_reply(id, self.server.id, compat.UNAVAILABLE, "there is no such message any more")
 
     def sleep(self, seconds: float) -> None:
         """Let simulated time pass while too few clients are online."""
@@ -89,7 +187,10 @@ class AppGrid(SimGrid):
             raise Ended(str(self.ended)) from self.ended
         try:
             if threading.get_ident() != self._thread:
-                reason = "the grid may be used from the ServerApp's own thread alone"
+                reason = (
+                    "the grid may be used from the ServerApp's own thread alone; instead of a thread for each client, "
+                    "send all messages with one send_and_receive, or with push_messages and then pull_messages"
+                )
                 raise RunError(reason, self.server.id, sim_time_s=self.world.clock.now_s, phase="server")
             yield
         except (TimeUp, RunError) as error:

@@ -6,14 +6,14 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from flwr.app import ArrayRecord, Message, MessageType, MetricRecord
+from flwr.app import ArrayRecord, Message
 
 from fedsim.errors import few
 from fedsim.flower.apps.names import SERVER, Names, clients
-from fedsim.flower.apps.replies import Report, means
+from fedsim.flower.apps.replies import Report, means, scalars
 from fedsim.flower.simulate.failures import errors
 from fedsim.flower.simulate.grid import SimGrid
 from fedsim.flower.simulate.instruction import Watch, named_round
@@ -32,7 +32,8 @@ class Journal(Watch):
 
     A round is what the messages' configuration calls ``server-round`` (or, with Flower's former API, their group);
     messages that name no round open one whenever the server trains again. Those that it sends one by one, at one
-    moment or as one group, belong together until it has had a reply. What clients report is averaged over all
+    moment or as one group, belong together until it has had a reply, and so do those with one model to one client
+    after the other. What clients report is averaged over all
     replies to one message type that the server has had in a round, in whatever groups it has pulled them.
 
     Args:
@@ -60,26 +61,51 @@ class Journal(Watch):
         self._reports: dict[str, list[Report]] = defaultdict(
             list
         )  # of the round that is open, by message type
+        self._aggregates: dict[str, dict[str, float]] = {}
         self._heard_us = 0
         self._told: set[tuple[str, str]] = set()
         self._last: dict[str, float] = {}
         self._best: float | None = None
         self._group: str | None = None
+        self._model: list[Any] = []
+        self._nodes: set[int] = set()
+        self._first: int | None = None  # what makes 1 of the round that trains first, if it is called 0
         self._began = time.perf_counter()
 
     def sent(self, messages: Sequence[Message]) -> None:
         """Open the round that the messages belong to."""
         first = messages[0].metadata
-        number = named_round(messages[0])
-        if number < 0 and first.message_type.startswith(MessageType.TRAIN):
+        number = self._numbered(messages[0])
+        if number < 0 and trains(first.message_type):
             group = first.group_id or str(self._world.clock.now)
-            number = self.round + (group != self._group)
-            self._group = group
+            number = self.round + self._begins(group, messages)
         if number > self.round:
             if self.round:
                 self.end_round()
             self._average()
             self.round = number
+
+    def _numbered(self, message: Message) -> int:
+        """Return the round that a message names, or -1; an app may count those that train from 0 on."""
+        number = named_round(message)
+        if self._first is None and number >= 0 and trains(message.metadata.message_type):
+            self._first = int(number == 0)
+        return number if number < 0 else number + (self._first or 0)
+
+    def _begins(self, group: str, messages: Sequence[Message]) -> bool:
+        """Tell whether a server that numbers nothing begins a round.
+
+        It goes on with one while it has heard nothing since, or asks others than before with the same model.
+        """
+        nodes = {message.metadata.dst_node_id for message in messages}
+        model = [
+            array.data for record in messages[0].content.array_records.values() for array in record.values()
+        ]
+        goes_on = bool(model) and model == self._model and not nodes & self._nodes
+        same = group == self._group or goes_on
+        self._nodes = nodes | (self._nodes if same else set())
+        self._group, self._model = group, model
+        return not same
 
     def pulled(self, replies: Sequence[Message]) -> None:
         """Take note of what the clients report."""
@@ -95,11 +121,15 @@ class Journal(Watch):
         """Keep the server's model."""
         self.arrays = arrays
 
-    def measure(self, server_round: int, metrics: MetricRecord) -> None:
+    def measure(self, server_round: int, metrics: Mapping[str, Any]) -> None:
         """Write down what the server's own evaluation gives."""
-        for name, value in metrics.items():
-            if isinstance(value, int | float):
-                self._metric(SERVER, name, float(value), server_round, self._world.clock.now)
+        for name, value in scalars(metrics):
+            self._metric(SERVER, name, value, server_round, self._world.clock.now)
+
+    def aggregated(self, kind: str, metrics: Mapping[str, Any]) -> None:
+        """Take note of what the server's strategy makes of its clients' metrics: it replaces the plain means."""
+        self._aggregates[kind] = dict(scalars(metrics))
+        self._heard_us = self._world.clock.now
 
     def end_round(self) -> None:
         """Close the round that is open."""
@@ -147,11 +177,14 @@ class Journal(Watch):
 
     def _average(self) -> None:
         """Write down the means of what the clients have reported in the round that is open."""
-        for kind, reports in sorted(self._reports.items()):
-            self._remark(kind, reports)
-            for name, value in means(reports).items():
+        for kind in sorted({*self._reports, *self._aggregates}):
+            reports = self._reports[kind]
+            if reports:
+                self._remark(kind, reports)
+            for name, value in {**means(reports), **self._aggregates.get(kind, {})}.items():
                 self._metric(clients(kind), name, value, self.round, self._heard_us)
         self._reports.clear()
+        self._aggregates.clear()
 
     def _remark(self, kind: str, reports: Sequence[Report]) -> None:
         """Say, once for each message type, that the examples which clients name are no weights."""

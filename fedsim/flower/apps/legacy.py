@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from flwr.app import ArrayRecord, Message, MessageType, RecordDict
@@ -13,12 +13,21 @@ from flwr.compat.common import recorddict_compat as convert
 from flwr.server import server
 from flwr.server.client_manager import SimpleClientManager
 from flwr.server.compat import app, app_utils
+from flwr.server.workflow import default_workflows
+from flwr.server.workflow.constant import MAIN_PARAMS_RECORD
+from flwr.server.workflow.default_workflows import DefaultWorkflow
 from flwr.serverapp import Grid
+
+from fedsim.flower.compat import replaced
 
 
 @contextlib.contextmanager
 def together(
-    grid: Grid, sleep: Callable[[float], None], on_arrays: Callable[[ArrayRecord], None]
+    grid: Grid,
+    sleep: Callable[[float], None],
+    on_arrays: Callable[[ArrayRecord], None],
+    on_metrics: Callable[[int, Mapping[str, Any]], None],
+    on_aggregate: Callable[[str, Mapping[str, Any]], None],
 ) -> Iterator[None]:
     """Let servers of the former API ask all clients of a round at once, and watch what they learn.
 
@@ -28,7 +37,9 @@ def together(
     Args:
         grid: the grid that they use.
         sleep: lets time pass while too few clients are online.
-        on_arrays: called with the model that a server ends with.
+        on_arrays: called with the model that a server or a workflow ends with.
+        on_metrics: called with what the strategy's own evaluation of a round's model gives.
+        on_aggregate: called with ``train`` or ``evaluate`` and what the strategy makes of the clients' metrics.
     """
 
     def wait_for(manager: Any, num_clients: int, **_: Any) -> bool:
@@ -50,30 +61,72 @@ def together(
 
     def learn_and_show(self: server.Server, *args: Any, **kwargs: Any) -> Any:
         try:
-            return learn(self, *args, **kwargs)
+            with _heard(self.strategy, on_metrics, on_aggregate):
+                return learn(self, *args, **kwargs)
         finally:
             if self.parameters.tensors:
                 on_arrays(convert.parameters_to_arrayrecord(self.parameters, keep_input=True))
+
+    flow = DefaultWorkflow.__call__
+
+    def flow_and_show(self: DefaultWorkflow, grid: Grid, context: Any) -> None:
+        try:
+            with _heard(context.strategy, on_metrics, on_aggregate):
+                flow(self, grid, context)
+        finally:
+            if MAIN_PARAMS_RECORD in context.state:
+                on_arrays(context.state.array_records[MAIN_PARAMS_RECORD])
 
     fit = _asker(grid, MessageType.TRAIN, convert.fitins_to_recorddict, fit_result)
     evaluate = _asker(
         grid, MessageType.EVALUATE, convert.evaluateins_to_recorddict, convert.recorddict_to_evaluateres
     )
-    replaced: list[tuple[Any, str, Any]] = [
+    changes: list[tuple[Any, str, Any]] = [
         (server.Server, "fit", learn_and_show),
+        (DefaultWorkflow, "__call__", flow_and_show),
+        (default_workflows, "start_update_client_manager_thread", register),
         (server, "fit_clients", fit),
         (server, "evaluate_clients", evaluate),
         (app, "start_update_client_manager_thread", register),
         (SimpleClientManager, "wait_for", wait_for),
     ]
-    before = [getattr(owner, name) for owner, name, _ in replaced]
+    before = [getattr(owner, name) for owner, name, _ in changes]
     try:
-        for owner, name, new in replaced:
+        for owner, name, new in changes:
             setattr(owner, name, new)
         yield
     finally:
-        for (owner, name, _), old in zip(replaced, before, strict=True):
+        for (owner, name, _), old in zip(changes, before, strict=True):
             setattr(owner, name, old)
+
+
+@contextlib.contextmanager
+def _heard(
+    strategy: Any,
+    on_metrics: Callable[[int, Mapping[str, Any]], None],
+    on_aggregate: Callable[[str, Mapping[str, Any]], None],
+) -> Iterator[None]:
+    """Listen to what a strategy finds out."""
+    evaluate, aggregate, judge = strategy.evaluate, strategy.aggregate_fit, strategy.aggregate_evaluate
+
+    def measure(server_round: int, parameters: Any) -> Any:
+        found = evaluate(server_round, parameters=parameters)
+        if found is not None:
+            on_metrics(server_round, {"loss": found[0], **found[1]})
+        return found
+
+    def combine(*args: Any, **more: Any) -> Any:
+        parameters, metrics = aggregate(*args, **more)
+        on_aggregate(MessageType.TRAIN, metrics)
+        return parameters, metrics
+
+    def conclude(*args: Any, **more: Any) -> Any:
+        loss, metrics = judge(*args, **more)
+        on_aggregate(MessageType.EVALUATE, metrics if loss is None else {"loss": loss, **metrics})
+        return loss, metrics
+
+    with replaced(strategy, evaluate=measure, aggregate_fit=combine, aggregate_evaluate=conclude):
+        yield
 
 
 def _asker(grid: Grid, kind: str, to_content: Callable[..., Any], from_content: Callable[..., Any]) -> Any:

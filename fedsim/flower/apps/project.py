@@ -9,40 +9,23 @@ import re
 import sys
 import tomllib
 import traceback
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from fedsim.errors import MISSING, ConfigError, Problem, RunError, did_you_mean
-from fedsim.ranges import Count
-from fedsim.spec.blocks import Block
+from fedsim.spec.app import App
+from fedsim.spec.explain import explain
+from fedsim.spec.yamlfile import Document
 
 FILE = "pyproject.toml"
 PAIRS = re.compile(r"""(?:"[^"]*"|'[^']*'|\[[^\]]*\]|[^\s"'\[])+""")
 """What belongs together between spaces; quotes and brackets may hold some."""
-
-
-class Settings(Block):
-    """The table ``[tool.fedsim]`` of an app: what a simulation should know of it."""
-
-    workers: int = Field(
-        default=0,
-        ge=0,
-        le=1024,
-        description="processes for the ClientApps, if they are safe there; 0 is this process",
-    )
-    samples_per_message: Count | None = Field(
-        default=None,
-        description="per-sample gradients that a message costs; null takes the reply's num-examples",
-    )
-    on_failure: Literal["stop", "drop"] = Field(
-        default="stop", description="what a ClientApp that raises does: stop the run, or send an error reply"
-    )
 
 
 @dataclass(frozen=True)
@@ -55,7 +38,8 @@ class Project:
         serverapp: where its ServerApp is, as ``module:attribute``.
         clientapp: where its ClientApp is.
         run_config: what every part of it can read.
-        settings: what a simulation should know of it.
+        settings: what a simulation is told of it, in its table ``[tool.fedsim]``.
+        world: the world that it brings in ``[tool.fedsim.world]``, or nothing.
     """
 
     root: Path
@@ -63,7 +47,8 @@ class Project:
     serverapp: str
     clientapp: str
     run_config: dict[str, Any]
-    settings: Settings
+    settings: App
+    world: dict[str, Any] = field(default_factory=dict)
 
 
 def read_project(root: str | Path, run_config: str = "") -> Project:
@@ -83,12 +68,16 @@ def read_project(root: str | Path, run_config: str = "") -> Project:
     problems = [_reference(path, name, found.get(name, MISSING)) for name in ("serverapp", "clientapp")]
     config = _flat(_inner(path, table, "tool.flwr.app.config"))
     config.update(_changes(run_config, config, problems))
-    settings = _settings(path, _inner(path, table, "tool.fedsim"), problems)
+    world = _inner(path, table, "tool.fedsim.world")
+    told = {key: value for key, value in _inner(path, table, "tool.fedsim").items() if key != "world"}
+    settings = _settings(path, told, problems)
     wrong = [problem for problem in problems if problem is not None]
     if wrong:
         raise ConfigError(wrong)
     name = str(_inner(path, table, "project").get("name", Path(root).resolve().name))
-    return Project(Path(root).resolve(), name, found["serverapp"], found["clientapp"], config, settings)
+    return Project(
+        Path(root).resolve(), name, found["serverapp"], found["clientapp"], config, settings, world
+    )
 
 
 def _toml(path: Path, hint: str = "") -> dict[str, Any]:
@@ -135,37 +124,52 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _changes(text: str, known: Mapping[str, Any], problems: list[Problem | None]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
-    try:
-        is_file = text.endswith(".toml") and "=" not in text
-        table = _toml(Path(text).expanduser()) if is_file else tomllib.loads("\n".join(PAIRS.findall(text)))
-        changes = _flat(table)
-    except ValueError as error:
-        rule = f"must be key=value pairs as in TOML, or one TOML file and nothing else ({error})"
-        problems.append(Problem("--run-config", text, rule))
-    for key, value in changes.items():
+    for key, value in pairs(text, "--run-config", problems).items():
         if key not in known:
-            problems.append(
-                Problem(f"--run-config {key}", value, "the app has no such key", did_you_mean(key, known))
-            )
-        elif isinstance(known[key], float) and type(value) is int:
-            changes[key] = float(value)
-        elif type(value) is not type(known[key]):
-            rule = f"must be of the type of the app's own value, {known[key]!r}"
+            rule, hint = "the app has no such key", did_you_mean(key, known)
+            problems.append(Problem(f"--run-config {key}", value, rule, hint))
+            continue
+        changes[key] = float(value) if isinstance(known[key], float) and type(value) is int else value
+        if _kind(value) is not _kind(known[key]):
+            rule = f"must be of the kind of the app's own value, {known[key]!r}"
             problems.append(Problem(f"--run-config {key}", value, rule))
     return changes
 
 
-def _settings(path: Path, given: dict[str, Any], problems: list[Problem | None]) -> Settings:
+def _kind(value: Any) -> type:
+    """Return the type of a value; all numbers are of one kind, as they are for Flower."""
+    return float if type(value) is int else type(value)
+
+
+def pairs(text: str, option: str, problems: list[Problem | None]) -> dict[str, Any]:
+    """Return what an option says: ``key=value`` pairs between spaces, with values as in TOML, or a TOML file's name.
+
+    Args:
+        text: what the option says.
+        option: its name.
+        problems: gets one more, if the text cannot be read.
+
+    >>> pairs("lr=0.1 opt.name='adam w'", "--run-config", [])
+    {'lr': 0.1, 'opt.name': 'adam w'}
+    """
     try:
-        return Settings.model_validate(given)
+        is_file = text.endswith(".toml") and "=" not in text
+        return _flat(
+            _toml(Path(text).expanduser()) if is_file else tomllib.loads("\n".join(PAIRS.findall(text)))
+        )
+    except ValueError as error:
+        rule = f"must be key=value pairs as in TOML, or one TOML file and nothing else ({error})"
+        problems.append(Problem(option, text, rule, "text stands in quotes of its own: name='x y'"))
+    return {}
+
+
+def _settings(path: Path, given: dict[str, Any], problems: list[Problem | None]) -> App:
+    try:
+        return App.model_validate(given)
     except ValidationError as error:
-        for one in error.errors():
-            key = str(one["loc"][0])
-            unknown = one["type"] == "extra_forbidden"
-            rule = "unknown key" if unknown else one["msg"]
-            hint = did_you_mean(key, Settings.model_fields) if unknown else ""
-            problems.append(Problem(f"tool.fedsim.{key}", one["input"], rule, hint, str(path)))
-    return Settings()
+        found = explain(App, Document(data=given), error)
+        problems += [replace(one, key=f"tool.fedsim.{one.key}", source=str(path)) for one in found]
+    return App()
 
 
 @contextlib.contextmanager
@@ -184,8 +188,10 @@ def importable(root: Path) -> Iterator[None]:
 
 def _is_below(module: Any, root: Path) -> bool:
     """Tell whether a module is an app's own; packages that are installed inside the app's folder are not."""
-    places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
-    paths = [Path(place) for place in places if place is not None]
+    file, folders = getattr(module, "__file__", None), getattr(module, "__path__", ())
+    # What lies in sys.modules need not be a module, and may have anything under these names.
+    places = [file, *(folders if isinstance(folders, Iterable) else ())]
+    paths = [Path(place) for place in places if isinstance(place, str)]
     return any(root in path.parents and "site-packages" not in path.parts for path in paths)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
@@ -76,11 +78,7 @@ def numbers(content: RecordDict) -> dict[str, float]:
     {'metrics/acc': 0.5, 'loss': 1.0, 'tail/acc': 0.75}
     """
     records = {
-        record_name: {
-            key: float(value)
-            for key, value in record.items()
-            if isinstance(value, int | float) and not isinstance(value, bool) and key not in EXAMPLES
-        }
+        record_name: {key: value for key, value in scalars(record) if key not in EXAMPLES}
         for record_name, record in content.items()
         if isinstance(record, MetricRecord)
         or (isinstance(record, ConfigRecord) and record_name.endswith(".metrics"))
@@ -91,6 +89,19 @@ def numbers(content: RecordDict) -> dict[str, float]:
         for record_name, record in records.items()
         for key, value in record.items()
     }
+
+
+def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Yield the numbers of a record by name; those of a list are named by their places.
+
+    >>> dict(scalars({"acc": 1, "of_class": [0.5, 0.25], "who": "me", "ok": True}))
+    {'acc': 1.0, 'of_class_0': 0.5, 'of_class_1': 0.25}
+    """
+    for name, value in record.items():
+        many = isinstance(value, list | tuple)
+        for place, one in enumerate(value if many else [value]):
+            if not isinstance(one, bool) and isinstance(one, Real):  # NumPy's numbers are real, too
+                yield f"{name}_{place}" if many else name, float(one)
 
 
 def remark(replies: Sequence[Message]) -> str:

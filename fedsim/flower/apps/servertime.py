@@ -64,6 +64,8 @@ class ServerTime:
 
     def _read(self) -> int:
         """Return the simulated microseconds; for a server that does nothing but ask for them, they have to pass."""
+        if self.grid is not None:
+            self.grid.keeps_time = True
         now_us = self._now_us()
         last_us, count = self._readings
         count = count + 1 if now_us == last_us else 1

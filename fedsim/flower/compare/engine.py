@@ -76,10 +76,11 @@ class _Server:
             journal.grid = shown  # type: ignore[assignment]  # it counts updates
             with import_seeded(experiment.seed):
                 load_client(project)  # first, as here: the two may share modules
+            heard = journal.take, journal.measure, journal.aggregated
             with (
                 compat.seeded_server(experiment.seed),
-                compat.observed(journal.take, journal.measure),
-                legacy.together(shown, time.sleep, journal.take),  # for their threads have no order
+                compat.observed(*heard),
+                legacy.together(shown, time.sleep, *heard),  # for their threads have no order
             ):
                 load_server(project)(shown, context)
             journal.end_round()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -17,6 +18,8 @@ WHO = "query.partition"
 """The message type that asks a node which partition it holds; :func:`fedsim.flower.client_app` answers it."""
 KEY = "partition-id"
 WAIT_S = 1.0
+TRIES = 3
+"""So often a node may fail to say what it holds."""
 
 log = logging.getLogger("fedsim")
 
@@ -26,7 +29,8 @@ class ByPartition(Shown):
 
     The ids of a deployment are drawn anew by every SuperLink. A strategy that draws its cohorts and sums its replies
     in the order of ids gives the same model every time only if the ids are always the same. Nodes are asked once,
-    when they are first seen; one that does not answer is not shown, and asked again later.
+    when they are first seen; one that does not answer is not shown, and asked again later. One whose ClientApp fails
+    to answer again and again ends the run: :func:`fedsim.flower.client_app` makes one that can.
 
     Args:
         grid: the deployment's, or a simulated one.
@@ -42,6 +46,7 @@ class ByPartition(Shown):
         self._partition: dict[int, int] = {}
         self._node: dict[int, int] = {}
         self._asked: dict[str, int] = {}
+        self._failures: Counter[int] = Counter()
         while len(self.get_node_ids()) < nodes:
             time.sleep(WAIT_S)
 
@@ -79,9 +84,19 @@ class ByPartition(Shown):
         )
         for reply in replies:
             if reply.has_error():
-                log.warning("a node does not say which partition it holds: %s", reply.error.reason)
+                self._failed(reply)
                 continue
             self._know(reply.metadata.src_node_id, int(str(reply.content.config_records["node"][KEY])))
+
+    def _failed(self, reply: Message) -> None:
+        """Take note that a node does not say what it holds; one that has gone may come back, others get no better."""
+        node, why = reply.metadata.src_node_id, reply.error.reason
+        log.warning("a node does not say which partition it holds: %s", why)
+        self._failures[node] += reply.error.code not in compat.GONE
+        if self._failures[node] >= TRIES:
+            hint = "its ClientApp must be one that fedsim.flower.client_app has made"
+            reason = f"node {node} has failed {TRIES} times to say which partition it holds; {hint} ({why})"
+            raise RunError(reason, phase=WHO)
 
     def _know(self, node: int, partition: int) -> None:
         known = self._node.get(partition)

@@ -77,6 +77,10 @@ class _Blocks:
     expert: Mapping[str, Any]
     beside: str | None = None
 
+    def __hash__(self) -> int:
+        """Return a number that follows from all that is written in the blocks."""
+        return hash(repr(self))
+
     def experiment(self, clients: int) -> Experiment:
         """Return the experiment with so many clients, computed as a deployed client computes."""
         data = {"name": self.data} if isinstance(self.data, str) else dict(self.data)
@@ -100,7 +104,6 @@ class BuiltinApp(ClientApp):
     def __init__(self, blocks: _Blocks) -> None:
         super().__init__()
         self._blocks = blocks
-        self._clients = functools.cache(self._make)
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer one message."""
@@ -108,20 +111,23 @@ class BuiltinApp(ClientApp):
         partition, partitions = _place(context)
         if kind == WHO:
             return Message(RecordDict({"node": ConfigRecord({KEY: partition})}), reply_to=message)
-        clients = self._clients(partitions)
+        clients = _make(self._blocks, partitions)
         if kind not in {MessageType.EVALUATE, *clients.local.queries, *clients.local.updates}:
             return super().__call__(message, context)
         with limited(1):
             return Message(_answer(clients, partition, message, context.state), reply_to=message)
 
-    def _make(self, partitions: int) -> BuiltinClients:
-        experiment = self._blocks.experiment(partitions)
-        strategy = make_strategy(experiment)
-        with limited(1):
-            learner, _, _ = learning.build(experiment)
-        check_deployed(experiment, strategy, learner.engine.task)
-        queries: Mapping[str, Query] = getattr(strategy, "queries", {})
-        return BuiltinClients(learner, updates_of(strategy, experiment), queries)
+
+@functools.lru_cache(maxsize=2)
+def _make(blocks: _Blocks, partitions: int) -> BuiltinClients:
+    """Make what answers, once in a process: Flower's simulation sends the app to it with every message."""
+    experiment = blocks.experiment(partitions)
+    strategy = make_strategy(experiment)
+    with limited(1):
+        learner, _, _ = learning.build(experiment)
+    check_deployed(experiment, strategy, learner.engine.task)
+    queries: Mapping[str, Query] = getattr(strategy, "queries", {})
+    return BuiltinClients(learner, updates_of(strategy, experiment), queries)
 
 
 def _answer(clients: BuiltinClients, partition: int, message: Message, state: RecordDict) -> RecordDict:

@@ -112,7 +112,7 @@ class SimGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies that have arrived; if there are none yet, wait for the next one."""
-        return self._read(self.line.next([self._open[id] for id in message_ids if id in self._open]))
+        return self._next([self._open[id] for id in message_ids if id in self._open])
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """Send messages and wait for the replies.
@@ -138,6 +138,9 @@ class SimGrid(Grid):
         """
         self.line.sleep(seconds)
 
+    def _next(self, wanted: Sequence[Instruction], timeout_s: float | None = None) -> list[Message]:
+        return self._read(self.line.next(wanted, timeout_s))
+
     def _watch(self, made: Sequence[Instruction]) -> None:
         for watch in self._watches if made else ():
             watch.sent([one.payload for one in made])
@@ -156,6 +159,7 @@ class SimGrid(Grid):
         copy = Message(content, node.id, about.message_type, ttl=about.ttl, group_id=about.group_id)
         for one in (message, copy):
             compat.name_message(one, id, self.server.id)
+        copy.metadata.delivered_at = compat.iso(copy.metadata.created_at)
         ttl_s = about.ttl if about.ttl < compat.DEFAULT_TTL_S else None
         made = Instruction(node, copy, wire_bytes(content), round, trains(about.message_type), ttl_s)
         self._open[id] = made
