@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -95,7 +96,7 @@ def outline(
 def _prepared(
     source: Source, overrides: Mapping[str, Any] | None, more: Mapping[str, Any], dry: bool
 ) -> Setup:
-    setup: Setup = _beginning().prepare(_load(source, {**(overrides or {}), **_dotted(more)}), dry)
+    setup: Setup = _late("running.begin").prepare(_load(source, {**(overrides or {}), **_dotted(more)}), dry)
     return setup
 
 
@@ -158,7 +159,7 @@ def run(
     began = clock()
     experiment = _load(source, {**(overrides or {}), **_dotted(more)})
     folder = store or os.environ.get("FEDSIM_STORE")
-    begin = _beginning()
+    begin = _late("running.begin")
     reuse = begin.Reuse(Path(folder), store_gb) if folder else None
     result: Result = begin.fresh(experiment, Path(out), timing_only, progress, began, reuse)
     return result
@@ -192,7 +193,7 @@ def retime(
     if not held:
         rule = "must be the folder in which the run has left its values"
         raise ConfigError([Problem("store", MISSING, rule, "give --store, or set FEDSIM_STORE")])
-    begin = _beginning()
+    begin = _late("running.begin")
     reuse = begin.Reuse(Path(held), only=True)
     result: Result = begin.fresh(_load(file, overrides), Path(out), False, progress, began, reuse)
     return result
@@ -237,7 +238,7 @@ def resume(
         experiment = _load(file, overrides)
         changes = {f"stop.{key}": _longer(experiment, key, more) for key, more in (extend or {}).items()}
         experiment = _load(file, {**(overrides or {}), **changes})
-        result: Result = _beginning().again(Path(folder), experiment, progress, began, bool(extend))
+        result: Result = _late("running.begin").again(Path(folder), experiment, progress, began, bool(extend))
         return result
 
 
@@ -319,14 +320,14 @@ def compare(
     Raises:
         ConfigError: if the runs cannot be compared so.
     """
-    from fedsim.study.page import shown  # loads scipy and matplotlib, which take long
-
     said = sweeps.wishes(Path(runs[0])) if len(runs) == 1 else studies.Compare()
     if target is None and metric is None and said.target:
         metric, target = next(iter(said.target.items()))
     found = tables.runs(*runs)
     by = by or (said.by if said.by in found[0].settings else next(iter(found[0].settings)))
-    return shown(found, by, metric, target, x or said.x, baseline or said.baseline)
+    asked = by, metric, target, x or said.x, baseline or said.baseline
+    comparison: Shown = _late("study.page").shown(found, *asked)
+    return comparison
 
 
 def happened(
@@ -355,10 +356,9 @@ def export(run: str | Path, out: str | Path | None = None, form: Any = "csv") ->
         return _export(run, Path(run) / "export" if out is None else out, form)
 
 
-def _beginning() -> ModuleType:
-    from fedsim.running import begin  # loads torch
-
-    return begin
+def _late(name: str) -> ModuleType:
+    """Return a module that takes long to load, and that not every call needs."""
+    return importlib.import_module(f"fedsim.{name}")
 
 
 @contextmanager
