@@ -95,7 +95,8 @@ def _check_samples(x_key: str, x: Tensor, y_key: str, y: Tensor) -> None:
 
 def _first_bad(x: Tensor) -> int:
     """Return the position of the first sample with NaN or infinity."""
-    return 0 if x.is_complex() else int((~x.isfinite()).flatten(1).any(1).nonzero()[0]) if x.dim() > 1 else 0
+    bad = ~x.isfinite().reshape(len(x), -1).all(1)
+    return int(bad.nonzero()[0]) if bool(bad.any()) else 0
 
 
 def _check_targets(key: str, y: Tensor, classes: int) -> None:
