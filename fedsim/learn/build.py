@@ -18,6 +18,7 @@ from fedsim.errors import MISSING, BadValue, FedsimError
 from fedsim.learn.augment import augmentation
 from fedsim.learn.curriculum.expert import Judge
 from fedsim.learn.data.datasets import Dataset
+from fedsim.learn.draws import seeded
 from fedsim.learn.engines import Shard
 from fedsim.learn.engines.choose import choose
 from fedsim.learn.engines.workers import shared
@@ -26,6 +27,7 @@ from fedsim.learn.losses import Loss, cross_entropy, loss_of
 from fedsim.learn.measured import metrics_of
 from fedsim.learn.models import builtin as models
 from fedsim.learn.raised import passes, told
+from fedsim.learn.sampling import batch_width
 from fedsim.learn.schedules import schedule
 from fedsim.learn.task import Task
 from fedsim.learn.trial import tried
@@ -66,6 +68,7 @@ def build(experiment: Experiment, dry: bool = False) -> tuple[Learner, Dataset, 
     difficulty = functools.cache(lambda: _cast(torch.from_numpy(losses()), task))
     shares = [torch.from_numpy(own).to(device) for own in owned]
     shard = Shard(cast[0], cast[1], shares, difficulty, (cast[2], cast[3]))
+    _check_last_batches(experiment, task, shard)
     with experiment.blame("compute"):
         engine, reason = choose(task, shard, settings.engine, settings.slots, experiment.folder)
     log.info("engine: %s (%s)", engine.name, reason)
@@ -76,6 +79,24 @@ def build(experiment: Experiment, dry: bool = False) -> tuple[Learner, Dataset, 
     best = _optimum(dataset, task)
     learner = Learner(engine, cast[2], cast[3], seed, chunk, dry, optimum=best, schedule=rates, why=reason)
     return learner, dataset, owned
+
+
+def _check_last_batches(experiment: Experiment, task: Task, shard: Shard) -> None:
+    """Refuse clients that end a pass with one sample, where the model cannot train on one alone."""
+    local = experiment.strategy.local
+    for client, samples in enumerate(shard.sizes if task.mixes else ()):
+        width = batch_width(local, samples)
+        reached = local.steps is None or local.steps >= -(-samples // width)
+        if (samples - 1) % width or not reached:
+            continue
+        try:
+            with seeded(0, task.device), torch.no_grad():
+                task.predict(task.initial, shard.x[:1], training=True)
+        except Exception as error:
+            rule = f"leaves client {client} ({samples} samples) a batch of 1, on which the model fails: {told(error)}"
+            with experiment.blame("strategy"):
+                raise BadValue("local.batch_size", local.batch_size, rule, "take another one") from error
+        return
 
 
 def _optimum(dataset: Dataset, task: Task) -> Tensor | None:

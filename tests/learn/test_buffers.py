@@ -217,3 +217,28 @@ def test_padding_never_reaches_batch_statistics():
     batch = Batch(x, torch.tensor([0, 1]), torch.ones(2, dtype=torch.float64))
     *_, after = task.carried(task.initial[: task.trained], batch, task.start)
     assert after.tolist() == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("local", "fails"),
+    [
+        ({"batch_size": 7}, True),
+        ({"batch_size": 1}, True),
+        ({"batch_size": 3}, False),
+        ({"batch_size": 7, "epochs": None, "steps": 1}, False),  # the last batch of the pass is not reached
+        ({"batch_size": 7, "epochs": None, "steps": 2}, True),
+        ({"batch_size": None}, False),
+    ],
+)
+def test_a_batch_of_one_that_the_model_cannot_do_is_told_before_the_run(local, fails):
+    given = experiment(model="tests.learn.odd_models:batch_norm", local=local)
+    if not fails:
+        fedsim.check(given)
+        return
+    words = (
+        r"^strategy\.local\.batch_size: \d: leaves client 0 \(8 samples\) a batch of 1, .*more than 1 value"
+    )
+    with pytest.raises(ConfigError, match=words) as caught:
+        fedsim.check(given)
+    assert len(str(caught.value).splitlines()) == 1
+    fedsim.check(experiment(local=local))  # others have nothing against one sample

@@ -83,7 +83,7 @@ def test_a_dataset_is_frozen():
         ("y", {"classes": 0, "loss": "half_square"}, "targets must be finite floating-point"),
         ("classes", {"classes": 0}, "at least 2 classes"),
         ("classes", {"classes": 1}, "at least 2 classes"),
-        ("classes", {"classes": 1, "loss": "half_square"}, "half_square needs 0"),
+        ("classes", {"classes": 1, "loss": "half_square"}, "all others need 0"),
         ("loss", {"loss": "crossentropy"}, "did you mean cross_entropy"),
         ("groups", {"groups": np.array([0, 1])}, "one group for each of the 3 samples"),
         ("groups", {"groups": np.array([0, 2, 2])}, "numbered 0 to 1 without a gap"),
