@@ -42,7 +42,7 @@ SUPPLIED = {
     "timeout_s",
     "select",
 }
-SUPPLIED |= {"node", "world", "beside"}
+SUPPLIED |= {"node", "world", "beside", "has_server"}
 """Parameters that the engine fills in, or that have a key of their own in the experiment file."""
 
 

@@ -15,7 +15,7 @@ from fedsim.spec.experiment import Draw, Experiment
 from fedsim.spec.yamlfile import Steps
 from fedsim.world.clock import MICRO, Clock, Process, micros
 from fedsim.world.devices import Kit, kits
-from fedsim.world.graph import Graph
+from fedsim.world.graph import Graph, members
 from fedsim.world.log import EventLog
 from fedsim.world.net.matrix import Matrix, note, read
 from fedsim.world.net.network import Access, Network
@@ -113,7 +113,8 @@ def build(experiment: Experiment, graph: Graph, server: bool) -> World:
 
     Args:
         experiment: the experiment.
-        graph: nodes 0 to n-1; edges may have ``latency_ms`` and ``mbps``, which win over the experiment's.
+        graph: nodes 0 to n-1, and routers after them; edges may have ``latency_ms`` and ``mbps``, which win over the
+            experiment's.
         server: whether the last node is a server.
 
     Returns:
@@ -121,7 +122,7 @@ def build(experiment: Experiment, graph: Graph, server: bool) -> World:
     """
     clock = Clock()
     log = EventLog(clock)
-    seed, size = experiment.seed, graph.number_of_nodes()
+    seed, size = experiment.seed, len(members(graph))
     clock.expect(size)
     settings = experiment.network
     with experiment.blame("network"):
