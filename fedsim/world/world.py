@@ -131,7 +131,8 @@ def build(experiment: Experiment, graph: Graph, server: bool) -> World:
             if any("latency_ms" in edge for *_, edge in graph.edges(data=True)):
                 rule = f"the topology {experiment.topology.name} gives its links latency_ms as well"
                 raise BadValue("latency_matrix", settings.latency_matrix, rule, "take one of the two")
-            matrix = read(settings.latency_matrix, settings.latency_unit)
+            form = settings.latency_unit, settings.latency_in, settings.latency_missing
+            matrix = read(settings.latency_matrix, *form)
             notes = [note(settings.latency_matrix, settings.latency_unit, matrix)]
         if server and settings.server.site is not None:
             if matrix is None:
