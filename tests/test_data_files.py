@@ -25,6 +25,7 @@ READERS = {
     "data.path, leaf": ({"data": {"name": "leaf", "of": "femnist", "clients": 3}}, ".json"),
     "data.path, tff": ({"data": {"name": "tff", "x": "x", "y": "y", "clients": 3}}, ".h5"),
     "topology.path": ({"topology": {"name": "file"}}, ".graphml"),
+    "topology.path, backbone": ({"topology": {"name": "backbone"}}, ".gml"),
     "topology.path, edges": ({"topology": {"name": "file"}}, ".edges"),
     "network.latency_matrix": ({"network": {"latency_unit": "one_way"}}, ".csv"),
     "devices.trace": ({"devices": {}}, ".csv"),
@@ -137,4 +138,8 @@ def test_every_part_that_reads_files_is_here():
     datasets = {"mnist", "fashion-mnist", "emnist", "cifar10", "cifar100", "noisy"}
     datasets |= {"arrays", "table", "folder", "leaf", "tff"}
     datasets |= {"huggingface", "torchvision"}  # whose libraries need not be there; see test_client_files.py
-    assert reads == {f"datasets.{name}" for name in datasets} | {"topologies.file", "churn.trace"}
+    assert reads == {f"datasets.{name}" for name in datasets} | {
+        "topologies.file",
+        "topologies.backbone",
+        "churn.trace",
+    }

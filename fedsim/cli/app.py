@@ -178,11 +178,17 @@ def check(
 @app.command("list")
 def list_parts(
     kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help=f"One of {', '.join(KINDS)}.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A part of that kind, or a dotted path to one.")
+    ] = None,
 ) -> None:
-    """List the installed parts of a kind, or of all kinds."""
+    """List the installed parts of a kind, or of all kinds, or what one part takes."""
     with show.explained():
         if kind is not None and kind not in KINDS:
             raise ConfigError([Problem("list", kind, "no such kind of part", did_you_mean(kind, KINDS))])
+        if kind is not None and name is not None:
+            show.part(kind, name)
+            return
         for one in [kind] if kind else KINDS:
             rows = api.parts(one)
             width = max((len(name) for name, _ in rows), default=0)

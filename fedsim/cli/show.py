@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,9 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Column, Table
 
-from fedsim.errors import ConfigError, Problem, RunError
+from fedsim import parts
+from fedsim.errors import BadValue, ConfigError, Problem, RunError
+from fedsim.spec import about
 
 if TYPE_CHECKING:
     from fedsim.api import Progress, Result
@@ -132,6 +135,28 @@ def _kept(error: BaseException) -> None:
             say(f"  to go on:        {error.go_on}")
         again = getattr(error, "again", f"fedsim run {Path(path) / 'experiment.yaml'}")
         say(f"  to start again:  {again}")
+
+
+def part(kind: str, name: str) -> None:
+    """Print what a part takes: each parameter with what it must be, its default and its meaning, and an example.
+
+    Raises:
+        ConfigError: if there is no such part.
+    """
+    try:
+        rows, text = about.parameters(kind, name), about.example(kind, name)
+    except BadValue as error:
+        problem = Problem(f"list {kind}", error.value, error.rule, error.hint)
+        raise ConfigError([problem]) from error
+    typer.echo(f"{name}: {parts.summary(kind, name)}\n")
+    for row in rows:
+        typer.echo(
+            f"  {row.name}: {row.what}; {row.default if row.default == 'required' else f'default {row.default}'}"
+        )
+        for line in textwrap.wrap(row.meaning, 100):
+            typer.echo(f"      {line}")
+    typer.echo("" if rows else "  no parameters\n")
+    typer.echo(f"Example:\n{textwrap.indent(text, '  ')}".rstrip())
 
 
 def say(text: str) -> None:

@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fedsim.errors import MISSING, BadValue, FedsimError
 from fedsim.learn.augment import augmentation
 from fedsim.learn.curriculum.expert import Judge
 from fedsim.learn.data.datasets import Dataset
+from fedsim.learn.data.partition import Some
 from fedsim.learn.draws import seeded
 from fedsim.learn.engines import Shard
 from fedsim.learn.engines.choose import choose
@@ -63,6 +65,7 @@ def build(experiment: Experiment, dry: bool = False) -> tuple[Learner, Dataset, 
             return judge().losses
 
     owned = deal(experiment, dataset, losses)
+    dataset = _with_note(dataset, owned, experiment.data.partition.name)
     cast = [_cast(values, task) for values in (dataset.x, dataset.y, dataset.x_test, dataset.y_test)]
     _check_measure(experiment, task)
     difficulty = functools.cache(lambda: _cast(torch.from_numpy(losses()), task))
@@ -97,6 +100,17 @@ def _check_last_batches(experiment: Experiment, task: Task, shard: Shard) -> Non
             with experiment.blame("strategy"):
                 raise BadValue("local.batch_size", local.batch_size, rule, "take another one") from error
         return
+
+
+def _with_note(dataset: Dataset, owned: list[np.ndarray], partition: str) -> Dataset:
+    """Say how many samples belong to nobody."""
+    samples = len(dataset.y)
+    nobody = samples - sum(map(len, owned))
+    if not nobody:
+        return dataset
+    said = f"{nobody:,} of the {samples:,} training samples belong to nobody, as the partition {partition} has it"
+    log.warning(said)
+    return replace(dataset, note="; ".join(filter(None, (dataset.note, said))))
 
 
 def _optimum(dataset: Dataset, task: Task) -> Tensor | None:
@@ -234,7 +248,9 @@ def _check_deal(name: str, dealt: Any, clients: int, samples: int) -> list[np.nd
     if len(owned) != clients or any(own.size == 0 for own in owned):
         raise BadValue("name", name, f"must give each of the {clients} clients at least one sample")
     together = np.concatenate([own.reshape(-1) for own in owned])
-    if together.dtype.kind not in "iu" or not np.array_equal(np.sort(together), np.arange(samples)):
+    kind = together.dtype.kind in "iu" and 0 <= together.min() <= together.max() < samples
+    whole = len(together) == samples or isinstance(dealt, Some)
+    if not (kind and whole and len(np.unique(together)) == len(together)):
         raise BadValue("name", name, f"must give each of the {samples} samples to exactly one client")
     return [own.reshape(-1).astype(np.int64) for own in owned]
 

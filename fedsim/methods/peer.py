@@ -15,7 +15,7 @@ from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Learner, Place
 from fedsim.learn.local import LocalUpdate
 from fedsim.world.clock import Process, micros
-from fedsim.world.graph import Graph, receivers, rounds, senders
+from fedsim.world.graph import Graph, receivers, rounds, senders, talk
 from fedsim.world.net.network import Message
 from fedsim.world.node import Node
 from fedsim.world.world import World
@@ -106,7 +106,7 @@ class Peer:
 
     def __init__(self, node: Node, run: Host) -> None:
         self.node, self.id = node, node.id
-        self._graph = run.world.network.graph
+        self._graph = talk(run.world.network.graph)
         self._changes = rounds(self._graph) != (self._graph,)
         self.neighbours = sorted(self._graph[node.id])
         self.finished = self.sleeping = 0

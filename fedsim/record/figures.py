@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -17,8 +18,10 @@ from fedsim.errors import BadValue
 from fedsim.record.curriculum import curriculum, pace
 from fedsim.record.curves import curves, durations, is_loss, loss, progress, quality, views
 from fedsim.record.files import own_folder, replaced
+from fedsim.record.maps import network_map
 from fedsim.record.nodes import hours, labels, topology, traffic, utilisation
 from fedsim.record.numbers import changing, numbers
+from fedsim.record.schema import Place
 from fedsim.record.spans import activity
 from fedsim.record.store import Table, facts, faults, read, wide
 from fedsim.record.style import STYLE
@@ -33,6 +36,7 @@ __all__ = [
     "hours",
     "labels",
     "loss",
+    "map",
     "node_timeline",
     "numbers",
     "pace",
@@ -93,7 +97,7 @@ def _figures(run: Path) -> Iterator[tuple[str, Figure]]:
     if (rounds["round"] > 0).any():
         yield "durations", durations(rounds, broken)
     if len(edges["a"]):
-        yield "topology", topology(edges, nodes)
+        yield from _topology(run, edges, nodes, known.get("places"))
     if (presence["time_us"] > 0).any() or (presence["online"] == 0).any():
         yield "availability", availability(presence, nodes, end_us, broken)
     yield from _timelines(run, tables, broken, end_us)
@@ -108,6 +112,13 @@ def _figures(run: Path) -> Iterator[tuple[str, Figure]]:
     yield from _of_strategies(tables, known.get("difficulty_of_clients"), broken, end_us)
     if changing(table):
         yield "numbers", numbers(metrics, rounds)
+
+
+def _topology(run: Path, edges: Table, nodes: Table, places: Any) -> Iterator[tuple[str, Figure]]:
+    yield "topology", topology(edges, nodes)
+    if places:
+        known = [Place.model_validate(place) for place in places]
+        yield "map", network_map(known, edges, read(run, "links"), nodes)
 
 
 def _of_strategies(

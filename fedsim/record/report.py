@@ -40,6 +40,7 @@ TITLES = {
     "traffic": "Bytes per node",
     "hours": "What the nodes did with their time",
     "topology": "Topology",
+    "map": "Where everybody is",
     "labels": "Labels of each client",
     "pace": "Pace of the samples",
     "curriculum": "Curriculum of the clients",
@@ -64,6 +65,8 @@ REMARKS = {
     "hours": "Work counts as wasted when it was broken off, or when the server that had asked for it did not use what "
     "came of it; what peers make of each other's work is not followed. An idle node is online and does not compute: it "
     "sends, receives or waits. What is missing to 100% is absence.",
+    "map": "Sites, the larger the more clients or peers are there; orange is the server's. The wider a link, the "
+    "more it carried.",
     "utilisation": "The share of the run in which at least one transfer was under way, latency included.",
 }
 """What a figure needs said beside its title."""

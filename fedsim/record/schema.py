@@ -69,6 +69,18 @@ class Pace(BaseModel):
     end: float | None = None
 
 
+class Place(BaseModel):
+    """Where a node is, in degrees; a router is no client, peer or server."""
+
+    model_config = ConfigDict(strict=True)
+
+    node: int
+    name: str
+    longitude: float
+    latitude: float
+    router: bool = False
+
+
 class Facts(BaseModel):
     """The facts that the report and the figures use; a record may hold others, of any kind."""
 
@@ -87,6 +99,7 @@ class Facts(BaseModel):
     difficulty_unit: str | None = None
     difficulty_of_clients: list[float | None] | None = None
     pace: Pace | None = None
+    places: list[Place] | None = None
 
 
 class Summary(BaseModel):

@@ -313,6 +313,18 @@ def ordering(setup: Setup) -> dict[str, Any]:
     return found
 
 
+def places(graph: Graph) -> list[dict[str, Any]]:
+    """Return where nodes are, as far as the topology says so."""
+    found = []
+    for node in sorted(graph):
+        known: dict[str, Any] = graph.nodes[node]
+        if "longitude" in known and "latitude" in known:
+            place = {key: float(known[key]) for key in ("longitude", "latitude")}
+            router = bool(known.get("router"))
+            found.append({"node": node, "name": str(known.get("name", node)), "router": router, **place})
+    return found
+
+
 def _judge(setup: Setup) -> str:
     """Say who tells how hard samples are: whom the partition asked, the data, or an expert that is used anyway."""
     partition, local = setup.experiment.data.partition, setup.experiment.strategy.local.paced

@@ -17,6 +17,7 @@ from fedsim.methods.peer import Peer, PeerStrategy
 from fedsim.running.observer import SYSTEM, Observer
 from fedsim.world import scene
 from fedsim.world.clock import Process, micros
+from fedsim.world.graph import talk
 from fedsim.world.node import Node
 from fedsim.world.world import World
 
@@ -89,7 +90,7 @@ class PeerRun:
 
     def _run(self) -> None:
         clock, limit_s = self.world.clock, self.observer.experiment.stop.sim_time_s
-        self.strategy.setup(self.world.network.graph)
+        self.strategy.setup(talk(self.world.network.graph))
         for name, value in self.strategy.facts().items():
             self.observer.record.fact(name, value)
         models = self.latest

@@ -19,7 +19,7 @@ from fedsim.record import weights
 from fedsim.record.reports import try_report
 from fedsim.record.result import Result
 from fedsim.record.store import FILE, Record
-from fedsim.running.build import Setup, adapter, describe, ordering
+from fedsim.running.build import Setup, adapter, describe, ordering, places
 from fedsim.running.checkpoint import Keeper
 from fedsim.running.ending import Ending
 from fedsim.running.garbage import settled
@@ -124,6 +124,9 @@ def _record_start(setup: Setup, record: Any) -> None:
         record.fact(name, value)
     if setup.notes:
         record.fact("notes", setup.notes)
+    where = places(setup.graph)
+    if where:
+        record.fact("places", where)
     if setup.experiment.stop.target is not None:
         record.fact("target_accuracy", setup.experiment.stop.target.accuracy)
     record_events(setup.world, record, setup.experiment.record.events)

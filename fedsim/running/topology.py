@@ -11,7 +11,7 @@ from fedsim import parts
 from fedsim.errors import BadValue
 from fedsim.machine import NODE_BYTES, require_room
 from fedsim.spec.experiment import Experiment
-from fedsim.world.graph import Graph, joined, rounds
+from fedsim.world.graph import TALK, Graph, joined, members, rounds, talk
 
 
 def make_graph(experiment: Experiment, server: bool) -> Graph:
@@ -25,9 +25,11 @@ def make_graph(experiment: Experiment, server: bool) -> Graph:
             alone.add_node(0)
             return alone
         part = experiment.find("topologies", experiment.topology.name)
-        made = parts.call(part, experiment.topology.params, {"n": size, "seed": experiment.seed})
+        supplied = {"n": size, "seed": experiment.seed, "has_server": server}
+        made = parts.call(part, experiment.topology.params, supplied)
         graph = _one_graph(experiment.topology.name, made, size)
         _check_graph(experiment.topology.name, graph, experiment.network.overlay)
+        _check_routers(experiment.topology.name, graph, server, experiment.network.overlay)
     return graph
 
 
@@ -39,9 +41,10 @@ def _one_graph(name: str, made: Any, size: int) -> Graph:
             "name", name, "must return a networkx.Graph or a list of such graphs, one for each round"
         )
     for graph in graphs:
-        if not all(isinstance(node, int) for node in graph) or sorted(graph) != list(range(size)):
+        whole = all(isinstance(node, int) for node in graph)
+        if not whole or sorted(graph) != list(range(len(graph))) or members(graph) != list(range(size)):
             rule = f"must return a graph with the nodes 0 to {size - 1}; this one has {len(graph)} nodes"
-            raise BadValue("name", name, rule)
+            raise BadValue("name", name, rule, "further nodes must be routers" if len(graph) > size else "")
     if any(graph.is_directed() for graph in graphs):
         arrows: nx.DiGraph[int] = nx.compose_all([nx.DiGraph(graph) for graph in graphs])
         if not nx.is_strongly_connected(arrows):
@@ -51,13 +54,26 @@ def _one_graph(name: str, made: Any, size: int) -> Graph:
     return graphs[0] if len(graphs) == 1 and not graphs[0].is_directed() else joined(graphs)
 
 
+def _check_routers(name: str, graph: Graph, server: bool, overlay: bool) -> None:
+    """Refuse routers that nothing would go over, and peers who would not know whom to talk to."""
+    size = len(members(graph))
+    if len(graph) == size:
+        return
+    if overlay:
+        rule = "has routers, and with network.overlay messages go over none of them"
+        raise BadValue("name", name, rule, "set network.overlay to false")
+    if not server and (TALK not in graph.graph or sorted(talk(graph)) != list(range(size))):
+        rule = f"has routers, and does not say which of the {size} peers talk to each other"
+        raise BadValue("name", name, rule, f"put a graph of them into graph.graph[{TALK!r}]")
+
+
 def check_use(experiment: Experiment, strategy: Any, graph: Graph) -> None:
     """Refuse a topology whose links have directions, or change, for a strategy that has no use for that.
 
     Raises:
         ConfigError: naming the topology.
     """
-    graphs, name, method = rounds(graph), experiment.topology.name, experiment.strategy.name
+    graphs, name, method = rounds(talk(graph)), experiment.topology.name, experiment.strategy.name
     with experiment.blame("topology"):
         if any(one.is_directed() for one in graphs) and not getattr(strategy, "directed", False):
             rule = f"is directed, and {method} needs links that work both ways"

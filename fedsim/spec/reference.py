@@ -48,7 +48,7 @@ SUPPLIED = {
     "timeout_s",
     "select",
 }
-SUPPLIED |= {"node", "world", "beside", "task", "data", "slots"}
+SUPPLIED |= {"node", "world", "beside", "task", "data", "slots", "has_server"}
 """Parameters that the engine fills in, or that have a key of their own in the experiment file."""
 
 
@@ -100,11 +100,12 @@ def _row(kind: str, name: str) -> str:
     part = parts.find(kind, name)
     made = parts.adapted(part) if kind == "strategies" else part
     own = [p for p in parts.parameters(made).values() if p.name not in SUPPLIED]
-    shown = [f"`{p.name}`" if p.default is p.empty else f"`{p.name}={_plain(p.default)}`" for p in own]
+    shown = [f"`{p.name}`" if p.default is p.empty else f"`{p.name}={plain(p.default)}`" for p in own]
     return f"| `{name}` | {', '.join(shown)} | {parts.summary(kind, name)} |"
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """Return a default as it would be written in a file."""
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 

@@ -45,7 +45,7 @@ class Network(Block):
     )
     latency_matrix: str | None = Field(
         default=None,
-        description="file of milliseconds between sites instead, no header, separated by commas, tabs or spaces; "
+        description="file of delays between sites instead, no header, separated by commas, tabs or spaces; "
         "a negative entry is missing: the opposite direction's or else the median stands in for it, on the diagonal 0; "
         "node i stands at site i mod sites",
     )
@@ -53,6 +53,13 @@ class Network(Block):
         default=None,
         description="what an entry of latency_matrix is: one_way, the delay from row to column, or round_trip, the "
         "time there and back that a ping shows, of which half is taken; required with a matrix",
+    )
+    latency_in: Literal["s", "ms", "us"] = Field(
+        default="ms", description="the unit of latency_matrix's entries: s, ms or us"
+    )
+    latency_missing: Literal["negative", "zero"] = Field(
+        default="negative",
+        description="which entries of latency_matrix are missing: negative ones, or zero as well, between two sites",
     )
     overlay: bool = Field(
         default=False,
@@ -95,6 +102,10 @@ class Network(Block):
             raise BadValue(
                 "latency_unit", MISSING, f"{rule}, round_trip if it is the time there and back of a ping"
             )
+        for key in ("latency_in", "latency_missing") if self.latency_matrix is None else ():
+            if getattr(self, key) != type(self).model_fields[key].default:
+                rule = "says what latency_matrix holds, and there is none"
+                raise BadValue(key, getattr(self, key), rule)
         if self.latency_matrix is None and self.latency_unit is not None:
             raise BadValue(
                 "latency_unit", self.latency_unit, "says what latency_matrix holds, and there is none"

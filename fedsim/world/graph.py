@@ -13,6 +13,8 @@ else:  # at run time NetworkX's graphs take no type arguments, and parts read th
     Graph = nx.Graph
 
 ROUNDS = "rounds"
+TALK = "talk"
+"""Attribute of a graph with routers: the graph of who talks to whom, over the nodes that are no routers."""
 
 
 def joined(graphs: Sequence[Graph]) -> Graph:
@@ -39,6 +41,28 @@ def joined(graphs: Sequence[Graph]) -> Graph:
     if len(graphs) > 1 or any(graph.is_directed() for graph in graphs):
         links.graph[ROUNDS] = tuple(graphs)
     return links
+
+
+def talk(graph: Graph) -> Graph:
+    """Return who talks to whom: the graph itself, if it has no routers.
+
+    >>> backbone = Graph([(0, 2), (1, 2)], talk=Graph([(0, 1)]))
+    >>> list(talk(backbone).edges)
+    [(0, 1)]
+    """
+    found: Graph = graph.graph.get(TALK, graph)
+    return found
+
+
+def members(graph: Graph) -> list[int]:
+    """Return the nodes that are no routers: clients or peers, and a server.
+
+    >>> backbone = Graph([(0, 2), (1, 2)])
+    >>> backbone.nodes[2]["router"] = True
+    >>> members(backbone)
+    [0, 1]
+    """
+    return sorted(node for node, router in graph.nodes(data="router") if not router)
 
 
 def rounds(graph: Graph) -> tuple[Graph, ...]:

@@ -15,7 +15,7 @@ from fedsim.spec.experiment import Draw, Experiment
 from fedsim.spec.yamlfile import Steps
 from fedsim.world.clock import MICRO, Clock, Process, micros
 from fedsim.world.devices import Kit, kits
-from fedsim.world.graph import Graph
+from fedsim.world.graph import Graph, members
 from fedsim.world.log import EventLog
 from fedsim.world.net.matrix import Matrix, note, read
 from fedsim.world.net.network import Access, Network
@@ -113,7 +113,8 @@ def build(experiment: Experiment, graph: Graph, server: bool) -> World:
 
     Args:
         experiment: the experiment.
-        graph: nodes 0 to n-1; edges may have ``latency_ms`` and ``mbps``, which win over the experiment's.
+        graph: nodes 0 to n-1, and routers after them; edges may have ``latency_ms`` and ``mbps``, which win over the
+            experiment's.
         server: whether the last node is a server.
 
     Returns:
@@ -121,7 +122,7 @@ def build(experiment: Experiment, graph: Graph, server: bool) -> World:
     """
     clock = Clock()
     log = EventLog(clock)
-    seed, size = experiment.seed, graph.number_of_nodes()
+    seed, size = experiment.seed, len(members(graph))
     clock.expect(size)
     settings = experiment.network
     with experiment.blame("network"):
@@ -130,7 +131,8 @@ def build(experiment: Experiment, graph: Graph, server: bool) -> World:
             if any("latency_ms" in edge for *_, edge in graph.edges(data=True)):
                 rule = f"the topology {experiment.topology.name} gives its links latency_ms as well"
                 raise BadValue("latency_matrix", settings.latency_matrix, rule, "take one of the two")
-            matrix = read(settings.latency_matrix, settings.latency_unit)
+            form = settings.latency_unit, settings.latency_in, settings.latency_missing
+            matrix = read(settings.latency_matrix, *form)
             notes = [note(settings.latency_matrix, settings.latency_unit, matrix)]
         if server and settings.server.site is not None:
             if matrix is None:

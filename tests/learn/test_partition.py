@@ -300,3 +300,32 @@ def test_topping_up_takes_from_whoever_holds_most_each_time(seed):
     found = partition.top_up(owner, clients, minimum, np.random.default_rng(seed))
     assert found.tolist() == expected.tolist()
     assert np.bincount(found, minlength=clients).min() >= minimum
+
+
+GROUPS = np.array([0, 1, 1, 2, 2, 2, 3, 3, 4])
+
+
+def test_natural_groups_are_merged_whole():
+    dealt = partition.natural(np.zeros(9), 2, fewer="merge", groups=GROUPS, rng=np.random.default_rng(3))
+    assert sorted(np.concatenate(dealt).tolist()) == list(range(9))
+    held = [sorted(set(GROUPS[own].tolist())) for own in dealt]
+    assert sorted(map(len, held)) == [2, 3]
+    assert not set(held[0]) & set(held[1])
+
+
+def test_natural_groups_are_chosen_and_the_others_belong_to_nobody():
+    dealt = partition.natural(np.zeros(9), 2, fewer="largest", groups=GROUPS)
+    assert [own.tolist() for own in dealt] == [[1, 2], [3, 4, 5]]  # group 2 has three; of 1 and 3, the first
+    assert isinstance(dealt, partition.Some)
+    dealt = partition.natural(np.zeros(9), 3, fewer="choose", groups=GROUPS, rng=np.random.default_rng(0))
+    assert len({int(GROUPS[own[0]]) for own in dealt}) == 3
+    assert all((GROUPS[own] == GROUPS[own[0]]).all() for own in dealt)
+    assert sum(map(len, dealt)) == sum((GROUPS[own[0]] == GROUPS).sum() for own in dealt)
+
+
+def test_more_clients_than_groups_are_never_natural():
+    for fewer in ("merge", "choose", "largest"):
+        with pytest.raises(
+            BadValue, match="has 5 natural clients, which cannot be 6; set the number of clients to 5"
+        ):
+            partition.natural(np.zeros(9), 6, fewer=fewer, groups=GROUPS)

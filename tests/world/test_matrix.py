@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fedsim.errors import BadValue, ConfigError
+from fedsim.spec.experiment import load
 from fedsim.world.net.matrix import Matrix, read
 
 DATA = Path(os.environ.get("FEDSIM_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -240,3 +241,27 @@ def test_a_site_that_is_not_there_is_refused(make, file):
         star(make, file, 3)
     with pytest.raises(ConfigError, match=r"server.site: best: names a row of network.latency_matrix"):
         make(nx.star_graph([1, 0]), network={"server": {"site": "best"}}, server=True)
+
+
+def test_other_units_and_zeros_that_are_missing(tmp_path):
+    path = tmp_path / "m.csv"
+    path.write_text("0,0.02,0\n0.03,0,0.05\n0,0.05,0\n")
+    seconds = read(str(path), "one_way", "s")
+    assert (seconds.delay_us(0, 1), seconds.delay_us(1, 0), seconds.delay_us(0, 2)) == (20_000, 30_000, 0)
+    # Zero between two sites is missing both ways: the median of 20, 30, 50 and 50 ms stands in; the diagonal stays 0.
+    known = read(str(path), "one_way", "s", "zero")
+    assert (known.delay_us(0, 2), known.delay_us(2, 0), known.delay_us(1, 1)) == (40_000, 40_000, 0)
+    assert known.guessed == 2
+    half = read(str(path), "round_trip", "s")
+    assert half.delay_us(0, 1) == 10_000
+    path.write_text("0,20\n30,0\n")
+    assert read(str(path), "one_way", "us").delay_us(1, 0) == 30
+    path.write_text("0,x\n30,0\n")
+    with pytest.raises(BadValue, match="row 1 must hold numbers of seconds, not 'x'"):
+        read(str(path), "one_way", "s")
+
+
+@pytest.mark.parametrize("given", [{"latency_in": "s"}, {"latency_missing": "zero"}])
+def test_what_a_matrix_holds_is_said_of_a_matrix(given):
+    with pytest.raises(ConfigError, match="says what latency_matrix holds, and there is none"):
+        load({"data": {"clients": 2}, "strategy": "dpsgd", "stop": {"rounds": 1}, "network": given})

@@ -1,13 +1,14 @@
 """Partitions: which client holds which training samples.
 
 A partition is a function of the labels and the number of clients. It decides the owner of every sample, so no
-sample is lost or held twice, whatever the rule, and returns one sorted index array for each client.
+sample is lost or held twice, whatever the rule, and returns one sorted index array for each client. One that leaves
+samples to nobody says so (:class:`Some`).
 """
 
 from __future__ import annotations
 
 import heapq
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,10 @@ from fedsim.errors import BadValue
 
 Labels = NDArray[Any]
 Indices = NDArray[np.int64]
+
+
+class Some(list[Indices]):
+    """What a partition returns that leaves samples to nobody on purpose; one that forgets some returns a list."""
 
 
 def iid(labels: Labels, clients: int, *, rng: np.random.Generator) -> list[Indices]:
@@ -162,19 +167,32 @@ def quantity(
     return _by_owner(top_up(owner, clients, minimum, rng), clients)
 
 
-def natural(labels: Labels, clients: int, *, groups: NDArray[Any] | None = None) -> list[Indices]:
+def natural(
+    labels: Labels,
+    clients: int,
+    *,
+    fewer: Literal["merge", "choose", "largest"] | None = None,
+    groups: NDArray[Any] | None = None,
+    rng: np.random.Generator | None = None,
+) -> list[Indices]:
     """Make each of the dataset's own groups (a writer, a speaker, a user) one client.
 
     Args:
         labels: [N] the training labels; only their number matters.
-        clients: how many clients there are; it must equal the number of groups.
+        clients: how many clients there are; it must equal the number of groups, unless ``fewer`` says what is to be
+            done where there are fewer clients than groups.
+        fewer: merge deals whole groups out at random, so that the numbers of groups differ by at most one; choose
+            draws as many groups as there are clients, and largest takes those with the most samples, the first of
+            equals: what the others have belongs to nobody.
         groups: [N] each sample's group, numbered from 0 without a gap; supplied with the dataset.
+        rng: where groups are drawn from.
 
     Returns:
-        One sorted int64 array of sample indices for each client; disjoint, together all samples.
+        One sorted int64 array of sample indices for each client; disjoint, together all samples, or those of the
+        groups chosen.
 
     Raises:
-        BadValue: if the dataset has no groups, or their number is not ``clients``.
+        BadValue: if the dataset has no groups, or their number does not fit.
 
     >>> natural(np.zeros(4), 2, groups=np.array([1, 0, 1, 1]))
     [array([1]), array([0, 2, 3])]
@@ -188,13 +206,26 @@ def natural(labels: Labels, clients: int, *, groups: NDArray[Any] | None = None)
             "groups", len(groups), f"there must be one group for each of the {len(labels)} samples"
         )
     present = np.unique(groups)
-    if len(present) != clients:
+    if len(present) < clients or (len(present) != clients and fewer is None):
         rule = f"the dataset has {len(present)} natural clients, which cannot be {clients}"
-        raise BadValue("clients", clients, rule, f"set the number of clients to {len(present)}")
-    if not np.array_equal(present, np.arange(clients)):
-        rule = f"groups must be numbered 0 to {clients - 1}, not {present[0]} to {present[-1]}"
+        hint = f"set the number of clients to {len(present)}"
+        hint += "" if len(present) < clients else ", or say partition.fewer: merge, choose or largest"
+        raise BadValue("clients", clients, rule, hint)
+    if not np.array_equal(present, np.arange(len(present))):
+        rule = f"groups must be numbered 0 to {len(present) - 1}, not {present[0]} to {present[-1]}"
         raise BadValue("groups", present.tolist(), rule)
-    return _by_owner(groups.astype(np.int64), clients)
+    if len(present) == clients:
+        return _by_owner(groups.astype(np.int64), clients)
+    rng = np.random.default_rng(0) if rng is None else rng
+    if fewer == "merge":
+        owner = np.empty(len(present), dtype=np.int64)
+        owner[rng.permutation(len(present))] = np.arange(len(present)) % clients
+        return _by_owner(owner[groups], clients)
+    if fewer == "largest":
+        chosen = np.sort(np.argsort(-np.bincount(groups), kind="stable")[:clients])
+    else:
+        chosen = np.sort(rng.choice(len(present), clients, replace=False))
+    return Some(np.flatnonzero(groups == group) for group in chosen)
 
 
 def stratified_split(

@@ -92,7 +92,8 @@ def _pieces(world: World, cut: list[list[int]]) -> list[list[int]]:
     """Return the nodes that hang together without some links, piece by piece."""
     links = {_known_link(f"cut.{number}", link, world) for number, link in enumerate(cut)}
     rest = nx.restricted_view(world.network.graph, [], list(links))
-    pieces = sorted(sorted(piece) for piece in nx.connected_components(rest))
+    known = {node.id for node in world.nodes}
+    pieces = sorted(sorted(piece & known) for piece in nx.connected_components(rest) if piece & known)
     if len(pieces) < 2:
         raise BadValue("cut", cut, "must divide the topology; without these links it still hangs together")
     return pieces
@@ -100,7 +101,12 @@ def _pieces(world: World, cut: list[list[int]]) -> list[list[int]]:
 
 def _known_link(key: str, link: list[int], world: World) -> Edge:
     """Refuse what is not a link of the topology, and return it with its smaller node first."""
-    check_known(key, link, world)
+    unknown = sorted(set(link) - set(world.network.graph))  # routers have links, too
+    if unknown:
+        hint = f"nodes are 0 to {len(world.network.graph) - 1}"
+        raise BadValue(key, link, f"no such node: {unknown[0]}", hint)
+    if not link:
+        check_known(key, link, world)
     edge = min(link), max(link)
     if len(link) != 2 or not world.network.graph.has_edge(*edge):
         raise BadValue(key, link, "must be the two nodes of a link of the topology")

@@ -13,6 +13,12 @@ from fedsim.errors import MISSING, BadValue, clip
 from fedsim.world.clock import micros
 
 Unit = Literal["one_way", "round_trip"]
+Scale = Literal["s", "ms", "us"]
+Missing = Literal["negative", "zero"]
+MS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
+"""Milliseconds in a unit."""
+NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds"}
+GONE = -1.0
 MOST_MS = 1e9
 """No delay is larger: eleven days."""
 
@@ -71,25 +77,30 @@ class Matrix:
         self._placed[node] = site
 
 
-def read(path: str, unit: Unit = "one_way") -> Matrix:
-    """Read a matrix of milliseconds from a file without a header, its numbers separated by commas, tabs or spaces.
+def read(path: str, unit: Unit = "one_way", scale: Scale = "ms", missing: Missing = "negative") -> Matrix:
+    """Read a matrix of delays from a file without a header, its numbers separated by commas, tabs or spaces.
 
     Args:
         path: the file; if there is none of that name, it is looked for in the folder that FEDSIM_DATA names.
         unit: whether an entry is the delay in one direction, or the time there and back, of which half is taken.
+        scale: the unit of an entry.
+        missing: which entries are missing: negative ones, or zero between two sites as well.
 
     Raises:
         BadValue: if there is no such file, or it does not hold a square matrix of numbers.
     """
     lines = [line for line in _text(path).splitlines() if line.strip()]
-    rows = [_row(path, number, line) for number, line in enumerate(lines, 1)]
+    rows = [_row(path, number, line, scale) for number, line in enumerate(lines, 1)]
     for number, row in enumerate(rows, 1):
         if len(row) != len(rows):
             rule = f"must be square: it has {len(rows)} rows, and row {number} has {len(row)} numbers"
             raise BadValue("latency_matrix", path, rule)
     if not rows:
         raise BadValue("latency_matrix", path, "is empty")
-    return Matrix(np.array(rows) / (2 if unit == "round_trip" else 1))
+    delays_ms = np.array(rows) * MS[scale] / (2 if unit == "round_trip" else 1)
+    if missing == "zero":
+        delays_ms[(delays_ms == 0) & ~np.eye(len(rows), dtype=bool)] = GONE
+    return Matrix(delays_ms)
 
 
 def note(path: str, unit: Unit, matrix: Matrix) -> str:
@@ -125,7 +136,7 @@ def _text(path: str) -> str:
     )
 
 
-def _row(path: str, number: int, line: str) -> list[float]:
+def _row(path: str, number: int, line: str, scale: Scale) -> list[float]:
     row = []
     # A comma comes first: with tabs beside it, it may stand for a decimal point, and is refused.
     separator = next((one for one in (",", "\t") if one in line), None)
@@ -134,8 +145,8 @@ def _row(path: str, number: int, line: str) -> list[float]:
             value = float(cell)
         except ValueError:
             value = math.nan
-        if not abs(value) <= MOST_MS:
-            rule = f"row {number} must hold numbers of milliseconds, not {clip(repr(cell.strip()))}"
+        if not abs(value * MS[scale]) <= MOST_MS:
+            rule = f"row {number} must hold numbers of {NAMES[scale]}, not {clip(repr(cell.strip()))}"
             raise BadValue("latency_matrix", path, rule, "separate them by commas, tabs or spaces")
         row.append(value)
     return row

@@ -1,0 +1,170 @@
+"""Clients at the sites of a backbone: routers carry what goes over them, and hold no data.
+
+The graph has the nodes 0 to n-1, clients or peers and then a server if there is one, and after them a router for each
+site. Everybody is linked to the router of its site; so models share the links of the backbone. Peers talk to those at
+their own site and at the neighbouring ones; sites without peers are passed through.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import networkx as nx
+import numpy as np
+
+from fedsim.errors import BadValue, did_you_mean
+from fedsim.machine import LINK_BYTES, require_room
+from fedsim.rng import stream
+from fedsim.world.graph import TALK, Graph
+
+Spread = Literal["even", "random", "links", "population"]
+
+EARTH_KM = 6371.0088
+"""The mean radius of the Earth."""
+
+
+def distance_km(a: tuple[float, float], b: tuple[float, float]) -> float:
+    """Return the length of the shortest way over the Earth between two places, given as longitude and latitude.
+
+    >>> round(distance_km((0.0, 0.0), (90.0, 0.0)))
+    10008
+    """
+    (east, north), (east2, north2) = (tuple(map(math.radians, place)) for place in (a, b))
+    half = math.sin((north2 - north) / 2) ** 2
+    half += math.cos(north) * math.cos(north2) * math.sin((east2 - east) / 2) ** 2
+    return 2 * EARTH_KM * math.asin(math.sqrt(min(1.0, half)))
+
+
+def check_places(name: str, places: dict[str, tuple[float, float]]) -> None:
+    """Refuse a network whose coordinates are none on Earth: its kilometres would be of nowhere.
+
+    Raises:
+        BadValue: with the key ``key``.
+    """
+    for label, (east, north) in places.items():
+        if not (abs(north) <= 90 and abs(east) <= 360):
+            rule = f"puts {label} at latitude {north:g}, longitude {east:g}, which is nowhere on Earth"
+            raise BadValue("key", name, rule, "its coordinates are those of a picture; take another network")
+
+
+def attach(
+    sites: Graph,
+    n: int,
+    *,
+    has_server: bool,
+    spread: Spread = "even",
+    server: str | int = "best",
+    access_ms: float = 0.0,
+    seed: int,
+) -> Graph:
+    """Put clients or peers, and a server, at the sites of a backbone.
+
+    Args:
+        sites: the backbone over the nodes 0 … s-1, connected; links have ``latency_ms``, nodes may have ``name``,
+            ``longitude``, ``latitude`` and ``population``.
+        n: how many clients or peers there are, and one more if there is a server.
+        has_server: whether the last of them is a server.
+        spread: how clients are divided among the sites: even, one after the other to each site; random, each at a
+            site of its own drawing; links, in proportion to the links that a site has; population, in proportion to
+            that.
+        server: the name or the number of the server's site, or best: the site from which the mean latency to the
+            clients is the least.
+        access_ms: latency of the link between anybody and the router of its site.
+        seed: where clients are drawn from.
+
+    Returns:
+        The graph with its routers.
+
+    Raises:
+        BadValue: if there is no such site, or not every site has a population.
+
+    >>> line = nx.path_graph(3)
+    >>> nx.set_edge_attributes(line, 10.0, "latency_ms")
+    >>> graph = attach(line, 4, has_server=True, seed=0)
+    >>> [next(iter(graph[node])) - 4 for node in range(4)]
+    [0, 1, 2, 1]
+    """
+    members = n - has_server
+    homes = _homes(sites, members, spread, stream(seed, "sites"))
+    if has_server:
+        homes.append(_server(sites, homes, server))
+    graph = Graph()
+    graph.add_nodes_from((node, dict(sites.nodes[home])) for node, home in enumerate(homes))
+    graph.add_nodes_from((n + site, {**data, "router": True}) for site, data in sites.nodes(data=True))
+    graph.add_edges_from((node, n + home, {"latency_ms": access_ms}) for node, home in enumerate(homes))
+    graph.add_edges_from((n + a, n + b, data) for a, b, data in sites.edges(data=True))
+    graph.graph[TALK] = _talk(sites, homes) if not has_server else nx.star_graph([n - 1, *range(n - 1)])
+    return graph
+
+
+def _homes(sites: Graph, members: int, spread: Spread, rng: np.random.Generator) -> list[int]:
+    """Return the site of each client."""
+    count = len(sites)
+    if spread == "even":
+        return [node % count for node in range(members)]
+    if spread == "random":
+        return [int(site) for site in rng.integers(count, size=members)]
+    weights = [float(sites.degree(site)) for site in range(count)]
+    if spread == "population":
+        known: dict[int, Any] = {site: data.get("population") for site, data in sites.nodes(data=True)}
+        gone = next((site for site in range(count) if known[site] is None), None)
+        if gone is not None:
+            name = sites.nodes[gone].get("name", gone)
+            raise BadValue(
+                "spread", spread, f"the site {name} has no population", "take even, random or links"
+            )
+        weights = [float(known[site]) for site in range(count)]
+    # Rounded so that all are placed: whoever is furthest below its share is served next.
+    exact = np.array(weights, dtype=float) / sum(weights) * members
+    placed = np.floor(exact).astype(int)
+    for site in np.argsort(placed - exact, kind="stable")[: members - placed.sum()]:
+        placed[site] += 1
+    return [int(site) for site in np.repeat(np.arange(count), placed)]
+
+
+def _server(sites: Graph, homes: list[int], server: str | int) -> int:
+    """Return the site of the server."""
+    if server == "best":
+        away = dict(nx.all_pairs_dijkstra_path_length(sites, weight="latency_ms"))
+        return min(range(len(sites)), key=lambda site: (math.fsum(away[site][home] for home in homes), site))
+    names = [str(sites.nodes[site].get("name", site)) for site in range(len(sites))]
+    if isinstance(server, int):
+        if not 0 <= server < len(sites):
+            raise BadValue("server", server, f"sites are 0 to {len(sites) - 1}")
+        return server
+    if names.count(server) != 1:
+        rule = "there are several sites of that name" if server in names else "there is no such site"
+        hint = f"give its number: {[i for i, name in enumerate(names) if name == server]}"
+        raise BadValue("server", server, rule, hint if server in names else did_you_mean(server, names))
+    return names.index(server)
+
+
+def _talk(sites: Graph, homes: list[int]) -> Graph:
+    """Return who talks to whom: those at one site, and at two sites with nobody between them."""
+    at: dict[int, list[int]] = {}
+    for node, home in enumerate(homes):
+        at.setdefault(home, []).append(node)
+    talk = Graph()
+    talk.add_nodes_from(range(len(homes)))
+    near = {home: _near(sites, home, at) for home in at}
+    pairs = sum(len(at[a]) * (len(at[a]) - 1 + sum(len(at[b]) for b in near[a])) / 2 for a in at)
+    require_room(
+        "n", len(homes), LINK_BYTES * pairs, f"the links between {len(homes)} peers", "take more sites"
+    )
+    for home, own in at.items():
+        talk.add_edges_from((a, b) for a in own for b in own if a < b)
+        talk.add_edges_from((a, b) for other in near[home] if other > home for a in own for b in at[other])
+    return talk
+
+
+def _near(sites: Graph, home: int, at: dict[int, list[int]]) -> set[int]:
+    """Return the sites with somebody that can be reached from one over sites with nobody."""
+    found: set[int] = set()
+    seen, open_ = {home}, [home]
+    while open_:
+        for site in sites[open_.pop()]:
+            if site not in seen:
+                seen.add(site)
+                (found.add if site in at else open_.append)(site)
+    return found
