@@ -298,7 +298,7 @@ def test_a_strategy_is_watched_and_left_as_it_was():
     before = Strategy.start
     with (
         compat.session(0, 2, lambda _: None),
-        compat.observed(arrays.append, lambda *one: metrics.append(one)),
+        compat.observed(arrays.append, lambda *one: metrics.append(one), lambda *one: None),
     ):
         strategy.start(
             Two(), start, 2, evaluate_fn=lambda round, _: MetricRecord({"loss": 1.0}) if round else None
@@ -322,7 +322,7 @@ def test_what_the_former_api_does_is_put_back():
         )
 
     before = now()
-    with legacy.together(Two(), lambda _: None, lambda _: None):
+    with legacy.together(Two(), lambda _: None, lambda _: None, lambda *_: None, lambda *_: None):
         assert not set(before) & set(now())
         assert server.fit_clients([], max_workers=None, timeout=None, group_id=1) == ([], [])
     assert now() == before

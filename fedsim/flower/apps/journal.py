@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, Message, MessageType
 
 from fedsim.errors import few
 from fedsim.flower.apps.names import SERVER, Names, clients
@@ -86,9 +86,12 @@ class Journal(Watch):
             self.round = number
 
     def _numbered(self, message: Message) -> int:
-        """Return the round that a message names, or -1; an app may count those that train from 0 on."""
+        """Return the round that a message names, or -1; an app may count those that train from 0 on.
+
+        What a method calls its round 0 and asks for by an action of its own comes before its first round.
+        """
         number = named_round(message)
-        if self._first is None and number >= 0 and trains(message.metadata.message_type):
+        if self._first is None and number >= 0 and message.metadata.message_type == MessageType.TRAIN:
             self._first = int(number == 0)
         return number if number < 0 else number + (self._first or 0)
 
