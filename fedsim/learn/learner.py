@@ -47,6 +47,8 @@ class Learner:
         drop: a local update that fails gives a :class:`Failed`, instead of stopping the run.
         assumed: numbers that can be read all the same, by name; None has none.
         optimum: the best weights [P], where the data have a known one.
+        tests: the samples of each client that are its own test, by their place among the training data; or nothing.
+        final: inputs and labels of the test, where ``x_test`` is a validation set; else None.
     """
 
     engine: Engine
@@ -58,6 +60,8 @@ class Learner:
     drop: bool = False
     assumed: Mapping[str, float] | None = None
     optimum: Tensor | None = None
+    tests: Sequence[Tensor] = ()
+    final: tuple[Tensor, Tensor] | None = None
 
     @property
     def initial(self) -> Deferred:
@@ -114,6 +118,14 @@ class Learner:
         if self.dry:
             return Deferred.phantom(self.assumed)
         return Deferred(Evaluate(self, client), {"weights": weights})
+
+    def evaluate_own(self, weights: Deferred, client: int) -> Deferred:
+        """Return loss (and accuracy) as a deferred dictionary, on what a client has held out as its own test."""
+        return Deferred(Evaluate(self, client, "own"), {"weights": weights})
+
+    def evaluate_final(self, weights: Deferred) -> Deferred:
+        """Return loss (and accuracy) as a deferred dictionary, on the test that the run was not evaluated on."""
+        return Deferred(Evaluate(self, None, "final"), {"weights": weights})
 
 
 class Failed(dict[str, Tensor]):
@@ -224,11 +236,12 @@ class Evaluate:
 
     learner: Learner
     client: int | None
+    on: str = ""
 
     @property
-    def batch(self) -> tuple[str, int, int | None]:
+    def batch(self) -> tuple[str, int, int | None, str]:
         """Evaluations on the same data run together."""
-        return "evaluate", id(self.learner), self.client
+        return "evaluate", id(self.learner), self.client, self.on
 
     def run(self, calls: Sequence[Evaluate], inputs: Sequence[Inputs]) -> Sequence[dict[str, float]]:
         """Do the evaluations."""
@@ -236,8 +249,10 @@ class Evaluate:
         learner, data = self.learner, self.learner.engine.data
         x, y = learner.x_test, learner.y_test
         if self.client is not None:
-            own = data.owned[self.client]
+            own = (learner.tests if self.on == "own" else data.owned)[self.client]
             x, y = data.x[own], data.y[own]
+        elif self.on == "final" and learner.final is not None:
+            x, y = learner.final
         device = learner.engine.task.device
         before = states(device)
         try:

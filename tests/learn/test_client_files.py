@@ -12,7 +12,7 @@ from PIL import Image
 
 from fedsim import parts
 from fedsim.errors import BadValue
-from fedsim.learn.data.dataset import IGNORED
+from fedsim.learn.data.dataset import PADDING
 from fedsim.learn.data.leaf import LETTERS
 from fedsim.learn.data.samples import library
 
@@ -135,12 +135,12 @@ def test_each_word_of_a_comment_has_the_next_one_as_its_target(leaf):
     # a 3; <BOS>, <EOS> and b 2 each, and < comes before letters; then c to l, once each.
     a, bos, eos, b, c = 2, 3, 4, 5, 6
     assert data.x[0].tolist() == [bos, a, b, a, eos, *[0] * 5]
-    assert data.y[0].tolist() == [a, b, a, eos, *[IGNORED] * 6]
+    assert data.y[0].tolist() == [a, b, a, eos, *[PADDING] * 6]
     long = [bos, a, b, *range(c, c + 10), eos]
     assert data.x[1].tolist() == long[:10]
     assert data.y[1].tolist() == long[1:11]
     assert data.x[2].tolist() == [*long[10:], *[0] * 6]
-    assert data.y[2].tolist() == [*long[11:], *[IGNORED] * 7]
+    assert data.y[2].tolist() == [*long[11:], *[PADDING] * 7]
     assert data.groups.tolist() == [0, 1, 1]
     assert data.x_test.tolist() == [[bos, b, 1, eos, *[0] * 6]]
     assert data.classes == 30

@@ -13,8 +13,8 @@ from fedsim.errors import MISSING, BadValue, did_you_mean
 
 LOSSES = ("cross_entropy", "half_square")
 
-IGNORED = -100
-"""The label of what is no target, as torch's cross-entropy has it."""
+PADDING = -100
+"""The label of what is no target, where a sample has several."""
 
 PIECE = 4096
 """So many samples are looked at together: of what is mapped from a disk, no more comes into memory."""
@@ -28,7 +28,7 @@ class Dataset:
         name: what reports call it.
         x: [N, *shape] the training inputs, floating-point, or whole numbers such as tokens.
         y: [N, …] the training labels, int64 in 0..classes-1, or floating-point targets; one for each sample, or one
-            for each step of a sequence, where :data:`IGNORED` stands for padding.
+            for each step of a sequence, where :data:`PADDING` stands for padding.
         x_test: [T, *shape] the test inputs.
         y_test: [T, …] the test labels or targets.
         classes: how many classes there are, 0 for regression.
@@ -117,7 +117,7 @@ def _check_targets(key: str, y: Tensor, classes: int) -> None:
         raise BadValue(key, str(y.dtype), "labels must be of type torch.int64")
     outside = (y < 0) | (y >= classes)
     if y.dim() > 1:
-        outside &= y != IGNORED
+        outside &= y != PADDING
     wrong = y[outside]
     if len(wrong):
         raise BadValue(

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.errors import BadValue, clip
-from fedsim.learn.data.dataset import IGNORED, Dataset
+from fedsim.learn.data.dataset import PADDING, Dataset
 from fedsim.learn.data.samples import Samples, damaged, dataset, located
 from fedsim.machine import require_room
 from fedsim.parts import Count
@@ -170,7 +170,7 @@ def _comments(parts: list[_Rows], vocabulary: int, length: int) -> list[Samples]
         codes = _padded(own, numbers, length + 1)
         # The last word of a comment is the first of nothing: a piece of n + 1 words has n pairs.
         y = np.where(
-            np.arange(1, length + 1) < np.array([[len(piece)] for piece in own]), codes[:, 1:], IGNORED
+            np.arange(1, length + 1) < np.array([[len(piece)] for piece in own]), codes[:, 1:], PADDING
         )
         made.append(Samples(codes[:, :-1], y, np.array(users)))
     return made

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedsim.errors import MISSING, BadValue, clip, few
-from fedsim.learn.data.dataset import IGNORED, Dataset
+from fedsim.learn.data.dataset import PADDING, Dataset
 from fedsim.learn.data.partition import stratified_split
 from fedsim.machine import require_room
 from fedsim.rng import stream
@@ -177,7 +177,7 @@ def _labels(
 
 def _numbered(labels: list[Array], classes: int | None) -> tuple[list[Array], int, str]:
     found = np.unique(np.concatenate([one.reshape(-1) for one in labels]))
-    found = found[found != IGNORED] if labels[0].ndim > 1 else found
+    found = found[found != PADDING] if labels[0].ndim > 1 else found
     count = classes or int(max(found.max(initial=0) + 1, 2))
     wrong = found[(found < 0) | (found >= count)]
     if len(wrong):
