@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 SUMMARY = (
     "accuracy",
     "loss",
+    "test_accuracy",
+    "test_loss",
+    "client_accuracy",
+    "client_accuracy_worst_decile",
     "rounds",
     "sim_time_s",
     "wall_time_s",

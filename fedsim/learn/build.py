@@ -18,6 +18,7 @@ from fedsim import parts
 from fedsim.errors import MISSING, BadValue, FedsimError
 from fedsim.learn.augment import augmentation
 from fedsim.learn.curriculum.expert import Judge
+from fedsim.learn.data import holdout
 from fedsim.learn.data.datasets import Dataset
 from fedsim.learn.data.partition import Some
 from fedsim.learn.draws import seeded
@@ -55,7 +56,11 @@ def build(experiment: Experiment, dry: bool = False) -> tuple[Learner, Dataset, 
     Raises:
         ConfigError: if a part refuses its parameters.
     """
-    dataset = load(experiment)
+    whole = dataset = load(experiment)
+    share = experiment.data.val_share
+    if share:
+        with experiment.blame("data"):
+            whole, dataset = holdout.validation(dataset, share, experiment.seed)
     task = make_task(experiment, dataset)
     device, settings = task.device, experiment.compute
     judge = functools.cache(lambda: _judge(experiment, dataset))
@@ -66,6 +71,10 @@ def build(experiment: Experiment, dry: bool = False) -> tuple[Learner, Dataset, 
 
     owned = deal(experiment, dataset, losses)
     dataset = _with_note(dataset, owned, experiment.data.partition.name)
+    held: list[np.ndarray] = []
+    if experiment.data.client_test_share:
+        with experiment.blame("data"):
+            owned, held = holdout.client_tests(owned, experiment.data.client_test_share, experiment.seed)
     cast = [_cast(values, task) for values in (dataset.x, dataset.y, dataset.x_test, dataset.y_test)]
     _check_measure(experiment, task)
     difficulty = functools.cache(lambda: _cast(torch.from_numpy(losses()), task))
@@ -79,8 +88,11 @@ def build(experiment: Experiment, dry: bool = False) -> tuple[Learner, Dataset, 
     with experiment.blame("strategy"):
         rates = schedule(experiment.strategy.local)
     seed, chunk = experiment.seed, experiment.evaluate.batch_size
+    final = (_cast(whole.x_test, task), _cast(whole.y_test, task)) if share else None
+    tests = [torch.from_numpy(own).to(device) for own in held]
     best = _optimum(dataset, task)
-    learner = Learner(engine, cast[2], cast[3], seed, chunk, dry, optimum=best, schedule=rates, why=reason)
+    more: dict[str, Any] = {"optimum": best, "schedule": rates, "why": reason, "tests": tests, "final": final}
+    learner = Learner(engine, cast[2], cast[3], seed, chunk, dry, **more)
     return learner, dataset, owned
 
 

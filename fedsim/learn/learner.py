@@ -52,8 +52,10 @@ class Learner:
         assumed: numbers that can be read all the same, by name; None has none.
         optimum: the best weights [P], where the data have a known one.
         why: the reason for this engine.
-        book: keeps count of all values.
         schedule: the factor of the clients' learning rates in each round, or None.
+        tests: the samples of each client that are its own test, by their place among the training data; or nothing.
+        final: inputs and labels of the test, where ``x_test`` is a validation set; else None.
+        book: keeps count of all values.
     """
 
     engine: Engine
@@ -67,6 +69,8 @@ class Learner:
     optimum: Tensor | None = None
     why: str = ""
     schedule: Schedule | None = None
+    tests: Sequence[Tensor] = ()
+    final: tuple[Tensor, Tensor] | None = None
     book: Book = field(default_factory=Book)
 
     def outline(self) -> list[str]:
@@ -146,6 +150,14 @@ class Learner:
         if self.dry:
             return Deferred.phantom(self.assumed)
         return Deferred(Evaluate(self, client), {"weights": weights}, self.book)
+
+    def evaluate_own(self, weights: Deferred, client: int) -> Deferred:
+        """Return loss (and accuracy) as a deferred dictionary, on what a client has held out as its own test."""
+        return Deferred(Evaluate(self, client, "own"), {"weights": weights}, self.book)
+
+    def evaluate_final(self, weights: Deferred) -> Deferred:
+        """Return loss (and accuracy) as a deferred dictionary, on the test that the run was not evaluated on."""
+        return Deferred(Evaluate(self, None, "final"), {"weights": weights}, self.book)
 
 
 class Failed(dict[str, Tensor]):
@@ -291,25 +303,33 @@ class Evaluate:
 
     learner: Learner
     client: int | None
+    on: str = ""
 
     @property
-    def batch(self) -> tuple[str, int, int | None]:
+    def batch(self) -> tuple[str, int, int | None, str]:
         """Evaluations on the same data run together."""
-        return "evaluate", id(self.learner), self.client
+        return "evaluate", id(self.learner), self.client, self.on
 
     def named_by(self) -> object:
         """Name model, data and how many samples are evaluated at a time."""
         names, own = self.learner.names, self.client
-        return names.basis, names.test if own is None else names.client(own), self.learner.chunk
+        other = (self.on, *self._data()) if self.on else ()
+        return names.basis, names.test if own is None else names.client(own), self.learner.chunk, *other
+
+    def _data(self) -> tuple[Tensor, Tensor]:
+        """Return inputs and labels."""
+        learner, data = self.learner, self.learner.engine.data
+        if self.client is not None:
+            own = (learner.tests if self.on == "own" else data.owned)[self.client]
+            return data.x[own], data.y[own]
+        if self.on == "final" and learner.final is not None:
+            return learner.final
+        return learner.x_test, learner.y_test
 
     def run(self, calls: Sequence[Evaluate], inputs: Sequence[Inputs]) -> Sequence[dict[str, float]]:
         """Do the evaluations."""
         del calls
-        learner, data = self.learner, self.learner.engine.data
-        x, y = learner.x_test, learner.y_test
-        if self.client is not None:
-            own = data.owned[self.client]
-            x, y = data.x[own], data.y[own]
+        learner, (x, y) = self.learner, self._data()
         device = learner.engine.task.device
         before = states(device)
         try:

@@ -59,6 +59,7 @@ class Observer:
         self.record, self.progress = record, progress
         self.round = 0
         self.scores: dict[str, float] = {}
+        self.final: dict[str, float] = {}
         self.best_accuracy: float | None = None
         self.time_to_target_s: float | None = None
         self.dropped = 0
@@ -120,6 +121,8 @@ class Observer:
         """Measure the last models if that has not been done."""
         if self._has_scores and self._measured != self.round:
             self._measure()
+        if self.learner.final is not None and not self.learner.dry and self.models:
+            self._measure_final()
 
     def _measure(self) -> None:
         self._measured = self.round
@@ -150,7 +153,42 @@ class Observer:
             for node, values in scores.items():
                 for name, value in values.items():
                     self.record.metric(self.round, now, name, value, node)
+        self._measure_own(each)
         self._judge(self.scores.get("accuracy"))
+
+    def _measure_own(self, evaluated: Iterable[int]) -> None:
+        """Measure how well clients do on what they have held out: with the server's model, or each with its own."""
+        if not self.learner.tests:
+            return
+        clients = range(len(self.learner.tests)) if SYSTEM in self.models else list(evaluated)
+        model_of = {client: SYSTEM if SYSTEM in self.models else client for client in clients}
+        found = {
+            client: self.learner.evaluate_own(self.models[model], client)
+            for client, model in model_of.items()
+        }
+        self._compute(found.values())
+        scores = {client: dict(score.read()) for client, score in found.items()}
+        for name in scores[clients[0]]:
+            values = {client: score[name] for client, score in scores.items()}
+            ranked = sorted(values.values(), reverse=name != "accuracy")
+            tenth = ranked[: math.ceil(len(ranked) / 10)]
+            self.scores[f"client_{name}"] = math.fsum(ranked) / len(ranked)
+            self.scores[f"client_{name}_worst_decile"] = math.fsum(tenth) / len(tenth)
+            for end in ("", "_worst_decile"):
+                key = f"client_{name}{end}"
+                self.record.metric(self.round, self._time_us, key, self.scores[key])
+            for client, value in values.items():
+                self.record.metric(self.round, self._time_us, f"client_{name}", value, client)
+
+    def _measure_final(self) -> None:
+        """Look at the test, once: the mean over the models, where there are several."""
+        with self.learner.book.aside():
+            found = [self.learner.evaluate_final(model) for model in self.models.values()]
+            self._compute(found)
+            scores = [dict(score.read()) for score in found]
+        for name in scores[0]:
+            self.final[f"test_{name}"] = math.fsum(one[name] for one in scores) / len(scores)
+            self.record.metric(self.round, self._time_us, f"test_{name}", self.final[f"test_{name}"])
 
     def _compute(self, wanted: Iterable[Deferred]) -> None:
         """Compute scores; an error in evaluation itself is told with its round and time."""

@@ -191,6 +191,8 @@ def summarise(setup: Setup, observer: Observer) -> dict[str, Any]:
         "accuracy": None if dry else observer.scores.get("accuracy"),
         "best_accuracy": None if dry else observer.best_accuracy,
         "loss": None if dry else observer.scores.get("loss"),
+        **observer.final,
+        **{name: value for name, value in observer.scores.items() if name.startswith("client_")},
         "assumed": experiment.assume.numbers or None if dry else None,
         "notes": setup.notes or None,
         "time_to_target_s": observer.time_to_target_s,

@@ -62,6 +62,20 @@ class Data(OpenBlock):
     partition: Part = Field(
         default=Part(name="iid"), description="how the samples are divided among the clients"
     )
+    val_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of the training samples that nobody trains on: the run is evaluated on them, and the test "
+        "is only looked at when it is over, as test_accuracy and test_loss; 0 evaluates on the test",
+    )
+    client_test_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of each client's samples that are its own test, on which it does not train: client_accuracy "
+        "and client_loss are the means over the clients",
+    )
     root: str | None = Field(
         default=None, description="folder of the downloaded files; None is the dataset's own choice"
     )

@@ -290,6 +290,12 @@ ROWS = [
         topology="complete",
         symmetric=False,
     ),
+    Row(
+        "hierarchical",
+        {"edges": 2, "cloud_every": 2, **TIMEOUT},
+        {"edges": 1, "cloud_every": 1, **PATIENT},
+        topology={"name": "tree", "branching": 2},
+    ),
     Row("adpsgd", TIMEOUT, TIMEOUT, topology={"name": "random_regular", "degree": 3}, symmetric=False),
     Row(
         "teleportation",

@@ -187,17 +187,17 @@ def test_curriculum_property_07_scoring_leaves_no_trace():
 def test_curriculum_property_08_scores_are_computed_once_in_a_visit(score, passes):
     task, data = world(sizes=[50, 300])
     count = {"gradients": 0, "forwards": 0}
-    whole, single = task.scores, task.gradient
+    whole, single = task.scores, task.carried
 
     def scores(weights, x, *more):
         count["forwards"] += len(x)
         return whole(weights, x, *more)
 
-    def gradient(weights, batch):
+    def carried(weights, batch, buffers):
         count["gradients"] += len(batch.x)
-        return single(weights, batch)
+        return single(weights, batch, buffers)
 
-    task.scores, task.gradient = scores, gradient
+    task.scores, task.carried = scores, carried
     update = wrapped(score)
     Sequential(task, data).train([jobs_of(task, data, update, 1.0)[1]])
     assert count["forwards"] == passes * 300

@@ -1,0 +1,112 @@
+"""Clients, edge servers and a cloud."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import fedsim
+from fedsim.errors import ConfigError
+from fedsim.record.store import read
+from fedsim.running.build import prepare
+from fedsim.spec.experiment import load
+from topologies import ring, tree
+
+BASE = {
+    "data": {"name": "digits", "clients": 7},
+    "model": "softmax",
+    "strategy": {
+        "name": "hierarchical",
+        "edges": 2,
+        "cloud_every": 2,
+        "local": {"steps": 2, "batch_size": None},
+    },
+    "topology": {"name": "tree", "branching": 2},
+    "compute": {"dtype": "float64"},
+    "stop": {"rounds": 4},
+    "record": {"report": False},
+}
+
+
+def strategy(graph, **given):
+    made = prepare(load({**BASE, "strategy": {**BASE["strategy"], **given}})).strategy
+    made.setup(graph)
+    return made
+
+
+def by_node(result):
+    """Return the weights of the nodes that are left, by id."""
+    tensors = load_file(result.path / "weights.safetensors")
+    return dict(zip(tensors["peers/ids"].tolist(), tensors["peers/weights"], strict=True))
+
+
+def agree(weights, nodes):
+    return all(np.array_equal(weights[nodes[0]], weights[node]) for node in nodes)
+
+
+def test_a_tree_has_its_servers_where_they_belong():
+    made = strategy(tree(7))
+    # The root 6 is the cloud, 4 and 5 are its children; of both equally near, the root belongs to the first.
+    assert made.cloud == 6
+    assert made.clients == {4: [4, 0, 1, 6], 5: [5, 2, 3]}
+
+
+def test_of_equally_near_servers_the_one_with_fewer_clients():
+    made = strategy(ring(6), edges=2)
+    # On the ring 0-1-2-3-4-5, servers 3 and 4, cloud 5: 2 is next to 3 and 5 to 4, 0 and 1 two links from 4 and 3.
+    assert made.clients == {3: [3, 1, 2], 4: [4, 0, 5]}
+
+
+def test_too_many_servers_are_refused():
+    with pytest.raises(ConfigError, match=r"strategy.edges: 7: must be less than 7, the number of peers"):
+        prepare(load({**BASE, "strategy": {"name": "hierarchical", "edges": 7}}))
+
+
+def test_after_an_edge_period_clients_of_one_server_agree_and_after_a_cloud_period_all(tmp_path):
+    one = by_node(fedsim.run(BASE, out=tmp_path, stop__rounds=1))
+    assert agree(one, [0, 1, 4, 6])
+    assert agree(one, [2, 3, 5])
+    assert not agree(one, [0, 2])
+    two = by_node(fedsim.run(BASE, out=tmp_path, stop__rounds=2))
+    assert agree(two, range(7))
+
+
+def test_with_the_cloud_in_every_round_it_is_federated_averaging(tmp_path):
+    flat = {**BASE["strategy"], "cloud_every": 1}
+    tiers = fedsim.run({**BASE, "strategy": flat}, out=tmp_path)
+    local = BASE["strategy"]["local"]
+    plain = {
+        **BASE,
+        "topology": "star",
+        "strategy": {"name": "strategies.server.fedavg:FedAvg", "participants": 7},
+    }
+    plain["strategy"]["local"] = local
+    once = fedsim.run(plain, out=tmp_path)
+    mine, theirs = tiers.weights(), once.weights()
+    assert all(np.abs(mine[name] - theirs[name]).max() < 1e-10 for name in theirs)
+
+
+def test_bytes_by_tier_are_those_of_the_messages(tmp_path):
+    result = fedsim.run(BASE, out=tmp_path, network__header_bytes=0)
+    metrics = read(result.path, "metrics")
+    last = metrics["round"] == 4
+    found = {
+        name: float(metrics["value"][last & (metrics["name"] == name)][0])
+        for name in ("edge_bytes", "cloud_bytes")
+    }
+    # 650 weights of 8 bytes and a count. Five clients are not their own server: up and down in 4 rounds. The cloud is
+    # asked twice by both servers, and answers.
+    size = 650 * 8 + 8
+    assert found == {"edge_bytes": 4 * 2 * 5 * size, "cloud_bytes": 2 * 2 * 2 * size}
+    assert result.summary["bytes_up"] == sum(found.values())
+
+
+def test_a_server_that_crashes_leaves_its_clients_to_themselves(tmp_path):
+    given = {**BASE, "strategy": {**BASE["strategy"], "timeout_s": 5.0}}
+    result = fedsim.run(given, out=tmp_path, faults=[{"name": "crash", "at_s": 0.0, "nodes": [5]}])
+    assert result.summary["rounds"] == 4
+    weights = by_node(result)
+    assert sorted(weights) == [0, 1, 2, 3, 4, 6]
+    assert agree(weights, [0, 1, 4, 6])
+    assert not agree(weights, [2, 3])
