@@ -101,8 +101,8 @@ def test_gradient_is_autograd_through_the_module(name):
     loss.backward()
     loss = loss.detach()
     expected = torch.cat([p.grad.flatten() for p in module.parameters()])
-    for gradient in (task.gradient, task.pure_gradient):
-        found, value = gradient(task.initial, full(x, y))
+    for carried in (task.carried, task.pure):
+        found, value, _ = carried(task.initial, full(x, y), task.start)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
         assert float(value) == pytest.approx(float(loss), abs=1e-12)
         assert not found.requires_grad
@@ -132,7 +132,7 @@ def test_the_gradient_changes_neither_weights_nor_module():
     task, weights, batch = by_hand()
     before = [p.detach().clone() for p in task.module.parameters()]
     task.gradient(weights, batch)
-    task.pure_gradient(weights, batch)
+    task.pure(weights, batch, task.start)
     assert weights.tolist() == [1.0, 2.0]
     assert not weights.requires_grad
     assert all(p.grad is None and torch.equal(p, old) for p, old in zip(task.module.parameters(), before))
@@ -145,10 +145,11 @@ def test_padding_by_hand():
     assert (gradient.tolist(), float(loss)) == ([2.0, 2.0], 2.0)
 
 
-@pytest.mark.parametrize("method", ["gradient", "pure_gradient"])
+@pytest.mark.parametrize("method", ["carried", "pure"])
 def test_nothing_but_padding_has_no_gradient(method):
     task, weights, batch = by_hand()
-    gradient, loss = getattr(task, method)(weights, batch._replace(weight=torch.zeros(2, dtype=DOUBLE)))
+    empty = batch._replace(weight=torch.zeros(2, dtype=DOUBLE))
+    gradient, loss, _ = getattr(task, method)(weights, empty, task.start)
     assert (gradient.tolist(), float(loss)) == ([0.0, 0.0], 0.0)
 
 
@@ -169,8 +170,8 @@ def test_padding_changes_nothing(name, count, padding, shuffle):
     weight[places[:count]] = 1.0
     kept = weight > 0
     expected, loss = task.gradient(task.initial, full(x[kept], y[kept]))
-    for gradient in (task.gradient, task.pure_gradient):
-        found, value = gradient(task.initial, Batch(x, y, weight))
+    for carried in (task.carried, task.pure):
+        found, value, _ = carried(task.initial, Batch(x, y, weight), task.start)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
         assert float(value) == pytest.approx(float(loss), abs=1e-12)
 
@@ -203,7 +204,7 @@ def test_shared_weights_are_one_piece():
     task = Task(Tied(), "half_square", dtype=DOUBLE)
     assert task.layout == [("first.weight", (1, 1))]
     batch = full(torch.ones(1, 1, dtype=DOUBLE), torch.zeros(1, dtype=DOUBLE))
-    for gradient in (task.gradient, task.pure_gradient):
+    for carried in (task.carried, task.pure):
         # 0.5 w^4 at w = 2
-        found, loss = gradient(torch.tensor([2.0], dtype=DOUBLE), batch)
+        found, loss, _ = carried(torch.tensor([2.0], dtype=DOUBLE), batch, task.start)
         assert (found.tolist(), float(loss)) == ([16.0], 8.0)
