@@ -8,7 +8,7 @@ from typing import Any
 
 from fedsim.errors import MISSING, BadValue, did_you_mean
 from fedsim.parts import NotNegative, Positive
-from topologies.files import Values, read, simple
+from topologies.files import Values, degrees, read, simple
 from topologies.graphs import Graph, require_connected
 from topologies.sites import Spread, attach, check_places, distance_km
 
@@ -102,14 +102,9 @@ def backbone(
     net = read(path)
     sites = require_connected(simple(path, net, values), "path", path, "add the missing links to the file")
     labels = [sites.nodes[site]["name"] for site in sites]
-    if net.geographic is False or any(abs(y) > 90 for _, y in net.places.values()):
-        places: dict[str, tuple[float, float]] = {}
-    else:
-        places = dict(net.places)
+    places = degrees(net)
     for site, label in enumerate(labels):
         sites.nodes[site]["name"] = net.names.get(label, label)
-        if label in places:
-            sites.nodes[site].update(longitude=places[label][0], latitude=places[label][1])
     for a, b, data in sites.edges(data=True):
         if "latency_ms" not in data:
             data["latency_ms"] = _length(path, labels[a], labels[b], places) * us_per_km / 1000

@@ -80,6 +80,8 @@ def simple(path: str, net: Net, values: Values | None = None) -> Graph:
     index = {label: i for i, label in enumerate(sorted(set(net.labels), key=_natural))}
     graph = Graph()
     graph.add_nodes_from((i, {"name": label}) for label, i in index.items())
+    for label, (east, north) in degrees(net).items():
+        graph.nodes[index[label]].update(longitude=east, latitude=north)
     for a, b, data in net.links:
         link = _link(path, (a, b, data), values)
         if a == b:
@@ -92,6 +94,12 @@ def simple(path: str, net: Net, values: Values | None = None) -> Graph:
         elif graph.edges[ends] != link:
             raise BadValue("path", path, f"link {a} - {b} is listed twice with different values")
     return ordered(graph)
+
+
+def degrees(net: Net) -> dict[str, tuple[float, float]]:
+    """Return longitude and latitude by label, where the file's coordinates are that, and are on Earth."""
+    off = any(not (abs(east) <= 360 and abs(north) <= 90) for east, north in net.places.values())
+    return {} if net.geographic is False or off else dict(net.places)
 
 
 def _merged(

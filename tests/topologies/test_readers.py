@@ -120,6 +120,16 @@ def test_gml_adds_parallel_links_up(write):
     assert links(graph) == {("0", "1"): {"latency_ms": 4.0, "mbps": 40.0}, ("0", "7"): {"latency_ms": 2.5}}
 
 
+def test_places_are_kept_where_they_are_degrees(write):
+    graph = file(2, path=write(SNDLIB_XML, "polska.xml"))
+    assert graph.nodes[0] == {"name": "Gdansk", "longitude": 18.6, "latitude": 54.2}
+    assert (
+        "longitude" not in file(2, path=write(SNDLIB_XML.replace("geographical", "pixel"), "p.xml")).nodes[0]
+    )
+    assert "longitude" not in file(2, path=write(SNDLIB_XML.replace("54.20", "540.20"), "q.xml")).nodes[0]
+    assert "longitude" not in file(4, path=write(PAJEK, "a.net")).nodes[0]  # a drawing's, from 0 to 1
+
+
 def test_gml_knows_places_and_names():
     net = read("zoo.gml", GML.encode())
     assert net.places["1"] == (-87.65, 41.85)

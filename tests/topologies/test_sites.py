@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import fedsim
 from fedsim import parts
 from fedsim.errors import BadValue, ConfigError
-from fedsim.record.store import read
+from fedsim.record.store import facts, read
 from fedsim.running import build
 from fedsim.spec.experiment import load
 from fedsim.world.graph import TALK, members, talk
@@ -196,6 +196,7 @@ BASE = {
     "strategy": {"name": "fedavg", "fraction_evaluate": 0.0},
     "stop": {"rounds": 1},
     "evaluate": {"every": 9},
+    "record": {"report": False},
 }
 
 
@@ -237,7 +238,15 @@ def test_peers_talk_over_routers_and_a_broken_link_is_gone_round(tmp_path):
     assert broken.summary["bytes_lost"] == 0
     assert carried(calm)[11, 12] > 0
     assert (11, 12) not in carried(broken)
-    assert (calm.path / "figures" / "map.png").exists()
+    where = facts(calm.path)["places"]
+    assert where[0] == {
+        "node": 0,
+        "name": "New York",
+        "longitude": -74.01,
+        "latitude": 40.71,
+        "router": False,
+    }
+    assert [place["router"] for place in where] == [False] * 11 + [True] * 11
 
 
 def test_a_cut_between_routers_divides_those_behind_them(tmp_path):

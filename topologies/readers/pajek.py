@@ -52,7 +52,9 @@ def read(content: bytes) -> Net:
             kept.extend(_link(number, [words[0], other], count) for other in words[1:])
         else:
             raise ValueError(f"line {number} stands before *Vertices: {clip(line)}")
-    return Net(numbered(count), edges + both_ways(arcs, "arcs"), places, names, parallel=True)
+    return Net(
+        numbered(count), edges + both_ways(arcs, "arcs"), places, names, parallel=True, geographic=False
+    )
 
 
 def _count(number: int, words: list[str]) -> int:
