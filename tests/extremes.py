@@ -155,7 +155,14 @@ def placed(kind: str, block: dict[str, Any]) -> tuple[dict[str, Any], Path]:
         "faults": ("faults", 0),
         "selectors": ("strategy", "select"),
         "transforms": ("strategy", "around", 0),
+        "losses": ("loss",),
+        "metrics": ("evaluate", "metrics", 0),
+        "augmentations": ("strategy", "local", "augment", 0),
+        "optimisers": ("strategy", "local", "optimizer"),
+        "schedules": ("strategy", "local", "schedule"),
     }
+    new.setdefault("evaluate", {})["metrics"] = [{}] * (kind == "metrics")
+    new["strategy"].setdefault("local", {})["augment"] = [{}] * (kind == "augmentations")
     if kind in ("selectors", "transforms"):
         new["strategy"] = server
     new["faults"], new["strategy"]["around"] = [{}] * (kind == "faults"), [{}] * (kind == "transforms")

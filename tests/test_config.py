@@ -365,7 +365,7 @@ def test_speeds_are_positive(value, message):
         (
             {"<one>x": 3},
             "<one>x: unknown key; known: assume, beside, churn, compute, data, devices, evaluate, expert, faults, "
-            "model, name, network, record, seed, stop, strategy, topology",
+            "loss, model, name, network, record, seed, stop, strategy, topology",
         ),
     ],
 )
