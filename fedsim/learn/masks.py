@@ -121,12 +121,24 @@ class Masked(TorchFunctionMode):
         if not training:
             return input
         shape = tuple(input.shape)
-        if sides is not None:  # whole channels; without a batch there is one dimension less
-            kept = len(shape) - sides
-            shape = shape[:kept] + (1,) * sides
+        if sides is not None:
+            kept = _kept(shape, sides)
+            shape = shape[:kept] + (1,) * (len(shape) - kept)
         keep = self.draws.bits(shape) >= round(p * 2**BITS)
         scale = keep.to(input.dtype) * (1.0 / (1.0 - p) if p < 1.0 else 0.0)
         return input.mul_(scale) if inplace else input * scale
+
+
+def _kept(shape: Shape, sides: int) -> int:
+    """Return how many of the first dimensions have masks of their own, as torch has it.
+
+    Those are samples and channels, or the channels alone of one sample without a batch. ``F.dropout2d`` takes three
+    dimensions for samples and channels of one side, and any other number for samples and channels, too.
+    """
+    if sides == 1 and len(shape) > 3:
+        raise RuntimeError(f"dropout1d: Expected 2D or 3D input, but received a {len(shape)}D input.")
+    alone = (sides == 1 and len(shape) == 2) or (sides == 3 and len(shape) != 5)
+    return 1 if alone else 2
 
 
 SIDES: dict[Any, int | None] = {
@@ -135,4 +147,4 @@ SIDES: dict[Any, int | None] = {
     functional.dropout2d: 2,
     functional.dropout3d: 3,
 }
-"""How many of the last dimensions a function drops together."""
+"""How many sides the channels have that a function drops as a whole; None drops number by number."""

@@ -133,7 +133,9 @@ def optimiser(local: Local) -> Optimiser | None:
     if block == Part(name="sgd"):
         return None
     try:
-        made = call(find("optimisers", block.name), block.params, {})
+        part = find("optimisers", block.name)
+        of_torch = isinstance(part, type) and issubclass(part, torch.optim.Optimizer)
+        made = None if of_torch else call(part, block.params, {})
     except BadValue as error:
         raise BadValue(f"local.optimizer.{error.key}", error.value, error.rule, error.hint) from error
     if not isinstance(made, Optimiser):

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 
 from fedsim.errors import BadValue
-from fedsim.parts import Count, NotNegative, Positive, bind, find
+from fedsim.parts import Count, Positive, bind, find
 from fedsim.ranges import Whole
 from fedsim.spec.local import Local
 
@@ -41,18 +41,18 @@ def step(*, round: int, every: Count, factor: Positive = 0.1) -> float:
     return float(factor ** ((round - 1) // every))
 
 
-def cosine(*, round: int, rounds: Count, end: NotNegative = 0.0, warm_up: Whole = 0) -> float:
+def cosine(*, round: int, rounds: Count, end: Positive = 0.01, warm_up: Whole = 0) -> float:
     """Half a cosine from 1 to a last value (Loshchilov and Hutter: SGDR. ICLR 2017), which stays.
 
     Args:
         round: from 1.
         rounds: from the first to the last value, those of the warm-up included.
-        end: the last value.
+        end: the last value; at 0 clients would train for nothing, and some methods divide by their rate.
         warm_up: rounds at the start in which the rate rises evenly to 1.
 
     >>> [round_, last] = [cosine(round=round, rounds=5) for round in (3, 5)]
     >>> f"{round_:.2f} {last:.2f} {cosine(round=1, rounds=6, warm_up=2):.2f}"
-    '0.50 0.00 0.50'
+    '0.51 0.01 0.50'
     """
     if round <= warm_up:
         return round / warm_up

@@ -24,10 +24,10 @@ class Kept:
         self._vectors: dict[int, dict[str, Deferred]] = defaultdict(dict)
         self._pending: list[tuple[int, tuple[str, ...], Deferred]] = []
 
-    def of(self, client: int, update: LocalUpdate) -> dict[str, Deferred]:
-        """Return what a client has kept for an update, by name."""
-        own = self._vectors[client]
-        return {name: own.get(name, self._zeros) for name in (*update.keeps, *self._always)}
+    def of(self, client: int, update: LocalUpdate | None = None) -> dict[str, Deferred]:
+        """Return what a client has kept for an update, or whatever it does, by name."""
+        own, names = self._vectors[client], () if update is None else update.keeps
+        return {name: own.get(name, self._zeros) for name in (*names, *self._always)}
 
     def all(self) -> list[dict[str, Deferred]]:
         """Return what each client keeps, in the order of ids."""

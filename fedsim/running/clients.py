@@ -9,6 +9,7 @@ from typing import Any
 
 from fedsim.errors import RunError
 from fedsim.learn.around import Around
+from fedsim.learn.buffers import judged
 from fedsim.learn.codec import Codec
 from fedsim.learn.corrupt import corrupted
 from fedsim.learn.curriculum.update import Ordered
@@ -124,7 +125,8 @@ class LocalClients:
         if self.learner.dry:
             given = {name: Deferred.phantom() for name in given}
         if ask.action == EVALUATE:
-            scores = self.learner.evaluate(next(iter(given.values())), client)
+            model = judged(self.learner.engine.task, next(iter(given.values())), [self.kept.of(client)])
+            scores = self.learner.evaluate(model, client)
             names = ("loss", "accuracy") if self.learner.engine.task.classifies else ("loss",)
             return Reply(client, ask.action, {}, Numbers(known, scores, names), known[EXAMPLES])
         if ask.action in self.queries:

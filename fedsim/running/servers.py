@@ -151,8 +151,8 @@ def run_method(
             if round == stop.rounds:
                 break
             round += 1
-            model = method.step(server, round, model, policy.timeout_s)
-            model = with_buffers(task, model, method.came)
+            former, model = model, method.step(server, round, model, policy.timeout_s)
+            model = with_buffers(task, former, model, method.came)
             tell(notes, observer, method, round)
     except TimeUp:
         pass
@@ -170,11 +170,16 @@ def run_method(
         report(server.dropped, observer)
 
 
-def with_buffers(task: Task, model: Deferred, came: Sequence[Reply]) -> Deferred:
-    """Return a model with the average of the buffers that have come, whatever the method has done to its weights."""
+def with_buffers(task: Task, former: Deferred, model: Deferred, came: Sequence[Reply]) -> Deferred:
+    """Return a model with the average of the buffers that have come, whatever the method has done to its weights.
+
+    Where none have come they are those of the former model: some methods move without replies, by what they remember.
+    """
     replies = [reply for reply in came if "arrays" in reply.vectors]
-    if not (task.buffers and replies):
+    if not task.buffers:
         return model
+    if not replies:
+        return merged(task, model, [former], [1.0])
     heavy = weighing(replies)
     return merged(task, model, [one.vectors["arrays"] for one in heavy], [one.weight for one in heavy])
 

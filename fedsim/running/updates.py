@@ -25,9 +25,9 @@ def updates_of(strategy: Any, experiment: Experiment) -> dict[str, LocalUpdate]:
             curriculum that the clients cannot follow.
     """
     own = getattr(strategy, "updates", None)
-    updates = dict(own) if own is not None else {"train": LocalSGD(experiment.strategy.local)}
     asked = getattr(getattr(strategy, "select", None), "updates", {})
     with experiment.blame("strategy"):
+        updates = dict(own) if own is not None else {"train": LocalSGD(experiment.strategy.local)}
         remembers = any(OWN in one.keeps for one in asked.values())
         updates = dict(ordered(updates, experiment.strategy.local, remembers))
     for index, transform in enumerate(transforms_of(experiment)):

@@ -18,6 +18,7 @@ from fedsim.flower.face import FlowerFace
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.local import LocalUpdate, MeanGradient, State, rate, steps_of
 from fedsim.learn.sampling import FreshBatches, LargeBatch
+from fedsim.learn.schedules import Schedule, schedule
 from fedsim.learn.task import Batch, Gradient
 from fedsim.methods.metrics import Metric
 from fedsim.methods.rounds import Rounds
@@ -36,8 +37,8 @@ class FedPAGE(FlowerFace, Rounds):
         p: probability that all clients that are online send a gradient; in the first round they always do.
         large_batch: batch size of those gradients, and of the one that carries the last direction on; None for all
             samples.
-        server_lr: length of a server's step along the direction; None for K times the local learning rate, with
-            which the model moves to the mean of the clients' own.
+        server_lr: length of a server's step along the direction; None for K times the local learning rate of the
+            round, with which the model moves to the mean of the clients' own.
     """
 
     weighted: ClassVar[bool] = False
@@ -47,10 +48,12 @@ class FedPAGE(FlowerFace, Rounds):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._paced: Schedule | None = None
         if self.server_lr is None:
             if isinstance(self.local.lr, list):
                 rule = "must be given where every client has its own local.lr"
                 raise BadValue("server_lr", MISSING, rule)
+            self._paced = schedule(self.local)
             self.server_lr = steps_of(self.local, "FedPAGE") * rate(self.local, 0)
         self._direction: Deferred | None = None
         self._before: Deferred | None = None
@@ -77,7 +80,8 @@ class FedPAGE(FlowerFace, Rounds):
         """g ← mean of what came, x ← x - η g."""
         self._direction, self._before = uniform_mean(replies), model
         assert self.server_lr is not None  # it has been worked out from the local rate
-        return model - self.server_lr * self._direction
+        factor = 1.0 if self._paced is None else self._paced(round)
+        return model - self.server_lr * factor * self._direction
 
     def metrics(self, round: int) -> Iterable[Metric]:
         """Say whether the round was for all."""

@@ -65,7 +65,6 @@ def test_in_place_is_in_place():
         (nn.Dropout1d(0.5), (6, 4, 5)),
         (nn.Dropout2d(0.5), (6, 4, 5, 5)),
         (nn.Dropout3d(0.5), (6, 4, 2, 2, 2)),
-        (nn.Dropout2d(0.5), (40, 5, 5)),
     ],
 )
 def test_whole_channels_are_dropped(layer, shape):
@@ -104,3 +103,24 @@ def test_uniform_and_normal_numbers_have_their_moments():
     assert abs(float(bell.mean())) < 5 * (1 / 40_000) ** 0.5
     assert abs(float(bell.square().mean()) - 1) < 5 * (2 / 40_000) ** 0.5
     assert int(Draws(KEY).bits((100,)).max()) < 2**BITS
+
+
+@pytest.mark.filterwarnings("ignore:dropout[23]d")
+@pytest.mark.parametrize("name", ["dropout1d", "dropout2d", "dropout3d"])
+@pytest.mark.parametrize("shape", [(32, 5), (32, 6, 5), (32, 6, 5, 3), (32, 6, 5, 3, 2)])
+def test_what_is_dropped_as_a_whole_is_what_torch_drops_as_a_whole(name, shape):
+    function, x = getattr(functional, name), torch.ones(shape)
+    if name == "dropout1d" and len(shape) > 3:
+        for call in (function, lambda given: dropped(function, given)):
+            with pytest.raises(RuntimeError, match="Expected 2D or 3D input"):
+                call(x)
+        return
+
+    def constant(mask):
+        return [bool((mask == mask.select(i, 0).unsqueeze(i)).all()) for i in range(mask.dim())]
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # of 32 or more, some are dropped and others are not
+        wanted = constant(function(x, 0.5))
+    found = dropped(function, x)
+    assert (constant(found), found.shape) == (wanted, x.shape)
