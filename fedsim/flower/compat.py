@@ -11,6 +11,7 @@ import importlib
 import inspect
 import logging
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +32,8 @@ from fedsim.logs import quiet
 from fedsim.running.garbage import settled
 
 RUN_ID, TASK_ID = 1, 1
+AWAIT_PROCESSES = ("subprocess", "multiprocessing", "concurrent")
+"""Modules of Python that sleep between two looks at another process."""
 NODE_UNAVAILABLE = int(ErrorCode.NODE_UNAVAILABLE)
 UNAVAILABLE = int(ErrorCode.MESSAGE_UNAVAILABLE)
 GONE = (NODE_UNAVAILABLE, UNAVAILABLE, int(ErrorCode.REPLY_MESSAGE_UNAVAILABLE))
@@ -240,13 +243,15 @@ def in_client() -> bool:
 def slow_time(pause: Callable[[float], None]) -> Iterator[None]:
     """Let ``time.sleep`` of a server's own code pass simulated time; other threads sleep as before.
 
-    A module that is imported meanwhile may keep the replacement; outside of here it sleeps as usual, and so does a
-    client.
+    A module that is imported meanwhile may keep the replacement; outside of here it sleeps as usual, and so do a
+    client and what Python waits for other processes with: how long they take is no simulated time.
     """
     before, thread, active = time.sleep, threading.get_ident(), True
 
     def sleep(seconds: Any) -> None:
         simulated = active and threading.get_ident() == thread and not in_client()
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        simulated = simulated and caller.partition(".")[0] not in AWAIT_PROCESSES
         (pause if simulated else before)(seconds)
 
     time.sleep = sleep

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import random
+import subprocess
+import sys
 import threading
 import time
 
@@ -279,6 +281,14 @@ def test_a_servers_sleep_passes_simulated_time_and_a_clients_does_not():
     assert time.sleep is real
     sleep(0.0)  # what was imported meanwhile sleeps as usual again
     assert paused == [100.0, 7]
+
+
+def test_a_server_waits_for_other_processes_in_real_time():
+    """How long they take is another number in every run."""
+    paused = []
+    with compat.slow_time(paused.append):
+        subprocess.run([sys.executable, "-c", "import time; time.sleep(0.2)"], timeout=60, check=True)
+    assert paused == []
 
 
 class Two:
