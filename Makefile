@@ -31,7 +31,7 @@ slow: $(INSTALLED) ## run the tests that take longer
 
 soak: $(INSTALLED) ## run deployments that lose a node, and what takes longest besides; takes more than an hour
 	FEDSIM_SOAK=1 $(BIN)/python -m pytest -m slow tests/deploy
-	FEDSIM_SOAK=1 $(BIN)/python -m pytest -n 2 -m slow tests/test_growth.py tests/test_ranges.py
+	FEDSIM_SOAK=1 $(BIN)/python -m pytest -n 2 -m slow tests/running/test_growth.py tests/test_ranges.py
 	FEDSIM_SOAK=1 $(BIN)/python -m pytest -n 2 tests/kill
 
 bench: $(INSTALLED) ## measure speed, as ratios within one run

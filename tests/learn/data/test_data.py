@@ -17,7 +17,7 @@ from fedsim.errors import BadValue
 from fedsim.learn.curriculum import noisy as curriculum_data
 from fedsim.learn.data import datasets as data
 
-DATA = Path(os.environ.get("FEDSIM_DATA") or Path(__file__).parents[3] / "shared" / "data")
+DATA = Path(os.environ.get("FEDSIM_DATA") or Path(__file__).parents[4] / "shared" / "data")
 
 
 def small(**changes):

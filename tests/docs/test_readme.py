@@ -11,7 +11,7 @@ import yaml
 import fedsim
 from fedsim.spec.experiment import load
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

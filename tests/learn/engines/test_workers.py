@@ -26,7 +26,7 @@ from fedsim.learn.local import LocalSGD
 from fedsim.learn.task import Task
 from fedsim.running.threads import limited
 from fedsim.spec.experiment import Local
-from tests.learn.test_engines import UPDATES, make_jobs, same, world
+from tests.learn.engines.test_engines import UPDATES, make_jobs, same, world
 
 SIZES = [7, 40, 1, 16, 5, 9, 12, 3, 30, 22]
 
@@ -309,7 +309,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
     code = textwrap.dedent(f"""
         import os, sys, time
         sys.path.insert(0, {os.getcwd()!r})
-        from tests.learn.test_workers import small
+        from tests.learn.engines.test_workers import small
         from fedsim.learn.engines import Closed
         from fedsim.learn.engines.workers import Workers
         made = Workers(Closed(*small()), 2)

@@ -190,7 +190,7 @@ def test_torchs_generator_survives_a_model_that_fails():
     before = torch.get_rng_state()
     with pytest.raises(
         BadValue,
-        match=r"name: Broken: cannot be made: RuntimeError: broken \(tests/learn/test_models\.py:[0-9]+\)$",
+        match=r"name: Broken: cannot be made: RuntimeError: broken \(tests/learn/models/test_models\.py:[0-9]+\)$",
     ) as caught:
         make(Broken, (2,))
     assert isinstance(caught.value.__cause__, RuntimeError)
@@ -216,7 +216,7 @@ def test_whatever_a_module_raises_is_a_bad_value(error, words):
     with pytest.raises(BadValue) as caught:
         make(Raises, (2,), error=error)
     line = inspect.getsourcelines(Raises.__init__)[1] + 1
-    rule = f"cannot be made: {words} (tests/learn/test_models.py:{line})"
+    rule = f"cannot be made: {words} (tests/learn/models/test_models.py:{line})"
     assert (caught.value.key, caught.value.value, caught.value.rule) == ("name", "Raises", rule)
     assert caught.value.__cause__ is error
 

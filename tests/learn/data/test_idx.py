@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fedsim.errors import BadValue
 from fedsim.learn.data import idx
 
-DATA = Path(os.environ.get("FEDSIM_DATA") or Path(__file__).parents[3] / "shared" / "data")
+DATA = Path(os.environ.get("FEDSIM_DATA") or Path(__file__).parents[4] / "shared" / "data")
 
 
 def encoded(values: np.ndarray, code: int) -> bytes:

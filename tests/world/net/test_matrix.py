@@ -13,7 +13,7 @@ from fedsim.errors import BadValue, ConfigError
 from fedsim.spec.experiment import load
 from fedsim.world.net.matrix import Matrix, read
 
-DATA = Path(os.environ.get("FEDSIM_DATA", Path(__file__).parents[3] / "shared" / "data"))
+DATA = Path(os.environ.get("FEDSIM_DATA", Path(__file__).parents[4] / "shared" / "data"))
 CITIES = DATA / "latency" / "wondernetwork-2022-05.csv"
 
 ONE_WAY = {"latency_unit": "one_way"}

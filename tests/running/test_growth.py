@@ -16,7 +16,7 @@ from fedsim.running.observer import PENDING
 from fedsim.running.progress import Progress
 from fedsim.world.clock import EMPTY
 
-sys.path.insert(0, str(Path(__file__).parent / "conformance"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "conformance"))
 
 from conformance_rows import ROWS, Row, experiment
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import fedsim
 from fedsim.cli.app import app
 
-FOLDER = Path(__file__).parents[1] / "docs" / "own"
+FOLDER = Path(__file__).parents[2] / "docs" / "own"
 KINDS = {
     "data": "datasets",
     "partition": "partitions",

@@ -19,7 +19,7 @@ from fedsim.learn.data.dataset import Dataset
 from fedsim.parts import names
 from tests.learn import odd_models
 
-PAGE = (Path(__file__).parents[2] / "docs" / "own" / "model.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "own" / "model.md").read_text(encoding="utf-8")
 
 
 def blocks(language):
@@ -40,7 +40,7 @@ def pictures(*, clients, seed):
 
 def experiment(data, model, **changes):
     return {
-        "data": {"name": f"tests.learn.test_own_model:{data}", "clients": 2},
+        "data": {"name": f"tests.learn.models.test_own_model:{data}", "clients": 2},
         "model": model,
         "strategy": {"name": "fedavg", "local": {"steps": 1, "batch_size": 4, "lr": 0.05}},
         "stop": {"rounds": 1},

@@ -8,7 +8,7 @@ from fedsim import parts
 from fedsim.spec.experiment import Experiment
 from fedsim.spec.reference import keys, markdown
 
-REFERENCE = Path(__file__).parents[1] / "docs" / "reference.md"
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference.md"
 
 
 def test_the_committed_reference_is_current() -> None:

@@ -458,7 +458,7 @@ def test_the_uptime_of_a_generated_trace(churn, share):
 
 
 def test_the_documentation_shows_traces_that_can_be_read(tmp_path):
-    text = (Path(__file__).parents[2] / "docs" / "traces.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "traces.md").read_text(encoding="utf-8")
     blocks = {
         kind: body.partition("```")[0] for kind, body in (b.split("\n", 1) for b in text.split("```")[1::2])
     }
