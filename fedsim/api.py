@@ -19,12 +19,14 @@ from fedsim.record.reports import report
 from fedsim.record.result import Result
 from fedsim.running.ending import clock
 from fedsim.running.progress import Progress
+from fedsim.spec import schema as schemas
 from fedsim.spec.experiment import Experiment
 from fedsim.spec.experiment import load as _load
 from fedsim.study import file as studies
 from fedsim.study import results as tables
 from fedsim.study import sweep as sweeps
 from fedsim.study.results import results
+from fedsim.study.starter import write_starter
 from fedsim.study.sweep import Outcome, Told
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ __all__ = [
     "remarks",
     "report",
 ]
-__all__ += ["results", "resume", "retime", "run", "sweep"]
+__all__ += ["results", "resume", "retime", "run", "schema", "sweep", "write_starter"]
 
 Source = str | Path | Mapping[str, Any]
 
@@ -328,6 +330,21 @@ def compare(
     asked = by, metric, target, x or said.x, baseline or said.baseline
     comparison: Shown = _late("study.page").shown(found, *asked)
     return comparison
+
+
+def schema(kind: str = "experiment") -> dict[str, Any]:
+    """Return the JSON schema of a kind of file, with the parameters of all installed parts.
+
+    Args:
+        kind: ``"experiment"`` or ``"study"``.
+
+    >>> sorted(schema("study")["properties"])
+    ['base', 'compare', 'methods', 'name', 'tune', 'tune_seed', 'vary']
+    """
+    makers = {"experiment": schemas.experiment, "study": studies.schema}
+    if kind not in makers:
+        raise ConfigError([Problem("schema", kind, "must be experiment or study")])
+    return makers[kind]()
 
 
 def happened(

@@ -9,6 +9,7 @@ What a run is for is its folder: it goes on, and ends with its own exit code, wh
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,15 +32,9 @@ KINDS = (
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-app.command()(studycli.sweep)
-app.command()(studycli.compare)
-app.add_typer(tracecli.app, name="trace")
-app.add_typer(flowercli.app, name="flower")
 
 
 Files = Annotated[
@@ -75,7 +70,11 @@ def _asks_for_text(words: list[str]) -> bool:
     """Tell whether a command line asks for text alone, and not for a run, a report or another file."""
     commands = [word for word in words if not word.startswith("-")]
     asks = {"-h", "--help", "--version"} & set(words)
-    return bool(asks) or commands[:1] in ([], ["list"], ["show"]) or commands[:2] == ["trace", "show"]
+    return (
+        bool(asks)
+        or commands[:1] in ([], ["list"], ["show"], ["schema"])
+        or commands[:2] == ["trace", "show"]
+    )
 
 
 def _version(wanted: bool) -> None:
@@ -199,6 +198,26 @@ def list_parts(
 
 
 @app.command()
+def schema(
+    kind: Annotated[str, typer.Argument(metavar="[KIND]", help="experiment or study.")] = "experiment",
+) -> None:
+    """Print the JSON schema of experiment or study files, for editors that complete and check them."""
+    with show.explained():
+        typer.echo(json.dumps(api.schema(kind), indent=1))
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is new or empty.")],
+) -> None:
+    """Write a project to start from: a strategy of your own, its test, an experiment and a study."""
+    with show.explained():
+        for file in api.write_starter(folder):
+            typer.echo(str(file))
+        typer.echo(f"cd {folder} && python -m pytest && fedsim run experiment.yaml")
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     out: Annotated[
@@ -236,3 +255,9 @@ def export(
     with show.explained():
         for file in api.export(run, out, form):
             typer.echo(str(file))
+
+
+app.command()(studycli.sweep)
+app.command()(studycli.compare)
+app.add_typer(tracecli.app, name="trace")
+app.add_typer(flowercli.app, name="flower")

@@ -434,3 +434,11 @@ def test_a_list_of_one_kind():
     code, out, errors = call("list", "churn")
     assert (code, errors) == (0, "")
     assert [line.split()[0] for line in out.splitlines()] == parts.names("churn")
+
+
+def test_the_shell_completes_commands():
+    asked = {"_FEDSIM_COMPLETE": "complete_bash", "COMP_WORDS": "fedsim re", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        ["fedsim"], env={**os.environ, **asked}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["resume", "retime", "report"]

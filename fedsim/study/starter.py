@@ -1,0 +1,37 @@
+"""A project to start from: a strategy of one's own, its test, an experiment and a study."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from fedsim.errors import ConfigError, Problem
+from fedsim.spec import schema
+from fedsim.study import file
+
+FILES = Path(__file__).with_suffix("")
+SCHEMAS = {"experiment.schema.json": schema.experiment, "study.schema.json": file.schema}
+
+
+def write_starter(folder: str | Path) -> list[Path]:
+    """Write the files of a project that runs as it is.
+
+    Args:
+        folder: one that does not exist yet, or is empty.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: if the folder has files in it.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError([Problem("DIR", str(folder), "must be new or empty")])
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [Path(shutil.copy(one, folder / one.stem)) for one in sorted(FILES.glob("*.in"))]
+    for name, make in SCHEMAS.items():
+        written.append(folder / name)
+        written[-1].write_text(f"{json.dumps(make(), indent=1)}\n", encoding="utf-8")
+    return written
