@@ -63,8 +63,10 @@ def check(
     """Check everything about an experiment that can be checked before it runs.
 
     Args:
-        source, overrides, more: as for :func:`run`.
+        source: as for :func:`run`.
+        overrides: as for :func:`run`.
         timing_only: check it for a run that only keeps time.
+        more: as for :func:`run`.
 
     Raises:
         ConfigError: with the line, the value and the rule of what is wrong.
