@@ -184,7 +184,7 @@ def topology(edges: Table, nodes: Table) -> Figure:
         ax.set(xlabel="links of a node", ylabel="nodes")
         ax.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
         return figure
-    place = _layout(graph)
+    place = layout(graph)
     lines = [(place[a], place[b]) for a, b in graph.edges]
     faint = float(np.clip(12 / math.sqrt(len(lines)), 0.06, 0.8))
     ax.add_collection(LineCollection(lines, colors=GREY, linewidths=0.8, alpha=faint, zorder=1))
@@ -208,7 +208,8 @@ def _latency(latency_ms: Array) -> str:
     return f", {low:.3g} ms" if low == high else f", {low:.3g} to {high:.3g} ms"
 
 
-def _layout(graph: nx.Graph[Any]) -> dict[Any, Any]:
+def layout(graph: nx.Graph[Any]) -> dict[Any, Any]:
+    """Return where the nodes of a graph are drawn, [x, y] by node: a hub in the middle, few links in a circle."""
     ids = sorted(graph.nodes)
     hub = [node for node, degree in graph.degree() if degree == len(ids) - 1]
     if len(ids) > 2 and len(hub) == 1:
