@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import networkx as nx
 import numpy as np
 
 from fedsim.record.nodes import layout
-from fedsim.record.rows import as_table, rows
+from fedsim.record.rows import arrays, rows
 from fedsim.record.schema import Place, Table
+from fedsim.record.spans import paired
 from fedsim.record.store import metrics, read
 from fedsim.record.style import Array, human_time
 
@@ -55,8 +56,8 @@ def scene(run: Path, known: dict[str, Any], end_us: int) -> Scene | None:
         return None
     place = {node: i for i, node in enumerate(shown)}
     links = [(a, b) for a, b in zip(edges["a"].tolist(), edges["b"].tolist()) if a in place and b in place]
-    moves, every_move = _thinned(_spans(_events(run, MOVING, shown), end_us, pairs=True))
-    works, every_work = _thinned(_spans(_events(run, WORKING, shown), end_us, pairs=False))
+    moves, every_move = _thinned(_events(run, MOVING, shown), end_us)
+    works, every_work = _thinned(_events(run, WORKING, shown), end_us)
     comings = [
         [_tick(time, end_us), place[node], online]
         for time, node, online in zip(*(presence[name].tolist() for name in ("time_us", "node", "online")))
@@ -73,8 +74,8 @@ def scene(run: Path, known: dict[str, Any], end_us: int) -> Scene | None:
         "links": [[place[a], place[b]] for a, b in links[:MOST_LINKS]],
         "presence": comings,
         "faults": _faults(run, place, end_us),
-        "moves": [[_tick(t, end_us), _tick(u, end_us), place[a], place[b], ok] for t, u, a, b, ok in moves],
-        "works": [[_tick(t, end_us), _tick(u, end_us), place[a]] for t, u, a, _, _ in works],
+        "moves": [[begin, end, place[a], place[b], well] for begin, end, a, b, well in moves],
+        "works": [[begin, end, place[a]] for begin, end, a, *_ in works],
         "every": [every_move, every_work],
         "rounds": _rounds(run, end_us),
         "end_s": end_us / 1e6,
@@ -102,33 +103,16 @@ def _events(run: Path, kinds: tuple[str, ...], shown: list[int]) -> Table:
     """Return the events of some kinds that concern the nodes shown alone."""
     marks, some = ", ".join("?" * len(kinds)), ", ".join(map(str, shown))
     where = f"kind IN ({marks}) AND node IN ({some}) AND peer IN (-1, {some})"
-    return as_table("events", rows(run, "events", where, kinds))
+    return arrays(run, "events", where, kinds)
 
 
-def _spans(events: Table, end_us: int, pairs: bool) -> list[tuple[int, int, int, int, int]]:
-    """Pair beginnings and ends: (begin, end, node, peer, whether it ended well), in the order of the beginnings.
-
-    Of several alike the first to begin is taken as the first to end, as in :func:`fedsim.record.spans.activity`.
-    """
-    waiting: defaultdict[tuple[int, ...], deque[list[int]]] = defaultdict(deque)
-    found: list[list[int]] = []
-    for time, kind, node, peer, round in zip(
-        *(events[name].tolist() for name in ("time_us", "kind", "node", "peer", "round"))
-    ):
-        key = (peer, node, round) if kind == "deliver" else (node, peer, round)
-        if kind in ("send", "compute"):
-            found.append([time, end_us, node, peer, 1])
-            waiting[key].append(found[-1])
-        elif waiting[key]:
-            span = waiting[key].popleft()
-            span[1], span[4] = time, int(kind in ("deliver", "done"))
-    return [(t, u, a, b, ok) for t, u, a, b, ok in found if b >= 0 or not pairs]
-
-
-def _thinned(spans: list[tuple[int, int, int, int, int]]) -> tuple[list[tuple[int, int, int, int, int]], int]:
-    """Return every so many-th, and how many that is."""
+def _thinned(events: Table, end_us: int) -> tuple[list[list[int]], int]:
+    """Return what began and ended, [begin, end, node, peer, whether well], every so many-th, and how many that is."""
+    found = paired(events, end_us)
+    ticks = (np.minimum(TICKS, np.rint(times / end_us * TICKS)) for times in (found.begin, found.end))
+    spans = np.stack([*ticks, found.node, found.peer, found.well], axis=1).astype(np.int64)
     every = -(-len(spans) // MOST_SPANS) or 1
-    return spans[::every], every
+    return spans[::every].tolist(), every
 
 
 def _routers(known: dict[str, Any]) -> set[int]:

@@ -152,7 +152,13 @@ document.querySelector("iframe").onload = async event => {{
   document.body.innerHTML = "<pre>" + JSON.stringify(table) + "</pre>";
 }};
 </script></body>""")
-    command = [*browser(), "--window-size=1400,1000", "--virtual-time-budget=10000", "--dump-dom", f"file://{tmp_path / 'test.html'}"]
+    command = [
+        *browser(),
+        "--window-size=1400,1000",
+        "--virtual-time-budget=10000",
+        "--dump-dom",
+        f"file://{tmp_path / 'test.html'}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     said = html.unescape(re.search("<pre>(.*?)</pre>", done.stdout, re.DOTALL)[1])
     assert '"errors":[]' in said
