@@ -19,13 +19,14 @@ from fedsim.record.reports import report
 from fedsim.record.result import Result
 from fedsim.running.ending import clock
 from fedsim.running.progress import Progress
-from fedsim.spec import schema as schemas
+from fedsim.running.shown import telling
 from fedsim.spec.experiment import Experiment
 from fedsim.spec.experiment import load as _load
 from fedsim.study import file as studies
 from fedsim.study import results as tables
 from fedsim.study import sweep as sweeps
 from fedsim.study.results import results
+from fedsim.study.schema import schema
 from fedsim.study.starter import write_starter
 from fedsim.study.sweep import Outcome, Told
 
@@ -124,7 +125,7 @@ def run(
     overrides: Mapping[str, Any] | None = None,
     out: str | Path = "runs",
     timing_only: bool = False,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Progress], None] | bool | None = None,
     store: str | Path | None = None,
     store_gb: float = 10.0,
     **more: Any,
@@ -136,7 +137,7 @@ def run(
         overrides: values by dotted key, such as ``{"strategy.p": 0.5}``.
         out: the folder in which the run gets a folder of its own.
         timing_only: run the event plane alone: times, bytes and availability, but no training.
-        progress: called after every round.
+        progress: called after every round; True shows a bar, on a terminal and in a notebook.
         store: a folder of what runs have computed: what is there is not computed again, and what is not is left
             there. None takes the folder that the environment variable ``FEDSIM_STORE`` names, if it does.
         store_gb: how much the store may hold, in gigabytes of 10^9 bytes.
@@ -165,7 +166,8 @@ def run(
     folder = store or os.environ.get("FEDSIM_STORE")
     begin = _late("running.begin")
     reuse = begin.Reuse(Path(folder), store_gb) if folder else None
-    result: Result = begin.fresh(experiment, Path(out), timing_only, progress, began, reuse)
+    with telling(progress) as told:
+        result: Result = begin.fresh(experiment, Path(out), timing_only, told, began, reuse)
     return result
 
 
@@ -208,7 +210,7 @@ def resume(
     *,
     overrides: Mapping[str, Any] | None = None,
     extend: Mapping[str, float] | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Progress], None] | bool | None = None,
 ) -> Result:
     """Let a run go on that was stopped, killed, or has ended and is to be longer.
 
@@ -219,7 +221,7 @@ def resume(
         folder: the run's.
         overrides: values by dotted key, of ``stop``, ``record`` and ``evaluate``.
         extend: how much longer it is to be, such as ``{"rounds": 50}`` or ``{"sim_time_s": 600}``.
-        progress: called after every round.
+        progress: called after every round; True shows a bar.
 
     Raises:
         ConfigError: if the folder holds no run that can go on.
@@ -242,7 +244,8 @@ def resume(
         experiment = _load(file, overrides)
         changes = {f"stop.{key}": _longer(experiment, key, more) for key, more in (extend or {}).items()}
         experiment = _load(file, {**(overrides or {}), **changes})
-        result: Result = _late("running.begin").again(Path(folder), experiment, progress, began, bool(extend))
+        with telling(progress) as told:
+            result: Result = _late("running.begin").again(Path(folder), experiment, told, began, bool(extend))
         return result
 
 
@@ -332,21 +335,6 @@ def compare(
     asked = by, metric, target, x or said.x, baseline or said.baseline
     comparison: Shown = _late("study.page").shown(found, *asked)
     return comparison
-
-
-def schema(kind: str = "experiment") -> dict[str, Any]:
-    """Return the JSON schema of a kind of file, with the parameters of all installed parts.
-
-    Args:
-        kind: ``"experiment"`` or ``"study"``.
-
-    >>> sorted(schema("study")["properties"])
-    ['base', 'compare', 'methods', 'name', 'tune', 'tune_seed', 'vary']
-    """
-    makers = {"experiment": schemas.experiment, "study": studies.schema}
-    if kind not in makers:
-        raise ConfigError([Problem("schema", kind, "must be experiment or study")])
-    return makers[kind]()
 
 
 def happened(

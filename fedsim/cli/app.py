@@ -22,6 +22,7 @@ from fedsim.cli import output, show
 from fedsim.cli import study as studycli
 from fedsim.cli import trace as tracecli
 from fedsim.errors import ConfigError, Problem, did_you_mean
+from fedsim.running.shown import shown
 from fedsim.version import __version__
 
 KINDS = (
@@ -117,7 +118,7 @@ def run(
             for file in files:
                 api.check(file, overrides, timing_only=timing_only)
         for file in files:
-            with show.shown(quiet) as told:
+            with shown(quiet) as told:
                 how: dict[str, Any] = {"timing_only": timing_only, "store": store, "store_gb": store_gb}
                 result = api.run(file, overrides=overrides, out=out, progress=told, **how)
             show.print_result(result)
@@ -136,7 +137,7 @@ def resume(
     """Let a run go on that was stopped or killed, or is to be longer; it ends as it would have without a break."""
     with show.explained():
         overrides, more = show.overrides_of(settings), show.extension_of(extend)
-        with show.shown(quiet) as told:
+        with shown(quiet) as told:
             result = api.resume(run, overrides=overrides, extend=more, progress=told)
         show.print_result(result)
 
@@ -155,7 +156,7 @@ def retime(
     with show.explained():
         overrides = show.overrides_of(settings)
         show.check_writable(out)
-        with show.shown(quiet) as told:
+        with shown(quiet) as told:
             result = api.retime(run, overrides=overrides, store=store, out=out, progress=told)
         show.print_result(result)
 
