@@ -75,7 +75,9 @@ def _asks_for_text(words: list[str]) -> bool:
     """Tell whether a command line asks for text alone, and not for a run, a report or another file."""
     commands = [word for word in words if not word.startswith("-")]
     asks = {"-h", "--help", "--version"} & set(words)
-    return bool(asks) or commands[:1] in ([], ["list"], ["show"]) or commands[:2] == ["trace", "show"]
+    return (
+        bool(asks) or commands[:1] in ([], ["list"], ["show"], ["diff"]) or commands[:2] == ["trace", "show"]
+    )
 
 
 def _version(wanted: bool) -> None:
@@ -221,6 +223,32 @@ def show_events(
     """Show what happened in a run and what was measured, in the order of simulated time."""
     with show.explained():
         for line in api.happened(run, round, node, from_s, to_s):
+            typer.echo(line)
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="The folder of a run.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="The folder of another one.")],
+) -> None:
+    """Say in what two runs differ: keys, the first event, the first local update, and what makes it another one."""
+    with show.explained():
+        for line in api.differences(first, second):
+            typer.echo(line)
+
+
+@app.command("replay-job")
+def replay_job(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    id: Annotated[
+        str, typer.Argument(metavar="ID", help="First digits of a job, as fedsim show lists them.")
+    ],
+    store: StoreOf = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Do it under pdb first.")] = False,
+) -> None:
+    """Do one local update of a run again, alone, and compare the result with what the run has."""
+    with show.explained():
+        for line in api.replay_job(run, id, store=store, do=show.debugged if debug else None).lines():
             typer.echo(line)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pdb
 import re
 import sys
 import textwrap
@@ -161,6 +162,19 @@ def part(kind: str, name: str) -> None:
             typer.echo(f"      {line}")
     typer.echo("" if rows else "  no parameters\n")
     typer.echo(f"Example:\n{textwrap.indent(text, '  ')}".rstrip())
+
+
+def debugged(function: Callable[..., Any], *given: Any) -> Any:
+    """Call a function that returns something under pdb, which stops at its first line, and where it raises."""
+    try:
+        result = pdb.Pdb(nosigint=True).runcall(function, *given)
+    except Exception:
+        say(traceback.format_exc().rstrip())
+        pdb.post_mortem(sys.exc_info()[2])
+        raise
+    if result is None:  # somebody has had enough
+        raise KeyboardInterrupt
+    return result
 
 
 def say(text: str) -> None:
