@@ -22,6 +22,7 @@ GROUND = {
     "version",
     "rules",
     "ranges",
+    "signatures",
     "places",
     "machine",
     "beside",

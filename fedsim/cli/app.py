@@ -9,6 +9,7 @@ What a run is for is its folder: it goes on, and ends with its own exit code, wh
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ from fedsim.cli import output, show
 from fedsim.cli import study as studycli
 from fedsim.cli import trace as tracecli
 from fedsim.errors import ConfigError, Problem, did_you_mean
+from fedsim.running.shown import shown
 from fedsim.version import __version__
 
 KINDS = (
@@ -31,15 +33,9 @@ KINDS = (
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-app.command()(studycli.sweep)
-app.command()(studycli.compare)
-app.add_typer(tracecli.app, name="trace")
-app.add_typer(flowercli.app, name="flower")
 
 
 Files = Annotated[
@@ -76,7 +72,9 @@ def _asks_for_text(words: list[str]) -> bool:
     commands = [word for word in words if not word.startswith("-")]
     asks = {"-h", "--help", "--version"} & set(words)
     return (
-        bool(asks) or commands[:1] in ([], ["list"], ["show"], ["diff"]) or commands[:2] == ["trace", "show"]
+        bool(asks)
+        or commands[:1] in ([], ["list"], ["show"], ["diff"], ["schema"])
+        or commands[:2] == ["trace", "show"]
     )
 
 
@@ -120,7 +118,7 @@ def run(
             for file in files:
                 api.check(file, overrides, timing_only=timing_only)
         for file in files:
-            with show.shown(quiet) as told:
+            with shown(quiet) as told:
                 how: dict[str, Any] = {"timing_only": timing_only, "store": store, "store_gb": store_gb}
                 result = api.run(file, overrides=overrides, out=out, progress=told, **how)
             show.print_result(result)
@@ -139,7 +137,7 @@ def resume(
     """Let a run go on that was stopped or killed, or is to be longer; it ends as it would have without a break."""
     with show.explained():
         overrides, more = show.overrides_of(settings), show.extension_of(extend)
-        with show.shown(quiet) as told:
+        with shown(quiet) as told:
             result = api.resume(run, overrides=overrides, extend=more, progress=told)
         show.print_result(result)
 
@@ -158,7 +156,7 @@ def retime(
     with show.explained():
         overrides = show.overrides_of(settings)
         show.check_writable(out)
-        with show.shown(quiet) as told:
+        with shown(quiet) as told:
             result = api.retime(run, overrides=overrides, store=store, out=out, progress=told)
         show.print_result(result)
 
@@ -198,6 +196,26 @@ def list_parts(
                 typer.echo(f"{one}:")
             for name, summary in rows:
                 typer.echo(f"  {name:{width}}  {summary}".rstrip())
+
+
+@app.command()
+def schema(
+    kind: Annotated[str, typer.Argument(metavar="[KIND]", help="experiment or study.")] = "experiment",
+) -> None:
+    """Print the JSON schema of experiment or study files, for editors that complete and check them."""
+    with show.explained():
+        typer.echo(json.dumps(api.schema(kind), indent=1))
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is new or empty.")],
+) -> None:
+    """Write a project to start from: a strategy of your own, its test, an experiment and a study."""
+    with show.explained():
+        for file in api.write_starter(folder):
+            typer.echo(str(file))
+        typer.echo(f"cd {folder} && python -m pytest && fedsim run experiment.yaml")
 
 
 @app.command()
@@ -264,3 +282,9 @@ def export(
     with show.explained():
         for file in api.export(run, out, form):
             typer.echo(str(file))
+
+
+app.command()(studycli.sweep)
+app.command()(studycli.compare)
+app.add_typer(tracecli.app, name="trace")
+app.add_typer(flowercli.app, name="flower")
