@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fedsim import parts as _parts
 from fedsim.errors import MISSING, BadValue, ConfigError, Problem
+from fedsim.inspection import differences, replay_job
+from fedsim.inspection import late as _late
+from fedsim.inspection import told as _told
 from fedsim.machine import remark_on_threads, remark_on_workers
 from fedsim.record.events import happened as _happened
 from fedsim.record.export import export as _export
@@ -40,12 +40,14 @@ __all__ = [
     "Result",
     "check",
     "compare",
+    "differences",
     "export",
     "happened",
     "load",
     "outline",
     "parts",
     "remarks",
+    "replay_job",
     "report",
 ]
 __all__ += ["results", "resume", "retime", "run", "schema", "sweep", "write_starter"]
@@ -361,20 +363,6 @@ def export(run: str | Path, out: str | Path | None = None, form: Any = "csv") ->
     """
     with _told():
         return _export(run, Path(run) / "export" if out is None else out, form)
-
-
-def _late(name: str) -> ModuleType:
-    """Return a module that takes long to load, and that not every call needs."""
-    return importlib.import_module(f"fedsim.{name}")
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Let what a folder or a parameter is refused for be told in one line."""
-    try:
-        yield
-    except BadValue as error:
-        raise ConfigError([Problem(error.key, error.value, error.rule, error.hint)]) from error
 
 
 def parts(kind: str) -> list[tuple[str, str]]:

@@ -73,7 +73,7 @@ def _asks_for_text(words: list[str]) -> bool:
     asks = {"-h", "--help", "--version"} & set(words)
     return (
         bool(asks)
-        or commands[:1] in ([], ["list"], ["show"], ["schema"])
+        or commands[:1] in ([], ["list"], ["show"], ["diff"], ["schema"])
         or commands[:2] == ["trace", "show"]
     )
 
@@ -241,6 +241,32 @@ def show_events(
     """Show what happened in a run and what was measured, in the order of simulated time."""
     with show.explained():
         for line in api.happened(run, round, node, from_s, to_s):
+            typer.echo(line)
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="The folder of a run.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="The folder of another one.")],
+) -> None:
+    """Say in what two runs differ: keys, the first event, the first local update, and what makes it another one."""
+    with show.explained():
+        for line in api.differences(first, second):
+            typer.echo(line)
+
+
+@app.command("replay-job")
+def replay_job(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    id: Annotated[
+        str, typer.Argument(metavar="ID", help="First digits of a job, as fedsim show lists them.")
+    ],
+    store: StoreOf = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Do it under pdb first.")] = False,
+) -> None:
+    """Do one local update of a run again, alone, and compare the result with what the run has."""
+    with show.explained():
+        for line in api.replay_job(run, id, store=store, do=show.debugged if debug else None).lines():
             typer.echo(line)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import pdb
 import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,6 +158,19 @@ def part(kind: str, name: str) -> None:
             typer.echo(f"      {line}")
     typer.echo("" if rows else "  no parameters\n")
     typer.echo(f"Example:\n{textwrap.indent(text, '  ')}".rstrip())
+
+
+def debugged(function: Callable[..., Any], *given: Any) -> Any:
+    """Call a function that returns something under pdb, which stops at its first line, and where it raises."""
+    try:
+        result = pdb.Pdb(nosigint=True).runcall(function, *given)
+    except Exception:
+        say(traceback.format_exc().rstrip())
+        pdb.post_mortem(sys.exc_info()[2])
+        raise
+    if result is None:  # somebody has had enough
+        raise KeyboardInterrupt
+    return result
 
 
 def say(text: str) -> None:
