@@ -20,6 +20,7 @@ from fedsim.learn.deferred import Deferred, Inputs
 from fedsim.learn.draws import states
 from fedsim.learn.engines import Engine, TrainJob
 from fedsim.learn.engines.sequential import score
+from fedsim.learn.lasting import Changed, check_lasting, stamps
 from fedsim.learn.local import LocalUpdate, State
 from fedsim.learn.names import Names
 from fedsim.learn.raised import passes, told
@@ -217,7 +218,9 @@ class Train:
         """Do the updates."""
         try:
             jobs = [call.job(given) for call, given in zip(calls, inputs, strict=True)]
+            before = stamps(self.learner.engine.task)
             results = self.learner.engine.train(jobs)
+            check_lasting(self.learner.engine.task, before)
         except BaseException as error:  # also what would end the program
             if passes(error):
                 raise
@@ -225,7 +228,7 @@ class Train:
                 raise
             if len(calls) > 1:  # one by one, so that the error names the client that fails
                 return [call.run([call], [given])[0] for call, given in zip(calls, inputs, strict=True)]
-            place, reason = self.place, told(error)
+            place, reason = self.place, str(error) if isinstance(error, Changed) else told(error)
             broken = RunError(reason, place.node, place.round, place.sim_time_s, "train")
             return [self._failed(broken, inputs[0], error)]
         return [
@@ -335,9 +338,12 @@ class Evaluate:
         del calls
         learner, (x, y) = self.learner, self._data()
         device = learner.engine.task.device
-        before = states(device)
+        before, fixed = states(device), stamps(learner.engine.task)
         try:
             scores = learner.engine.evaluate([given["weights"] for given in inputs], x, y, learner.chunk)
+            check_lasting(learner.engine.task, fixed)
+        except Changed as error:
+            raise RunError(str(error), self.client, phase="evaluate") from error
         except BaseException as error:  # also what would end the program
             if passes(error):
                 raise

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsim.learn.contents import Leaf
 from fedsim.learn.losses import Loss, loss_of
@@ -36,7 +38,7 @@ Gradient = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
 Augment = Callable[[Tensor, Draws], Tensor]
 """From inputs [B, …] to others of the same shape."""
 
-Held = Literal["average", "local", "server"]
+Held = Literal["average", "local", "fedbn", "server"]
 """Whose buffers a client trains with: see :attr:`fedsim.spec.experiment.Strategy.buffers`."""
 
 
@@ -108,7 +110,28 @@ class Task:
     @property
     def sent(self) -> list[tuple[str, tuple[int, ...]]]:
         """Names and shapes of what is sent with a model: buffers only where they are averaged."""
-        return self.layout if self.held == "average" else self.layout[: len(self.layout) - len(self.buffers)]
+        if self.held == "average":
+            return self.layout
+        return [
+            one for one in self.layout[: len(self.layout) - len(self.buffers)] if one[0] not in self.norms
+        ]
+
+    @cached_property
+    def norms(self) -> list[str]:
+        """The names of the weights that are a client's own: scales and shifts of batch normalisation, for FedBN."""
+        if self.held != "fedbn":
+            return []
+        trained = {name for name, _ in self.layout}
+        layers = [(path, part) for path, part in self.module.named_modules() if isinstance(part, _BatchNorm)]
+        found = [f"{path}.{name}".lstrip(".") for path, part in layers for name, _ in part.named_parameters()]
+        return [name for name in found if name in trained]
+
+    @cached_property
+    def own(self) -> Tensor:
+        """Where in a vector those weights are [n], int64."""
+        places = torch.split(torch.arange(self.size, device=self.device), self._sizes)
+        found = [place for (name, _), place in zip(self.layout, places, strict=True) if name in self.norms]
+        return torch.cat([self.initial.new_zeros(0, dtype=torch.long), *found])
 
     @property
     def fixed_bytes(self) -> int:

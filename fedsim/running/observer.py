@@ -65,6 +65,7 @@ class Observer:
         self.dropped = 0
         self.models: Models = {}
         self.subject = ""
+        self.own: Callable[[Deferred, int], Deferred] = lambda model, _: model
         self.stalled = ""
         numbers = experiment.assume.numbers
         self._assumed: dict[str, float] = {
@@ -157,15 +158,16 @@ class Observer:
         self._judge(self.scores.get("accuracy"))
 
     def _measure_own(self, evaluated: Iterable[int]) -> None:
-        """Measure how well clients do on what they have held out: with the server's model, or each with its own."""
+        """Measure how well clients do on what they have held out: with the server's model and what is their own."""
         if not self.learner.tests:
             return
         clients = range(len(self.learner.tests)) if SYSTEM in self.models else list(evaluated)
-        model_of = {client: SYSTEM if SYSTEM in self.models else client for client in clients}
-        found = {
-            client: self.learner.evaluate_own(self.models[model], client)
-            for client, model in model_of.items()
-        }
+        each = (
+            {client: self.own(self.models[SYSTEM], client) for client in clients}
+            if SYSTEM in self.models
+            else {client: self.models[client] for client in clients}
+        )
+        found = {client: self.learner.evaluate_own(model, client) for client, model in each.items()}
         self._compute(found.values())
         scores = {client: dict(score.read()) for client, score in found.items()}
         for name in scores[clients[0]]:
@@ -237,7 +239,7 @@ class Observer:
             summary[name] = math.fsum(values) / len(values)
             summary[f"{name}_min"], summary[f"{name}_max"] = values[0], values[-1]
             tenth = math.ceil(len(values) / 10)
-            worst = values[:tenth] if name in HIGH else values[-tenth:]
+            worst = values[:tenth] if name.startswith(HIGH) else values[-tenth:]
             summary[f"{name}_worst_decile"] = math.fsum(worst) / tenth
         spread = Deferred(Spread(), {f"{place}": model for place, model in enumerate(self.models.values())})
         found = self.learner.evaluate(spread.pick("average"))

@@ -108,11 +108,11 @@ class Strategy(OpenBlock):
         default=None,
         description="how models count in an average, by samples or all the same; null is what the selector says",
     )
-    buffers: Literal["average", "local", "server"] = Field(
+    buffers: Literal["average", "local", "fedbn", "server"] = Field(
         default="average",
         description="whose the buffers are that training changes, such as batch statistics: sent and averaged with the "
-        "model; each client's own, never sent, where a server's model is judged with their mean; or the server's, "
-        "which nobody changes",
+        "model; local: each client's own, never sent, where a server's model is judged with their mean; fedbn: so, and "
+        "with them scales and shifts of batch normalisation; or the server's, which nobody changes",
     )
     around: list[Part] = Field(
         default_factory=list, description="what is done to all that clients send, the first one first"
