@@ -62,6 +62,10 @@ NEVER: list[dict[str, Any]] = [
     {"evaluate.every": 2},
     {"evaluate.batch_size": 7},
     {"evaluate.nodes": 0.5},
+    {"evaluate.metrics": ["macro_f1"]},
+    {"record.weights_every": 1},
+    {"compute.workers": 2},
+    {"assume.loss": 1.0},
     {"expert.epochs": 3},
     {"compute.patience_s": 100.0},
 ]

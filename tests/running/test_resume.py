@@ -225,6 +225,18 @@ def test_other_rounds_may_be_measured_from_then_on(
     assert sum(trained) == 2 * 3
 
 
+def test_other_metrics_may_be_measured_from_then_on(
+    tmp_path: Path, whole: fedsim.Result, trained: list[int]
+) -> None:
+    """The checkpoint is of round 4: what was measured until then stays as it was."""
+    folder = stopped(tmp_path, 5)
+    trained.clear()
+    found = fedsim.resume(folder, overrides={"evaluate.metrics": ["macro_f1"]})
+    assert found.summary["run_hash"] == whole.summary["run_hash"]
+    assert sum(trained) == 2 * 3
+    assert {5, 6} <= set(read(folder, "metrics", name="macro_f1")["round"])
+
+
 def test_a_run_that_keeps_time_only_is_repeated(tmp_path: Path) -> None:
     def progress(now: fedsim.api.Progress) -> None:
         if now.round == 3:
