@@ -116,8 +116,11 @@ def again(run: Path, experiment: Experiment, progress: Told, began: float, longe
         if (run / "summary.json").exists() and not longer:
             hint = "let it be longer with --extend rounds=+N"
             raise BadValue("run", str(run), "has ended; there is nothing to go on with", hint)
-        write_text(run / "experiment.yaml", written(experiment))
-        (run / "summary.json").unlink(missing_ok=True)
+        try:
+            write_text(run / "experiment.yaml", written(experiment))
+            (run / "summary.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise BadValue("run", str(run), f"cannot be written ({error.strerror})") from error
         with threads.limited(experiment.compute.threads):
             return _Again(run, experiment, origin, progress, began).run()
 
