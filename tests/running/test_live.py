@@ -86,6 +86,7 @@ def test_two_pages_have_two_addresses_and_none_answers_when_it_is_over():
         get(one.address)
 
 
+@pytest.mark.slow
 def test_the_command_serves_its_run_until_it_is_over(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(
