@@ -21,6 +21,7 @@ from fedsim.cli import flower as flowercli
 from fedsim.cli import output, show
 from fedsim.cli import study as studycli
 from fedsim.cli import trace as tracecli
+from fedsim.cli.options import StoreOf, StoreSize
 from fedsim.errors import ConfigError, Problem, did_you_mean
 from fedsim.running.shown import also_live, shown
 from fedsim.version import __version__
@@ -42,16 +43,6 @@ Files = Annotated[
     list[Path], typer.Argument(metavar="FILE...", help="Experiment files, run one after the other.")
 ]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment file.")]
-StoreOf = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="FEDSIM_STORE", help="Folder of what runs have computed; nothing in it is computed again."
-    ),
-]
-StoreSize = Annotated[
-    float,
-    typer.Option("--store-gb", envvar="FEDSIM_STORE_GB", min=0.001, help="How much the store may hold."),
-]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace one value of the file; may be repeated."),
