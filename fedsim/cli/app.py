@@ -22,6 +22,7 @@ from fedsim.cli import output, show
 from fedsim.cli import study as studycli
 from fedsim.cli import trace as tracecli
 from fedsim.errors import ConfigError, Problem, did_you_mean
+from fedsim.running.shown import shown
 from fedsim.version import __version__
 
 KINDS = (
@@ -72,7 +73,7 @@ def _asks_for_text(words: list[str]) -> bool:
     asks = {"-h", "--help", "--version"} & set(words)
     return (
         bool(asks)
-        or commands[:1] in ([], ["list"], ["show"], ["schema"])
+        or commands[:1] in ([], ["list"], ["show"], ["diff"], ["schema"])
         or commands[:2] == ["trace", "show"]
     )
 
@@ -117,7 +118,7 @@ def run(
             for file in files:
                 api.check(file, overrides, timing_only=timing_only)
         for file in files:
-            with show.shown(quiet) as told:
+            with shown(quiet) as told:
                 how: dict[str, Any] = {"timing_only": timing_only, "store": store, "store_gb": store_gb}
                 result = api.run(file, overrides=overrides, out=out, progress=told, **how)
             show.print_result(result)
@@ -136,7 +137,7 @@ def resume(
     """Let a run go on that was stopped or killed, or is to be longer; it ends as it would have without a break."""
     with show.explained():
         overrides, more = show.overrides_of(settings), show.extension_of(extend)
-        with show.shown(quiet) as told:
+        with shown(quiet) as told:
             result = api.resume(run, overrides=overrides, extend=more, progress=told)
         show.print_result(result)
 
@@ -155,7 +156,7 @@ def retime(
     with show.explained():
         overrides = show.overrides_of(settings)
         show.check_writable(out)
-        with show.shown(quiet) as told:
+        with shown(quiet) as told:
             result = api.retime(run, overrides=overrides, store=store, out=out, progress=told)
         show.print_result(result)
 
@@ -240,6 +241,32 @@ def show_events(
     """Show what happened in a run and what was measured, in the order of simulated time."""
     with show.explained():
         for line in api.happened(run, round, node, from_s, to_s):
+            typer.echo(line)
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="The folder of a run.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="The folder of another one.")],
+) -> None:
+    """Say in what two runs differ: keys, the first event, the first local update, and what makes it another one."""
+    with show.explained():
+        for line in api.differences(first, second):
+            typer.echo(line)
+
+
+@app.command("replay-job")
+def replay_job(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    id: Annotated[
+        str, typer.Argument(metavar="ID", help="First digits of a job, as fedsim show lists them.")
+    ],
+    store: StoreOf = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Do it under pdb first.")] = False,
+) -> None:
+    """Do one local update of a run again, alone, and compare the result with what the run has."""
+    with show.explained():
+        for line in api.replay_job(run, id, store=store, do=show.debugged if debug else None).lines():
             typer.echo(line)
 
 

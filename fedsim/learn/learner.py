@@ -145,7 +145,9 @@ class Learner:
             return Deferred.phantom(self.assumed)
         call = Train(self, update, client, place, numbers or {})
         known = {name: given[name] for name in (*names, *self.keeps) if name in given}
-        return Deferred(call, known, self.book)
+        result = Deferred(call, known, self.book)
+        self.book.begins(result, call)
+        return result
 
     def evaluate(self, weights: Deferred, client: int | None = None) -> Deferred:
         """Return loss (and accuracy) as a deferred dictionary, on the test data or on a client's own data."""
@@ -211,12 +213,12 @@ class Train:
         learner, client, update = self.learner, self.client, self.update
         data = learner.names.client(client), learner.names.judgement(client, update)
         visit = learner.seed, client, self.place.round, self.place.visit
-        return learner.names.basis, update, *data, *visit, self._said()
+        return learner.names.basis, update, *data, *visit, self.said
 
     def run(self, calls: Sequence[Train], inputs: Sequence[Inputs]) -> Sequence[State]:
         """Do the updates."""
         try:
-            jobs = [call._job(given) for call, given in zip(calls, inputs, strict=True)]
+            jobs = [call.job(given) for call, given in zip(calls, inputs, strict=True)]
             before = stamps(self.learner.engine.task)
             results = self.learner.engine.train(jobs)
             check_lasting(self.learner.engine.task, before)
@@ -235,7 +237,8 @@ class Train:
             for call, result, given in zip(calls, results, inputs, strict=True)
         ]
 
-    def _job(self, given: Inputs) -> TrainJob:
+    def job(self, given: Inputs) -> TrainJob:
+        """Return what an engine is told to do, from the values of what is read."""
         learner, client = self.learner, self.client
         rows = self.update.batches(learner.sizes[client], self._stream("batches"))
         task = learner.engine.task
@@ -245,14 +248,15 @@ class Train:
         }
         said = {
             name: torch.tensor(number, dtype=task.dtype, device=task.device)
-            for name, number in self._said().items()
+            for name, number in self.said.items()
         }
         seed = int(self._stream("model draws").integers(2**63))
         short, held = buffers.cut(task, given)
         return TrainJob(self.update, client, rows, {**short, **drawn, **said}, seed, held)
 
-    def _said(self) -> dict[str, float]:
-        """Return the numbers that take the place of the update's own."""
+    @property
+    def said(self) -> dict[str, float]:
+        """Return the numbers that take the place of the update's own, by name."""
         schedule = self.learner.schedule
         if not self.numbers and schedule is None:
             return {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,5 +58,23 @@ class Result:
         return read_arrays(file)
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{key}</td><td>{value}</td></tr>" for key, value in self.summary.items())
-        return f"<table>{rows}</table>"
+        """Return what a notebook shows: the curves, if they are drawn, and the numbers that there are."""
+        given = {key: value for key, value in self.summary.items() if value not in (None, [], {})}
+        rows = "".join(
+            f"<tr><th>{html.escape(key)}</th><td>{html.escape(_short(value))}</td></tr>"
+            for key, value in given.items()
+        )
+        page = Path(self.path) / "report.html"
+        link = f"<p>report: {html.escape(str(page))}</p>" if page.is_file() else ""
+        return f"{self._curves()}<table>{rows}</table>{link}"
+
+    def _curves(self) -> str:
+        picture = Path(self.path) / "figures" / "curves.png"
+        if not picture.is_file():
+            return ""
+        data = base64.b64encode(picture.read_bytes()).decode()
+        return f'<img alt="learning curves" style="max-width: 100%" src="data:image/png;base64,{data}">'
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
