@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from fedsim.learn.augment import augmentation
 from fedsim.learn.curriculum.expert import Judge
 from fedsim.learn.data import holdout
 from fedsim.learn.data.datasets import Dataset
+from fedsim.learn.data.faults import DataFault
 from fedsim.learn.data.partition import Some
 from fedsim.learn.draws import seeded
 from fedsim.learn.engines import Shard
@@ -64,18 +65,16 @@ def build(experiment: Experiment, dry: bool = False) -> tuple[Learner, Dataset, 
             whole, dataset = holdout.validation(dataset, share, experiment.seed)
     task = make_task(experiment, dataset)
     device, settings = task.device, experiment.compute
-    judge = functools.cache(lambda: _judge(experiment, dataset))
-
-    def losses() -> np.ndarray:
-        with experiment.blame():
-            return judge().losses
-
+    losses = _judging(experiment, dataset)
     owned = deal(experiment, dataset, losses)
     dataset = _with_note(dataset, owned, experiment.data.partition.name)
     held: list[np.ndarray] = []
     if experiment.data.client_test_share:
         with experiment.blame("data"):
             owned, held = holdout.client_tests(owned, experiment.data.client_test_share, experiment.seed)
+    if experiment.data.faults:
+        dataset = _faulty(experiment, dataset, owned)
+        losses = _judging(experiment, dataset)
     x, x_test = (cast(values, device, task.dtype) for values in (dataset.x, dataset.x_test))
     y, y_test = (_cast(values, task) for values in (dataset.y, dataset.y_test))
     _check_measure(experiment, task)
@@ -96,6 +95,31 @@ def build(experiment: Experiment, dry: bool = False) -> tuple[Learner, Dataset, 
     more: dict[str, Any] = {"optimum": best, "schedule": rates, "why": reason, "tests": tests, "final": final}
     learner = Learner(engine, x_test, y_test, seed, chunk, dry, **more)
     return learner, dataset, owned
+
+
+def _judging(experiment: Experiment, dataset: Dataset) -> Callable[[], np.ndarray]:
+    """Return what says how hard an expert finds each sample [N]; the expert is made when that is asked for."""
+    judge = functools.cache(lambda: _judge(experiment, dataset))
+
+    def losses() -> np.ndarray:
+        with experiment.blame():
+            return judge().losses
+
+    return losses
+
+
+def _faulty(experiment: Experiment, dataset: Dataset, owned: Sequence[np.ndarray]) -> Dataset:
+    """Return the data with what is wrong in them: who has which samples has been decided before."""
+    for index, block in enumerate(experiment.data.faults):
+        with experiment.blame("data", "faults", index):
+            fault = parts.call(experiment.find("data_faults", block.name), block.params, {})
+            if not isinstance(fault, DataFault):
+                raise BadValue("name", block.name, "is no DataFault")
+            drawn = stream(experiment.seed, "data faults", round=index)
+            dataset = fault.apply(dataset, owned, drawn)
+    if experiment.data.faults:
+        log.warning(dataset.note)
+    return dataset
 
 
 def _check_last_batches(experiment: Experiment, task: Task, shard: Shard) -> None:
