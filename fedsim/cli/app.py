@@ -28,7 +28,7 @@ from fedsim.version import __version__
 
 KINDS = (
     *("strategies", "selectors", "transforms", "topologies", "datasets"),
-    *("models", "partitions", "churn", "faults", "engines"),
+    *("models", "partitions", "churn", "faults", "data_faults", "engines"),
     *("losses", "metrics", "augmentations", "optimisers", "schedules"),
 )
 
