@@ -23,12 +23,12 @@ from fedsim.cli import study as studycli
 from fedsim.cli import trace as tracecli
 from fedsim.cli.options import StoreOf, StoreSize
 from fedsim.errors import ConfigError, Problem, did_you_mean
-from fedsim.running.shown import shown
+from fedsim.running.shown import also_live, shown
 from fedsim.version import __version__
 
 KINDS = (
     *("strategies", "selectors", "transforms", "topologies", "datasets"),
-    *("models", "partitions", "churn", "faults", "engines"),
+    *("models", "partitions", "churn", "faults", "data_faults", "engines"),
     *("losses", "metrics", "augmentations", "optimisers", "schedules"),
 )
 
@@ -100,6 +100,9 @@ def run(
     ] = False,
     store: StoreOf = None,
     store_gb: StoreSize = 10.0,
+    live: Annotated[
+        bool, typer.Option("--live", help="Show the run on a page of this machine while it goes on.")
+    ] = False,
 ) -> None:
     """Run experiments and leave a folder with records and a report for each."""
     with show.explained():
@@ -109,7 +112,7 @@ def run(
             for file in files:
                 api.check(file, overrides, timing_only=timing_only)
         for file in files:
-            with shown(quiet) as told:
+            with shown(quiet) as bar, also_live(bar, file.stem, live) as told:
                 how: dict[str, Any] = {"timing_only": timing_only, "store": store, "store_gb": store_gb}
                 result = api.run(file, overrides=overrides, out=out, progress=told, **how)
             show.print_result(result)

@@ -25,6 +25,7 @@ from fedsim.learn.local import LocalUpdate, State
 from fedsim.learn.names import Names
 from fedsim.learn.raised import passes, told
 from fedsim.learn.schedules import Schedule
+from fedsim.learn.several import X
 from fedsim.rng import stream
 
 
@@ -60,7 +61,7 @@ class Learner:
     """
 
     engine: Engine
-    x_test: Tensor
+    x_test: X
     y_test: Tensor
     seed: int
     chunk: int = 1000
@@ -71,7 +72,7 @@ class Learner:
     why: str = ""
     schedule: Schedule | None = None
     tests: Sequence[Tensor] = ()
-    final: tuple[Tensor, Tensor] | None = None
+    final: tuple[X, Tensor] | None = None
     book: Book = field(default_factory=Book)
 
     def outline(self) -> list[str]:
@@ -324,7 +325,7 @@ class Evaluate:
         data = (names.test, self.learner.engine.task.metrics) if own is None else (names.client(own),)
         return names.basis, *data, self.learner.chunk, *other
 
-    def _data(self) -> tuple[Tensor, Tensor]:
+    def _data(self) -> tuple[X, Tensor]:
         """Return inputs and labels."""
         learner, data = self.learner, self.learner.engine.data
         if self.client is not None:

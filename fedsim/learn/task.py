@@ -16,18 +16,19 @@ from fedsim.learn.contents import Leaf
 from fedsim.learn.losses import Loss, loss_of
 from fedsim.learn.masks import Draws
 from fedsim.learn.measured import Metric
+from fedsim.learn.several import Several, X
 
 
 class Batch(NamedTuple):
     """Samples of one step.
 
     Args:
-        x: inputs [B, …].
+        x: inputs [B, …]; several where a model takes several.
         y: labels or targets [B].
         weight: 1 for a sample, 0 for padding [B].
     """
 
-    x: Tensor
+    x: X
     y: Tensor
     weight: Tensor
 
@@ -35,7 +36,7 @@ class Batch(NamedTuple):
 Gradient = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
 """From weights [W] and a batch to the mean gradient [W] and the mean loss []."""
 
-Augment = Callable[[Tensor, Draws], Tensor]
+Augment = Callable[[X, Draws], X]
 """From inputs [B, …] to others of the same shape."""
 
 Held = Literal["average", "local", "fedbn", "server"]
@@ -166,12 +167,12 @@ class Task:
                 whole[name] = self._typed(name, torch.as_tensor(whole[name])).numpy()
         return whole
 
-    def predict(self, vector: Tensor, x: Tensor, training: bool = False) -> Tensor:
+    def predict(self, vector: Tensor, x: X, training: bool = False) -> Tensor:
         """Return the model's outputs for inputs [B, …] with a vector [P], or with weights [W] alone."""
         outputs, _ = self.call(vector[: self.trained], x, vector[self.trained :], training)
         return outputs
 
-    def call(self, weights: Tensor, x: Tensor, buffers: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+    def call(self, weights: Tensor, x: X, buffers: Tensor, training: bool) -> tuple[Tensor, Tensor]:
         """Return the model's outputs for inputs [B, …], and the buffers afterwards.
 
         Args:
@@ -188,7 +189,7 @@ class Task:
         elif self.buffers:
             held |= {name: self.module.get_buffer(name).clone() for name in self.buffers}
         with self.mode(training):
-            outputs: Tensor = functional_call(self.module, held, (x,))
+            outputs: Tensor = functional_call(self.module, held, *_arguments(x))
         if not buffers.numel():
             return outputs, buffers
         after = [held[name].detach().reshape(-1).to(buffers.dtype) for name in self.buffers]
@@ -255,7 +256,7 @@ class Task:
         return (sums * batch.weight).sum() / weight.sum().clamp(min=1.0)
 
     @torch.no_grad()
-    def scores(self, vector: Tensor, x: Tensor, y: Tensor, measure: str = "loss") -> Tensor:
+    def scores(self, vector: Tensor, x: X, y: Tensor, measure: str = "loss") -> Tensor:
         """Return how hard each sample is [B], without a trace in the model.
 
         Args:
@@ -286,3 +287,8 @@ class Task:
         """Return the same as :meth:`carried`, as a function that can be mapped over clients."""
         gradient, (loss, after) = grad_and_value(self.loss, has_aux=True)(weights, batch, buffers)
         return gradient, loss, after
+
+
+def _arguments(x: X) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what a module is called with."""
+    return (x.args, x.kwargs) if isinstance(x, Several) else ((x,), {})

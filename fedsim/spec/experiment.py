@@ -59,9 +59,7 @@ class Data(OpenBlock):
 
     name: str = Field(default="digits", description="the dataset")
     clients: Count = Field(description="number of clients that hold data")
-    partition: Part = Field(
-        default=Part(name="iid"), description="how the samples are divided among the clients"
-    )
+    partition: Part = Field(default=Part(name="iid"), description="how samples are divided among clients")
     val_share: float = Field(
         default=0.0,
         ge=0,
@@ -79,6 +77,7 @@ class Data(OpenBlock):
     root: str | None = Field(
         default=None, description="folder of the downloaded files; None is the dataset's own choice"
     )
+    faults: list[Part] = Field(default_factory=list, description="what is wrong with some clients' samples")
 
 
 class Strategy(OpenBlock):

@@ -23,6 +23,7 @@ PLACES = {
     ("", "churn"): "churn",
     ("", "faults"): "faults",
     ("Data", "partition"): "partitions",
+    ("Data", "faults"): "data_faults",
     ("Strategy", "select"): "selectors",
     ("Strategy", "around"): "transforms",
     ("Evaluate", "metrics"): "metrics",
