@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -267,6 +268,8 @@ def sweep(
     only: Mapping[str, Any] | None = None,
     retry: bool = False,
     told: Told | None = None,
+    store: str | Path | None = None,
+    store_gb: float = 10.0,
 ) -> list[Outcome]:
     """Run all of a study that has not been run yet.
 
@@ -279,6 +282,7 @@ def sweep(
         only: run those alone that have these settings.
         retry: run again what failed before.
         told: called with each outcome, how many there are by then, and how many there will be.
+        store, store_gb: as for :func:`run`: what one run of the study has computed, the others need not.
 
     Returns:
         What became of each run; those that fail do not stop the others.
@@ -300,7 +304,12 @@ def sweep(
     if jobs < 1:
         raise ConfigError([Problem("jobs", jobs, "must be at least 1")])
     plan = studies.load(source, overrides)
-    return sweeps.sweep(plan, run, resume, Path(out), jobs=jobs, only=only, retry=retry, told=told)
+    begin: Callable[..., Result] = run
+    if folder := store or os.environ.get("FEDSIM_STORE"):
+        with _told():  # once for all runs, before the first of them
+            _late("running.store").check(Path(folder))
+        begin = functools.partial(run, store=folder, store_gb=store_gb)
+    return sweeps.sweep(plan, begin, resume, Path(out), jobs=jobs, only=only, retry=retry, told=told)
 
 
 def compare(

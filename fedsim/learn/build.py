@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fedsim import parts
 from fedsim.errors import MISSING, BadValue, FedsimError
+from fedsim.learn import warm
 from fedsim.learn.augment import augmentation
 from fedsim.learn.curriculum.expert import Judge
 from fedsim.learn.data import holdout
@@ -63,11 +64,12 @@ def build(experiment: Experiment, dry: bool = False) -> tuple[Learner, Dataset, 
     if share:
         with experiment.blame("data"):
             whole, dataset = holdout.validation(dataset, share, experiment.seed)
-    task = make_task(experiment, dataset)
+    notes: list[str] = []
+    task = make_task(experiment, dataset, notes)
     device, settings = task.device, experiment.compute
     losses = _judging(experiment, dataset)
     owned = deal(experiment, dataset, losses)
-    dataset = _with_note(dataset, owned, experiment.data.partition.name)
+    dataset = _with_notes(dataset, [*notes, *_left(dataset, owned, experiment.data.partition.name)])
     held: list[np.ndarray] = []
     if experiment.data.client_test_share:
         with experiment.blame("data"):
@@ -140,15 +142,19 @@ def _check_last_batches(experiment: Experiment, task: Task, shard: Shard) -> Non
         return
 
 
-def _with_note(dataset: Dataset, owned: list[np.ndarray], partition: str) -> Dataset:
-    """Say how many samples belong to nobody."""
+def _left(dataset: Dataset, owned: list[np.ndarray], partition: str) -> list[str]:
+    """Say how many samples belong to nobody, if any do."""
     samples = len(dataset.y)
     nobody = samples - sum(map(len, owned))
-    if not nobody:
-        return dataset
-    said = f"{nobody:,} of the {samples:,} training samples belong to nobody, as the partition {partition} has it"
-    log.warning(said)
-    return replace(dataset, note="; ".join(filter(None, (dataset.note, said))))
+    what = f"{nobody:,} of the {samples:,} training samples belong to nobody, as the partition {partition} has it"
+    return [what] if nobody else []
+
+
+def _with_notes(dataset: Dataset, notes: Sequence[str]) -> Dataset:
+    """Say something of the data and the model, here and to whoever reads the results."""
+    for note in notes:
+        log.warning(note)
+    return replace(dataset, note="; ".join(filter(None, (dataset.note, *notes))))
 
 
 def _optimum(dataset: Dataset, task: Task) -> Tensor | None:
@@ -204,12 +210,21 @@ def deal(experiment: Experiment, dataset: Dataset, difficulty: Callable[[], np.n
     return owned
 
 
-def make_task(experiment: Experiment, dataset: Dataset) -> Task:
-    """Make the model, and refuse one that many clients cannot train, or that cannot be trained the same twice."""
+def make_task(experiment: Experiment, dataset: Dataset, notes: list[str] | None = None) -> Task:
+    """Make the model, and refuse one that many clients cannot train, or that cannot be trained the same twice.
+
+    Args:
+        experiment: the experiment.
+        dataset: what it fits.
+        notes: gets what whoever reads the results must know of the weights that it starts from.
+    """
     with experiment.blame("compute"):
         device = find_device(experiment.compute.device)
     dtype = torch.float64 if experiment.compute.dtype == "float64" else torch.float32
     modules = [_model(experiment, dataset) for _ in range(2)]
+    said = [_start(experiment, module) for module in modules]
+    if notes is not None:
+        notes += filter(None, said[:1])
     loss = make_loss(experiment, dataset)
     with experiment.blame("model"):
         name, held = experiment.model.name, experiment.strategy.buffers
@@ -264,6 +279,13 @@ def _model(experiment: Experiment, dataset: Dataset) -> nn.Module:
         shape, rng = dataset.shape, stream(experiment.seed, "model")
         target = tuple(dataset.y.shape[1:])
         return models.build(part, experiment.model.params, shape, dataset.classes, rng, target)
+
+
+def _start(experiment: Experiment, module: nn.Module) -> str:
+    """Give a model the weights that it starts from, if the experiment names any; return what is to be said of them."""
+    file = experiment.model.file(experiment.home)
+    with experiment.blame("model"):
+        return "" if file is None else warm.started(module, file, experiment.model.strict)
 
 
 def _judge(experiment: Experiment, dataset: Dataset) -> Judge:

@@ -23,7 +23,6 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 
 from fedsim import parts
@@ -33,8 +32,10 @@ from fedsim.ranges import Count, Duration, NonNegative, Number, Seed, Threads, W
 from fedsim.spec.blocks import Block, Constant, Draw, OpenBlock, Part, matching
 from fedsim.spec.explain import explain, locate
 from fedsim.spec.local import Expert, Local
+from fedsim.spec.model import Model
 from fedsim.spec.objects import is_object, path_of
 from fedsim.spec.record import Record
+from fedsim.spec.stop import Stop
 from fedsim.spec.world import Devices, Network
 from fedsim.spec.yamlfile import Document, Steps, read, write
 
@@ -48,7 +49,6 @@ Name = Annotated[
 ]
 Device = Annotated[str, matching(r"auto|cpu|cuda(:\d{1,3})?", "must be auto, cpu, cuda or cuda:N")]
 DEBUG = "fedsim --debug shows the traceback"
-
 
 Weighting = Literal["samples", "uniform"]
 """How replies count in an average: by their clients' numbers of samples, or all the same."""
@@ -135,26 +135,6 @@ class Evaluate(Block):
     )
 
 
-class Target(Block):
-    """A result that is good enough to stop."""
-
-    accuracy: float = Field(gt=0, le=1, description="share of the test samples that are classified correctly")
-
-
-class Stop(Block):
-    """When the run ends: at whatever comes first."""
-
-    rounds: Count | None = Field(default=None, description="number of rounds")
-    sim_time_s: Duration | None = Field(default=None, description="simulated seconds")
-    target: Target | None = Field(default=None, description="the result to reach")
-
-    @model_validator(mode="after")
-    def _some(self) -> Stop:
-        if self.rounds is None and self.sim_time_s is None and self.target is None:
-            raise ValueError("give at least one of rounds, sim_time_s and target")
-        return self
-
-
 class Assume(Block):
     """Numbers that stand in for those of training where only time is kept; any other metric may be a key, too.
 
@@ -227,7 +207,7 @@ class Experiment(Block):
         "the current folder; null is the folder of this file",
     )
     data: Data = Field(description="the data and how they are divided")
-    model: Part = Field(default=Part(name="mlp"), description="the model")
+    model: Model = Field(default=Model(name="mlp"), description="the model")
     loss: Part | None = Field(
         default=None,
         description="what training makes small, by name or dotted path; null is the dataset's own",
@@ -272,9 +252,14 @@ class Experiment(Block):
 
     def digest(self) -> str:
         """Return the SHA-256 of the resolved experiment as 64 hexadecimal digits."""
-        given = self.model_dump(exclude={"beside"})  # where the parts lie is not what is done
+        given = self.model_dump(exclude={"beside"}) | self.model.told(self.home)  # by content, not by place
         text = json.dumps(given, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def home(self) -> Path | None:
+        """The folder of the experiment's file, from which its paths count; None without one."""
+        return self._folder
 
     @property
     def folder(self) -> Path | None:
