@@ -12,7 +12,7 @@ from typing import Any
 
 from fedsim.errors import MISSING, BadValue, ConfigError, Problem, RunError, short
 from fedsim.learn.book import Book
-from fedsim.learn.build import find_device
+from fedsim.learn.engines.device import find_device
 from fedsim.learn.identity import FORMAT
 from fedsim.record.files import write_text
 from fedsim.record.result import Result
