@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from fedsim.errors import MISSING, BadValue, did_you_mean
-from fedsim.parts import NotNegative, Positive
+from fedsim.parts import NotNegative, Positive, needed
 from topologies.files import Values, degrees, read, simple
 from topologies.graphs import Graph, require_connected
 from topologies.sites import Spread, attach, check_places, distance_km
@@ -131,8 +131,8 @@ def _load(key: str) -> dict[str, Any]:
         # Its own topohub.get leaves files open, and takes as long.
         text = (importlib.resources.files("topohub") / "data" / f"{key}.json").read_text(encoding="utf-8")
     except ModuleNotFoundError as error:
-        hint = "pip install 'fedsim[topologies]'"
-        raise BadValue("name", MISSING, "needs topohub, which is not installed", hint) from error
+        rule = "needs topohub, which is not installed"
+        raise BadValue("name", MISSING, rule, needed("topohub")) from error
     except (OSError, ValueError) as error:
         raise BadValue("key", key, "topohub has no such network", did_you_mean(key, _keys(key))) from error
     found: dict[str, Any] = json.loads(text)

@@ -211,7 +211,7 @@ def test_numbers_are_standardised_by_what_they_are_in_training(csv):
 
 
 def test_parquet_says_the_same_as_csv(csv, tmp_path):
-    reader, parquet = library("pyarrow.csv", "tables"), library("pyarrow.parquet", "tables")
+    reader, parquet = library("pyarrow.csv"), library("pyarrow.parquet")
     path = csv(*ROWS)
     parquet.write_table(reader.read_csv(path), tmp_path / "rows.parquet")
     one, other = (make("table", path=p, label="ill") for p in (path, str(tmp_path / "rows.parquet")))
