@@ -98,6 +98,10 @@ class Task:
         self._sizes = [p.numel() for p in (named | kept).values()]
         self._types = {name: buffer.dtype for name, buffer in kept.items()}
 
+    def named_by(self) -> object:
+        """Name all that a local update depends on; what is measured beside loss and accuracy is not among that."""
+        return {name: one for name, one in vars(self).items() if name != "metrics"}
+
     @property
     def classifies(self) -> bool:
         """Whether targets are labels, of which the right ones can be counted."""
