@@ -32,7 +32,7 @@ from fedsim.learn.engines.desk import ALIGNED, Desk, dumps, loads, reserve
 from fedsim.learn.engines.worker import PLACES, Start, desks, receive, send
 from fedsim.learn.local import State
 from fedsim.learn.several import X, leaves
-from fedsim.machine import cores
+from fedsim.machine import cores, memory_bytes
 from fedsim.pulse import beat
 
 LATE_S = 2.0
@@ -46,6 +46,9 @@ DESK_BYTES = 2**20, 2**26
 
 VECTORS = 24
 """So many weight vectors fit on a desk, if it does not become too large."""
+
+SHARE = 4
+"""Data are laid down for other processes if they take no more than such a part of the memory: a copy stays here."""
 
 GRACE_S = 2.0
 """How long a process may take to end of itself."""
@@ -343,6 +346,8 @@ class Workers(Engine):
         test = [tensor for one in shard.test or () for tensor in leaves(one)]
         tensors = [*leaves(shard.x), shard.y, *shard.owned, *test, self.task.initial, *_known(known)]
         size = sum(-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors) + ALIGNED
+        if size > memory_bytes() / SHARE:
+            raise MemoryError(f"no room to lay {size / 1e9:.3g} GB of data down for others")
         path = self._file(size)
         made = dumps((type(self.inner), self.inner.settings, self.task, shard), Desk(path, 0, size))
         deterministic = torch.are_deterministic_algorithms_enabled()
