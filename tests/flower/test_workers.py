@@ -46,7 +46,7 @@ def test_who_a_dead_process_was_at_work_for(late, workers):
         for process in workers._started:
             process._popen = Unwritten(process._popen)
     paused = []
-    with compat.slow_time(paused.append):  # as in a run of an app
+    with compat.slow_time(paused.append, lambda: True):  # as in a run of an app
         with pytest.raises(BrokenProcessPool):
             workers.result(dead)
         assert workers.death() == Death(1, 4, "killed by SIGKILL")
