@@ -65,6 +65,7 @@ KINDS = (
     "partitions",
     "churn",
     "faults",
+    "data_faults",
     "engines",
     "losses",
     "metrics",
@@ -126,9 +127,12 @@ def _load(entry: EntryPoint, name: str) -> Part:
 
 
 def _one(kind: str) -> str:
-    return {"strategies": "strategy", "topologies": "topology", "losses": "loss"}.get(
-        kind, kind.removesuffix("s")
-    )
+    return {
+        "strategies": "strategy",
+        "topologies": "topology",
+        "losses": "loss",
+        "data_faults": "fault of data",
+    }.get(kind, kind.removesuffix("s"))
 
 
 def _dotted(path: str, where: Place) -> Part:

@@ -21,12 +21,14 @@ from fedsim.cli import flower as flowercli
 from fedsim.cli import output, show
 from fedsim.cli import study as studycli
 from fedsim.cli import trace as tracecli
+from fedsim.cli.options import StoreOf, StoreSize
 from fedsim.errors import ConfigError, Problem, did_you_mean
+from fedsim.running.shown import also_live, shown
 from fedsim.version import __version__
 
 KINDS = (
     *("strategies", "selectors", "transforms", "topologies", "datasets"),
-    *("models", "partitions", "churn", "faults", "engines"),
+    *("models", "partitions", "churn", "faults", "data_faults", "engines"),
     *("losses", "metrics", "augmentations", "optimisers", "schedules"),
 )
 
@@ -41,16 +43,6 @@ Files = Annotated[
     list[Path], typer.Argument(metavar="FILE...", help="Experiment files, run one after the other.")
 ]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment file.")]
-StoreOf = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="FEDSIM_STORE", help="Folder of what runs have computed; nothing in it is computed again."
-    ),
-]
-StoreSize = Annotated[
-    float,
-    typer.Option("--store-gb", envvar="FEDSIM_STORE_GB", min=0.001, help="How much the store may hold."),
-]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace one value of the file; may be repeated."),
@@ -72,7 +64,7 @@ def _asks_for_text(words: list[str]) -> bool:
     asks = {"-h", "--help", "--version"} & set(words)
     return (
         bool(asks)
-        or commands[:1] in ([], ["list"], ["show"], ["schema"])
+        or commands[:1] in ([], ["list"], ["show"], ["diff"], ["schema"])
         or commands[:2] == ["trace", "show"]
     )
 
@@ -108,6 +100,9 @@ def run(
     ] = False,
     store: StoreOf = None,
     store_gb: StoreSize = 10.0,
+    live: Annotated[
+        bool, typer.Option("--live", help="Show the run on a page of this machine while it goes on.")
+    ] = False,
 ) -> None:
     """Run experiments and leave a folder with records and a report for each."""
     with show.explained():
@@ -117,7 +112,7 @@ def run(
             for file in files:
                 api.check(file, overrides, timing_only=timing_only)
         for file in files:
-            with show.shown(quiet) as told:
+            with shown(quiet) as bar, also_live(bar, file.stem, live) as told:
                 how: dict[str, Any] = {"timing_only": timing_only, "store": store, "store_gb": store_gb}
                 result = api.run(file, overrides=overrides, out=out, progress=told, **how)
             show.print_result(result)
@@ -136,7 +131,7 @@ def resume(
     """Let a run go on that was stopped or killed, or is to be longer; it ends as it would have without a break."""
     with show.explained():
         overrides, more = show.overrides_of(settings), show.extension_of(extend)
-        with show.shown(quiet) as told:
+        with shown(quiet) as told:
             result = api.resume(run, overrides=overrides, extend=more, progress=told)
         show.print_result(result)
 
@@ -155,7 +150,7 @@ def retime(
     with show.explained():
         overrides = show.overrides_of(settings)
         show.check_writable(out)
-        with show.shown(quiet) as told:
+        with shown(quiet) as told:
             result = api.retime(run, overrides=overrides, store=store, out=out, progress=told)
         show.print_result(result)
 
@@ -240,6 +235,32 @@ def show_events(
     """Show what happened in a run and what was measured, in the order of simulated time."""
     with show.explained():
         for line in api.happened(run, round, node, from_s, to_s):
+            typer.echo(line)
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="The folder of a run.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="The folder of another one.")],
+) -> None:
+    """Say in what two runs differ: keys, the first event, the first local update, and what makes it another one."""
+    with show.explained():
+        for line in api.differences(first, second):
+            typer.echo(line)
+
+
+@app.command("replay-job")
+def replay_job(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    id: Annotated[
+        str, typer.Argument(metavar="ID", help="First digits of a job, as fedsim show lists them.")
+    ],
+    store: StoreOf = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Do it under pdb first.")] = False,
+) -> None:
+    """Do one local update of a run again, alone, and compare the result with what the run has."""
+    with show.explained():
+        for line in api.replay_job(run, id, store=store, do=show.debugged if debug else None).lines():
             typer.echo(line)
 
 

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedsim import api
 from fedsim.cli import show
+from fedsim.cli.options import StoreOf, StoreSize
 from fedsim.errors import BadValue, ConfigError, Problem
 from fedsim.machine import cores
 from fedsim.study.sweep import FAILED, only_of
@@ -42,6 +43,8 @@ def sweep(
     ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Run again what failed before.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    store: StoreOf = None,
+    store_gb: StoreSize = 10.0,
 ) -> None:
     """Run all runs of a study that have not been run, and say what became of them."""
     with show.explained():
@@ -50,9 +53,9 @@ def sweep(
         failed = 0
         for file in files:
             told = None if quiet else teller()
-            done = api.sweep(
-                file, overrides=overrides, out=out, jobs=jobs or cores(), only=wanted, retry=retry, told=told
-            )
+            how: dict[str, Any] = {"jobs": jobs or cores(), "only": wanted, "retry": retry, "told": told}
+            how |= {"store": store, "store_gb": store_gb}
+            done = api.sweep(file, overrides=overrides, out=out, **how)
             failed += _report(done)
         if failed:
             raise typer.Exit(1)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.errors import BadValue
-from fedsim.record.schema import FILE, TABLES, Table
+from fedsim.record.schema import FILE, LATER, TABLES, Table
 
 KINDS = {"INTEGER": (int,), "REAL": (float, type(None)), "TEXT": (str,)}
 """What SQLite gives for the values of a column that are as they should be."""
@@ -136,6 +136,8 @@ def _has(db: sqlite3.Connection, table: str, path: str | Path) -> bool:
     if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         return False
     columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
+    if not columns and table in LATER:
+        return False
     if columns != list(TABLES[table]):
         raise _unreadable(
             path, f"its table {table} has other columns" if columns else f"it has no table {table}"

@@ -164,9 +164,9 @@ class Record:
         with self._writing():
             self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, to_json(value)))
 
-    def journal(self, identity: str, numbers: str) -> None:
-        """Add numbers that a decision was made of, by what they are, as JSON."""
-        self._add("journal", (identity, numbers))
+    def add(self, table: str, *row: int | str) -> None:
+        """Add one row to a table, to be written with all that is buffered."""
+        self._add(table, row)
 
     def restart(self, keep: Sequence[str] = ()) -> None:
         """Forget all but the journal and the facts with some keys: the run is repeated from its start."""

@@ -14,7 +14,6 @@ from pydantic import Field, ValidationError, field_validator
 
 from fedsim.errors import BadValue, ConfigError, Problem, did_you_mean
 from fedsim.ranges import Number, Seed
-from fedsim.spec import schema as schemas
 from fedsim.spec.blocks import Block
 from fedsim.spec.experiment import Experiment
 from fedsim.spec.experiment import load as load_experiment
@@ -270,24 +269,6 @@ def _check_keys(study: Study, document: Document) -> None:
         raise ConfigError(
             [locate(Study, document, ("compare",), BadValue("baseline", baseline, "is no method", hint))]
         )
-
-
-def schema() -> dict[str, Any]:
-    """Return the JSON schema of a study file, with that of the experiment in it.
-
-    >>> schema()["properties"]["base"]["anyOf"][1]
-    {'$ref': '#/$defs/Experiment'}
-    """
-    whole, inner = Study.model_json_schema(), schemas.experiment()
-    known = inner.pop("$defs")
-    known |= {
-        "Experiment": {**inner, "required": []},
-        **whole.get("$defs", {}),
-    }  # methods may add what it lacks
-    del known["Experiment"]["$schema"]
-    whole["properties"]["base"]["anyOf"][1] = {"$ref": "#/$defs/Experiment"}
-    whole["required"] = ["base"]
-    return {"$schema": schemas.DRAFT, **whole, "$defs": known}
 
 
 def dump(study: Study) -> str:

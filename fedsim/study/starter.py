@@ -7,11 +7,10 @@ import shutil
 from pathlib import Path
 
 from fedsim.errors import ConfigError, Problem
-from fedsim.spec import schema
-from fedsim.study import file
+from fedsim.study.schema import schema
 
 FILES = Path(__file__).with_suffix("")
-SCHEMAS = {"experiment.schema.json": schema.experiment, "study.schema.json": file.schema}
+SCHEMAS = {"experiment.schema.json": "experiment", "study.schema.json": "study"}
 
 
 def write_starter(folder: str | Path) -> list[Path]:
@@ -31,7 +30,7 @@ def write_starter(folder: str | Path) -> list[Path]:
         raise ConfigError([Problem("DIR", str(folder), "must be new or empty")])
     folder.mkdir(parents=True, exist_ok=True)
     written = [Path(shutil.copy(one, folder / one.stem)) for one in sorted(FILES.glob("*.in"))]
-    for name, make in SCHEMAS.items():
+    for name, kind in SCHEMAS.items():
         written.append(folder / name)
-        written[-1].write_text(f"{json.dumps(make(), indent=1)}\n", encoding="utf-8")
+        written[-1].write_text(f"{json.dumps(schema(kind), indent=1)}\n", encoding="utf-8")
     return written

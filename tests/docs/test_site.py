@@ -23,7 +23,8 @@ def listed(nav):
 
 def test_every_page_is_in_the_table_of_contents():
     names = list(listed(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]))
-    assert sorted(names) == sorted(str(file.relative_to(DOCS)) for file in DOCS.rglob("*.md"))
+    pages = (file for ending in ("*.md", "*.ipynb") for file in DOCS.rglob(ending))
+    assert sorted(names) == sorted(str(file.relative_to(DOCS)) for file in pages)
 
 
 @pytest.mark.slow

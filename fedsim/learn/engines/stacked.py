@@ -16,6 +16,7 @@ from fedsim.learn.curriculum.order import Order
 from fedsim.learn.engines.base import BUFFERS, Engine, Shard, TrainJob, Walk, metrics
 from fedsim.learn.engines.sequential import score
 from fedsim.learn.local import CHUNK, LocalUpdate, State
+from fedsim.learn.several import X
 from fedsim.learn.task import Batch, Task
 from fedsim.pulse import beat
 
@@ -142,7 +143,7 @@ class Stacked(Engine):
 
         buffers = self._buffers(jobs)
 
-        def score(given: State, buffers: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        def score(given: State, buffers: Tensor, x: X, y: Tensor) -> Tensor:
             def judge(weights: Tensor) -> Tensor:
                 return self.task.scores(torch.cat([weights, buffers]), x, y, order.measure)
 
@@ -172,7 +173,7 @@ class Stacked(Engine):
         return index, (positions >= 0).to(self.task.dtype), steps.to(self.task.device)
 
     @torch.no_grad()
-    def evaluate(self, weights: Sequence[Tensor], x: Tensor, y: Tensor, chunk: int) -> list[dict[str, float]]:
+    def evaluate(self, weights: Sequence[Tensor], x: X, y: Tensor, chunk: int) -> list[dict[str, float]]:
         """Score weight vectors, in stacks where that is faster: not on a CPU."""
         if self.task.device.type == "cpu" or (self.task.metrics and self.data.is_test(x)):
             measured = self.data.is_test(x)
@@ -181,7 +182,7 @@ class Stacked(Engine):
 
     @torch.no_grad()
     def evaluate_stacked(
-        self, weights: Sequence[Tensor], x: Tensor, y: Tensor, chunk: int
+        self, weights: Sequence[Tensor], x: X, y: Tensor, chunk: int
     ) -> list[dict[str, float]]:
         """Score weight vectors in stacks."""
         scores = []
@@ -192,10 +193,10 @@ class Stacked(Engine):
                 scores += self._scores(stack, x, y, chunk)[: len(some)]
         return scores
 
-    def _scores(self, stack: Tensor, x: Tensor, y: Tensor, chunk: int) -> list[dict[str, float]]:
+    def _scores(self, stack: Tensor, x: X, y: Tensor, chunk: int) -> list[dict[str, float]]:
         losses = torch.zeros(len(stack), dtype=torch.float64, device=stack.device)
         hits, targets = torch.zeros_like(losses), 0.0
-        for inputs, labels in zip(torch.split(x, chunk), torch.split(y, chunk), strict=True):
+        for inputs, labels in zip(x.split(chunk), torch.split(y, chunk), strict=True):
             outputs = vmap(self.task.predict, in_dims=(0, None))(stack, inputs)
             beat()
             sums = vmap(lambda out, right: self.task.totals(out, right)[0], in_dims=(0, None))

@@ -31,6 +31,7 @@ from fedsim.learn.engines.base import Engine, TrainJob
 from fedsim.learn.engines.desk import ALIGNED, Desk, dumps, loads, reserve
 from fedsim.learn.engines.worker import PLACES, Start, desks, receive, send
 from fedsim.learn.local import State
+from fedsim.learn.several import X, leaves
 from fedsim.machine import cores
 from fedsim.pulse import beat
 
@@ -164,7 +165,7 @@ class Workers(Engine):
         self._expert = self._expert or asks
         return self._share("train", jobs, self.inner.train)
 
-    def evaluate(self, weights: Sequence[Tensor], x: Tensor, y: Tensor, chunk: int) -> list[dict[str, float]]:
+    def evaluate(self, weights: Sequence[Tensor], x: X, y: Tensor, chunk: int) -> list[dict[str, float]]:
         """Judge weight vectors; on the held-out data in as many processes as there are."""
 
         def judge(some: Sequence[Tensor]) -> list[dict[str, float]]:
@@ -325,7 +326,8 @@ class Workers(Engine):
         if self._expert:
             known = Known(self.data.expert_losses())
         shard = replace(self.data, difficulty=known)
-        tensors = [shard.x, shard.y, *shard.owned, *(shard.test or ()), self.task.initial, *_known(known)]
+        test = [tensor for one in shard.test or () for tensor in leaves(one)]
+        tensors = [*leaves(shard.x), shard.y, *shard.owned, *test, self.task.initial, *_known(known)]
         size = sum(-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors) + ALIGNED
         path = self._file(size)
         made = dumps((type(self.inner), self.inner.settings, self.task, shard), Desk(path, 0, size))
