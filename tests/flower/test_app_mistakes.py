@@ -20,6 +20,7 @@ LONGEST_S = 12.0
 HEAD = """
 import concurrent.futures
 import ctypes
+import os
 import queue
 import socket
 import threading
@@ -56,12 +57,11 @@ pool = concurrent.futures.ThreadPoolExecutor(1)
 pool.submit(lambda: pool.submit(int).result()).result()
 """
 SOCKET = """
-left, right = socket.socketpair()
-left.recv(1)
+with (both := socket.socketpair())[0], both[1]:
+    both[0].recv(1)
 """
-SOCKET_THREAD = """
-left, right = socket.socketpair()
-thread = threading.Thread(target=left.recv, args=(1,))
+PIPE_THREAD = """
+thread = threading.Thread(target=os.read, args=(os.pipe()[0], 1))
 thread.start()
 thread.join()
 """
@@ -107,8 +107,8 @@ SERVERS = {
         SOCKET,
         r"nothing has happened for 1 s of real time, at .*server.py:\d+; see compute.pat",
     ),
-    "reads a socket in a thread": (
-        SOCKET_THREAD,
+    "reads a pipe in a thread": (
+        PIPE_THREAD,
         "nothing has happened for 1 s of real time, at .*; see comp",
     ),
     "sleeps outside of Python": (
