@@ -81,6 +81,11 @@ def make_context(node_id: int, node_config: dict[str, Any], run_config: dict[str
     )
 
 
+def set_receiver(message: Message, node_id: int) -> None:
+    """Let a message go to another node."""
+    message.metadata.__dict__["_dst_node_id"] = node_id
+
+
 def set_sender(message: Message, node_id: int) -> None:
     """Let a message come from another node."""
     message.metadata.__dict__["_src_node_id"] = node_id

@@ -171,6 +171,7 @@ CLIENTS = {
         "the ClientApp raised",
     ),
     "has no such function": (("@app.train()", "@app.query()"), "the ClientApp raised ValueError: .*train"),
+    "replies words": (("Array(weights)", "Array(np.array(['a', 'b', 'c', 'd']))"), "ServerApp raised"),
     "names no examples": (
         ('"num-examples": 10 + context.node_config["partition-id"]', '"n": 1'),
         "num-examples",
@@ -184,6 +185,24 @@ CLIENTS = {
         "client 1 has replied with the arrays",
     ),
 }
+
+
+WORKER = (
+    "import multiprocessing\nassert multiprocessing.parent_process() is None, 'here alone'\napp = ClientApp()"
+)
+
+
+def test_a_client_that_a_worker_cannot_import(app, tmp_path):
+    settings = {"app.on_failure": "stop", "app.workers": 1, "compute.patience_s": 60.0}
+    reason = "the ClientApp raised AssertionError: here alone"
+    fails(app, tmp_path, reason, LEARN, {"client.py": ("app = ClientApp()", WORKER)}, settings)
+
+
+def test_a_client_whose_arrays_have_another_type_is_none_of_our_business(app, tmp_path):
+    """Flower averages them; what comes out has the type of the first."""
+    change = ("Array(weights)", "Array(weights.astype(np.float64 if target else np.float32))")
+    result = run(app, tmp_path, LEARN, {"client.py": change})
+    assert str(result.weights()["w"].dtype) == "float32"
 
 
 @pytest.mark.parametrize("name", CLIENTS)
