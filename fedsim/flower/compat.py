@@ -12,7 +12,6 @@ import inspect
 import logging
 import random
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
@@ -124,6 +123,11 @@ def make_context(
     return Context(
         run_id=RUN_ID, node_id=node_id, node_config=node_config, state=state, run_config=run_config
     )
+
+
+def set_receiver(message: Message, node_id: int) -> None:
+    """Let a message go to another node."""
+    message.metadata.__dict__["_dst_node_id"] = node_id
 
 
 def set_sender(message: Message, node_id: int) -> None:
@@ -285,18 +289,17 @@ def in_client() -> bool:
 
 
 @contextlib.contextmanager
-def slow_time(pause: Callable[[float], None]) -> Iterator[None]:
-    """Let ``time.sleep`` of a server's own code pass simulated time; other threads sleep as before.
+def slow_time(pause: Callable[[float], None], own: Callable[[], bool]) -> Iterator[None]:
+    """Let ``time.sleep`` of a server's own code, where ``own`` holds, pass simulated time; others sleep as before.
 
     A module that is imported meanwhile may keep the replacement; outside of here it sleeps as usual, and so do a
     client and what Python waits for other processes with: how long they take is no simulated time.
     """
-    before, thread, active = time.sleep, threading.get_ident(), True
+    before, active = time.sleep, True
 
     def sleep(seconds: Any) -> None:
-        simulated = active and threading.get_ident() == thread and not in_client()
         caller = sys._getframe(1).f_globals.get("__name__", "")
-        simulated = simulated and caller.partition(".")[0] not in AWAIT_PROCESSES
+        simulated = active and own() and caller.partition(".")[0] not in AWAIT_PROCESSES
         (pause if simulated else before)(seconds)
 
     time.sleep = sleep
