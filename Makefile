@@ -11,7 +11,7 @@ help: ## show this help
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fedsim needs Python 3.11 or newer; set PYTHON=…")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
 	@touch $@
 
 demo: $(INSTALLED) ## run the quickstart experiment and write its report
@@ -37,8 +37,9 @@ soak: $(INSTALLED) ## run deployments that lose a node, and what takes longest b
 bench: $(INSTALLED) ## measure speed, as ratios within one run
 	for file in experiments/benchmarks/*.py; do $(BIN)/python $$file || exit; done
 
-docs: $(INSTALLED) ## write the reference of the experiment file and the parts
+docs: $(INSTALLED) ## write the reference of the experiment file and the parts, and all pages into site
 	$(BIN)/python -m fedsim.spec.reference > docs/reference.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean: ## remove everything that can be made again
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,11 +2,11 @@
 
 >>> import fedsim
 >>> [name for name in sorted(fedsim.__all__) if name.islower()]
-['__version__', 'check', 'compare', 'load', 'report', 'results', 'resume', 'run', 'sweep']
+['__version__', 'check', 'compare', 'load', 'report', 'results', 'resume', 'run', 'schema', 'sweep']
 """
 
 from fedsim import start  # noqa: F401  (first of all: it decides what the others import)
-from fedsim.api import Result, check, compare, load, report, results, resume, run, sweep
+from fedsim.api import Result, check, compare, load, report, results, resume, run, schema, sweep
 from fedsim.errors import ConfigError, RunError
 from fedsim.version import __version__
 
@@ -21,4 +21,4 @@ __all__ = [
     "report",
     "results",
 ]
-__all__ += ["resume", "run", "sweep"]
+__all__ += ["resume", "run", "schema", "sweep"]

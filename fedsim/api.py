@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fedsim import parts as _parts
 from fedsim.errors import MISSING, BadValue, ConfigError, Problem
+from fedsim.inspection import differences, replay_job
+from fedsim.inspection import late as _late
+from fedsim.inspection import told as _told
 from fedsim.machine import remark_on_threads, remark_on_workers
 from fedsim.record.events import happened as _happened
 from fedsim.record.export import export as _export
@@ -19,12 +20,15 @@ from fedsim.record.reports import report
 from fedsim.record.result import Result
 from fedsim.running.ending import clock
 from fedsim.running.progress import Progress
+from fedsim.running.shown import telling
 from fedsim.spec.experiment import Experiment
 from fedsim.spec.experiment import load as _load
 from fedsim.study import file as studies
 from fedsim.study import results as tables
 from fedsim.study import sweep as sweeps
 from fedsim.study.results import results
+from fedsim.study.schema import schema
+from fedsim.study.starter import write_starter
 from fedsim.study.sweep import Outcome, Told
 
 if TYPE_CHECKING:
@@ -37,15 +41,17 @@ __all__ = [
     "Result",
     "check",
     "compare",
+    "differences",
     "export",
     "happened",
     "load",
     "outline",
     "parts",
     "remarks",
+    "replay_job",
     "report",
 ]
-__all__ += ["results", "resume", "retime", "run", "sweep"]
+__all__ += ["results", "resume", "retime", "run", "schema", "sweep", "write_starter"]
 
 Source = str | Path | Mapping[str, Any]
 
@@ -61,8 +67,10 @@ def check(
     """Check everything about an experiment that can be checked before it runs.
 
     Args:
-        source, overrides, more: as for :func:`run`.
+        source: as for :func:`run`.
+        overrides: as for :func:`run`.
         timing_only: check it for a run that only keeps time.
+        more: as for :func:`run`.
 
     Raises:
         ConfigError: with the line, the value and the rule of what is wrong.
@@ -120,7 +128,7 @@ def run(
     overrides: Mapping[str, Any] | None = None,
     out: str | Path = "runs",
     timing_only: bool = False,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Progress], None] | bool | None = None,
     store: str | Path | None = None,
     store_gb: float = 10.0,
     **more: Any,
@@ -132,7 +140,7 @@ def run(
         overrides: values by dotted key, such as ``{"strategy.p": 0.5}``.
         out: the folder in which the run gets a folder of its own.
         timing_only: run the event plane alone: times, bytes and availability, but no training.
-        progress: called after every round.
+        progress: called after every round; True shows a bar, on a terminal and in a notebook.
         store: a folder of what runs have computed: what is there is not computed again, and what is not is left
             there. None takes the folder that the environment variable ``FEDSIM_STORE`` names, if it does.
         store_gb: how much the store may hold, in gigabytes of 10^9 bytes.
@@ -161,7 +169,8 @@ def run(
     folder = store or os.environ.get("FEDSIM_STORE")
     begin = _late("running.begin")
     reuse = begin.Reuse(Path(folder), store_gb) if folder else None
-    result: Result = begin.fresh(experiment, Path(out), timing_only, progress, began, reuse)
+    with telling(progress) as told:
+        result: Result = begin.fresh(experiment, Path(out), timing_only, told, began, reuse)
     return result
 
 
@@ -204,7 +213,7 @@ def resume(
     *,
     overrides: Mapping[str, Any] | None = None,
     extend: Mapping[str, float] | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Progress], None] | bool | None = None,
 ) -> Result:
     """Let a run go on that was stopped, killed, or has ended and is to be longer.
 
@@ -215,7 +224,7 @@ def resume(
         folder: the run's.
         overrides: values by dotted key, of ``stop``, ``record`` and ``evaluate``.
         extend: how much longer it is to be, such as ``{"rounds": 50}`` or ``{"sim_time_s": 600}``.
-        progress: called after every round.
+        progress: called after every round; True shows a bar.
 
     Raises:
         ConfigError: if the folder holds no run that can go on.
@@ -238,7 +247,8 @@ def resume(
         experiment = _load(file, overrides)
         changes = {f"stop.{key}": _longer(experiment, key, more) for key, more in (extend or {}).items()}
         experiment = _load(file, {**(overrides or {}), **changes})
-        result: Result = _late("running.begin").again(Path(folder), experiment, progress, began, bool(extend))
+        with telling(progress) as told:
+            result: Result = _late("running.begin").again(Path(folder), experiment, told, began, bool(extend))
         return result
 
 
@@ -255,9 +265,12 @@ def sweep(
     overrides: Mapping[str, Any] | None = None,
     out: str | Path = "runs",
     jobs: int = 1,
+    together: bool = False,
     only: Mapping[str, Any] | None = None,
     retry: bool = False,
     told: Told | None = None,
+    store: str | Path | None = None,
+    store_gb: float = 10.0,
 ) -> list[Outcome]:
     """Run all of a study that has not been run yet.
 
@@ -267,9 +280,12 @@ def sweep(
         out: the folder in which the study gets a folder of its own.
         jobs: how many run at a time, each in a process of its own; with more than one, a script that calls this needs
             ``if __name__ == "__main__":``, as with any pool of processes.
+        together: let that many runs advance in this process instead, and compute at once what is ready in any of them,
+            in the processes that ``compute.workers`` says; each ends as it would have ended alone, bit for bit.
         only: run those alone that have these settings.
         retry: run again what failed before.
         told: called with each outcome, how many there are by then, and how many there will be.
+        store, store_gb: as for :func:`run`: what one run of the study has computed, the others need not.
 
     Returns:
         What became of each run; those that fail do not stop the others.
@@ -291,7 +307,13 @@ def sweep(
     if jobs < 1:
         raise ConfigError([Problem("jobs", jobs, "must be at least 1")])
     plan = studies.load(source, overrides)
-    return sweeps.sweep(plan, run, resume, Path(out), jobs=jobs, only=only, retry=retry, told=told)
+    begin: Callable[..., Result] = run
+    if folder := store or os.environ.get("FEDSIM_STORE"):
+        with _told():  # once for all runs, before the first of them
+            _late("running.store").check(Path(folder))
+        begin = functools.partial(run, store=folder, store_gb=store_gb)
+    how: dict[str, Any] = {"jobs": jobs, "together": together, "only": only, "retry": retry, "told": told}
+    return sweeps.sweep(plan, begin, resume, Path(out), **how)
 
 
 def compare(
@@ -354,20 +376,6 @@ def export(run: str | Path, out: str | Path | None = None, form: Any = "csv") ->
     """
     with _told():
         return _export(run, Path(run) / "export" if out is None else out, form)
-
-
-def _late(name: str) -> ModuleType:
-    """Return a module that takes long to load, and that not every call needs."""
-    return importlib.import_module(f"fedsim.{name}")
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Let what a folder or a parameter is refused for be told in one line."""
-    try:
-        yield
-    except BadValue as error:
-        raise ConfigError([Problem(error.key, error.value, error.rule, error.hint)]) from error
 
 
 def parts(kind: str) -> list[tuple[str, str]]:

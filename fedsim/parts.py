@@ -19,11 +19,22 @@ from typing import Any
 
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
-from fedsim.beside import Place, own_name, place
+from fedsim.beside import Place, place
 from fedsim.errors import MISSING, BadValue, did_you_mean
 from fedsim.places import of_error
 from fedsim.ranges import Count, NonNegative, Positive, Share, within
 from fedsim.rules import REQUIRED, UNKNOWN, either
+from fedsim.signatures import (
+    NAMELESS,
+    Part,
+    has_kwargs,
+    hints,
+    is_open,
+    names_of,
+    parameters,
+    path_of,
+    signature,
+)
 
 __all__ = [
     "KINDS",
@@ -38,9 +49,7 @@ __all__ = [
     "find",
     "names",
 ]
-__all__ += ["parameters", "summary"]
-
-Part = Callable[..., Any]
+__all__ += ["NAMELESS", "hints", "is_open", "parameters", "summary"]
 
 log = logging.getLogger("fedsim")
 
@@ -56,6 +65,7 @@ KINDS = (
     "partitions",
     "churn",
     "faults",
+    "data_faults",
     "engines",
     "losses",
     "metrics",
@@ -117,9 +127,12 @@ def _load(entry: EntryPoint, name: str) -> Part:
 
 
 def _one(kind: str) -> str:
-    return {"strategies": "strategy", "topologies": "topology", "losses": "loss"}.get(
-        kind, kind.removesuffix("s")
-    )
+    return {
+        "strategies": "strategy",
+        "topologies": "topology",
+        "losses": "loss",
+        "data_faults": "fault of data",
+    }.get(kind, kind.removesuffix("s"))
 
 
 def _dotted(path: str, where: Place) -> Part:
@@ -163,67 +176,6 @@ def adapted(part: Part) -> Part:
 def summary(kind: str, name: str) -> str:
     """Return the first line of a part's documentation."""
     return (inspect.getdoc(find(kind, name)) or "").partition("\n")[0]
-
-
-def parameters(part: Part) -> dict[str, inspect.Parameter]:
-    """Return the parameters of a part by name (for a class, those of its constructor).
-
-    Where a class's constructor has ``**kwargs``, they are those of the constructors above it, as far as each
-    passes its own on; ``**kwargs`` itself is among the parameters only where nobody says what it may hold.
-
-    Raises:
-        BadValue: if the part has no signature; the key is ``name``.
-
-    >>> class Base:
-    ...     def __init__(self, *, p: float = 0.5) -> None: ...
-    >>> class Mine(Base):
-    ...     def __init__(self, q: int, **rest: float) -> None: ...
-    >>> list(parameters(Mine))
-    ['q', 'p']
-    """
-    own = _signature(part)
-    above = _inherited(part) if _is_open(own) else []
-    if not above:
-        return own
-    found = own.copy()
-    for constructor in above:
-        for name, parameter in list(_signature(constructor).items())[1:]:
-            found.setdefault(name, parameter)
-    return {name: found[name] for name in _names(found)}
-
-
-NAMELESS = (
-    inspect.Parameter.POSITIONAL_ONLY,
-    inspect.Parameter.VAR_POSITIONAL,
-    inspect.Parameter.VAR_KEYWORD,
-)
-
-
-def _signature(part: Part) -> dict[str, inspect.Parameter]:
-    try:
-        return dict(inspect.signature(part).parameters)
-    except (ValueError, TypeError) as error:
-        raise BadValue("name", _path(part), "has no signature that could be checked") from error
-
-
-def _is_open(found: Mapping[str, inspect.Parameter]) -> bool:
-    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in found.values())
-
-
-def _path(part: Part) -> str:
-    module = own_name(getattr(part, "__module__", None) or "")
-    return f"{module}:{getattr(part, '__qualname__', part)}".removeprefix(":")
-
-
-def _inherited(part: Part) -> list[Part]:
-    """Return the constructors that a class's ``**kwargs`` go through, none if it is unknown where they end."""
-    found: list[Part] = []
-    for cls in inspect.getmro(part)[:-1] if inspect.isclass(part) else ():
-        if "__init__" in vars(cls):
-            found.append(vars(cls)["__init__"])
-            if not _is_open(_signature(found[-1])):
-                return found
-    return []
 
 
 def call(part: Part, given: Mapping[str, Any], supplied: Mapping[str, Any] | None = None) -> Any:
@@ -280,13 +232,13 @@ def bind(part: Part, given: Mapping[str, Any], supplied: Iterable[str]) -> Calla
         try:
             return part(**{key: values[key] for key in wanted}, **arguments)
         except TypeError as error:
-            mistake = _refused(str(error), given, known, [key for key in _names(known) if key not in names])
+            mistake = _refused(str(error), given, known, [key for key in names_of(known) if key not in names])
             if mistake is None:
                 raise
             raise mistake from error
         except OSError as error:
             raise BadValue(
-                "name", _path(part), f"cannot read or write a file at {of_error(error)} ({error})"
+                "name", path_of(part), f"cannot read or write a file at {of_error(error)} ({error})"
             ) from error
 
     return bound
@@ -314,12 +266,12 @@ def check(part: Part, given: Mapping[str, Any], supplied: Mapping[str, Any] | No
             is missing.
     """
     supplied = supplied or {}
-    known, own = parameters(part), _signature(part)
-    names = _names(known)
+    known, own = parameters(part), signature(part)
+    names = names_of(known)
     choices = [key for key in names if key not in supplied]
     checked, mistakes = _validate(part, {key: value for key, value in given.items() if key in names})
     for key in given:
-        if key not in names and not _is_open(known):
+        if key not in names and not has_kwargs(known):
             raise BadValue(key, MISSING, UNKNOWN, did_you_mean(key, choices))
         if key in mistakes:
             raise mistakes[key]
@@ -328,14 +280,10 @@ def check(part: Part, given: Mapping[str, Any], supplied: Mapping[str, Any] | No
             raise BadValue(key, given[key], limit)
     for key, parameter in own.items():
         if parameter.kind is parameter.POSITIONAL_ONLY and parameter.default is parameter.empty:
-            raise BadValue("name", _path(part), f"has a parameter that cannot be given by name ({key})")
+            raise BadValue("name", path_of(part), f"has a parameter that cannot be given by name ({key})")
         if key in choices and parameter.default is parameter.empty and key not in given:
             raise BadValue(key, MISSING, REQUIRED)
     return {**given, **checked}
-
-
-def _names(known: Mapping[str, inspect.Parameter]) -> list[str]:
-    return [key for key, parameter in known.items() if parameter.kind not in NAMELESS]
 
 
 def _validate(part: Part, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, BadValue]]:
@@ -355,27 +303,6 @@ def _validate(part: Part, given: Mapping[str, Any]) -> tuple[dict[str, Any], dic
             by_key.setdefault(str(one["loc"][0]), []).append(one)
         return {}, {key: _mistake(given, errors) for key, errors in by_key.items()}
     return {key: getattr(checked, f"field{n}") for n, key in enumerate(given)}, {}
-
-
-def hints(part: Part) -> dict[str, Any]:
-    """Return the annotations of a part's parameters by name, for a class those of all constructors above it.
-
-    >>> hints(find("topologies", "ring"))["n"]
-    <class 'int'>
-    """
-    makers = [cls for cls in inspect.getmro(part) if "__init__" in vars(cls)] if inspect.isclass(part) else []
-    if makers and "__dataclass_params__" in vars(makers[0]):
-        annotated: list[Any] = makers[:1]  # its fields may come from several modules
-    elif inspect.isclass(part):
-        annotated = _inherited(part) or [part.__init__]
-    else:
-        annotated = [part if inspect.isroutine(part) else type(part).__call__]
-    try:
-        found = [typing.get_type_hints(one, include_extras=True) for one in annotated]
-    except NameError as error:
-        hint = "import it where the program runs, too"
-        raise BadValue("name", _path(part), f"has an unknown annotation ({error})", hint) from error
-    return {key: hint for hints in reversed(found) for key, hint in hints.items()}
 
 
 def _mistake(given: Mapping[str, Any], errors: list[Any]) -> BadValue:

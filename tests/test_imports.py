@@ -22,12 +22,14 @@ GROUND = {
     "version",
     "rules",
     "ranges",
+    "signatures",
     "places",
     "machine",
     "beside",
     "logs",
     "pulse",
     "start",
+    "chosen",
 }
 LOWER = {"ground": set[str]()}
 LOWER["spec"] = {"ground"}
@@ -37,7 +39,8 @@ LOWER["methods"] = {"ground", "spec", "world", "learn"}
 LOWER["running"] = LOWER["methods"] | {"methods", "record"}
 LOWER["flower"] = LOWER["running"] | {"running"}
 LOWER["study"] = {"ground", "spec", "record"}
-LOWER["api"] = LOWER["running"] | {"running", "study"}
+LOWER["inspection"] = LOWER["running"] | {"running"}
+LOWER["api"] = LOWER["inspection"] | {"inspection", "study"}
 LOWER["cli"] = LOWER["flower"] | {"flower", "study", "api"}
 LOWER["testing"] = LOWER["flower"] | {"flower"}
 LOWER["topologies"] = {"ground", "spec", "world"}
@@ -53,6 +56,7 @@ NEVER = {
     "record": {"torch", "simpy", "flwr"},
     "running": {"flwr"},
     "study": {"torch", "simpy", "flwr", "networkx"},
+    "inspection": HEAVY,
     "api": HEAVY,
     "cli": {"flwr"},
     "topologies": {"torch", "simpy", "flwr"},

@@ -9,6 +9,7 @@ What a run is for is its folder: it goes on, and ends with its own exit code, wh
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,42 +21,28 @@ from fedsim.cli import flower as flowercli
 from fedsim.cli import output, show
 from fedsim.cli import study as studycli
 from fedsim.cli import trace as tracecli
+from fedsim.cli.options import StoreOf, StoreSize
 from fedsim.errors import ConfigError, Problem, did_you_mean
+from fedsim.running.shown import also_live, shown
 from fedsim.version import __version__
 
 KINDS = (
     *("strategies", "selectors", "transforms", "topologies", "datasets"),
-    *("models", "partitions", "churn", "faults", "engines"),
+    *("models", "partitions", "churn", "faults", "data_faults", "engines"),
     *("losses", "metrics", "augmentations", "optimisers", "schedules"),
 )
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-app.command()(studycli.sweep)
-app.command()(studycli.compare)
-app.add_typer(tracecli.app, name="trace")
-app.add_typer(flowercli.app, name="flower")
 
 
 Files = Annotated[
     list[Path], typer.Argument(metavar="FILE...", help="Experiment files, run one after the other.")
 ]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment file.")]
-StoreOf = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="FEDSIM_STORE", help="Folder of what runs have computed; nothing in it is computed again."
-    ),
-]
-StoreSize = Annotated[
-    float,
-    typer.Option("--store-gb", envvar="FEDSIM_STORE_GB", min=0.001, help="How much the store may hold."),
-]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace one value of the file; may be repeated."),
@@ -75,7 +62,11 @@ def _asks_for_text(words: list[str]) -> bool:
     """Tell whether a command line asks for text alone, and not for a run, a report or another file."""
     commands = [word for word in words if not word.startswith("-")]
     asks = {"-h", "--help", "--version"} & set(words)
-    return bool(asks) or commands[:1] in ([], ["list"], ["show"]) or commands[:2] == ["trace", "show"]
+    return (
+        bool(asks)
+        or commands[:1] in ([], ["list"], ["show"], ["diff"], ["schema"])
+        or commands[:2] == ["trace", "show"]
+    )
 
 
 def _version(wanted: bool) -> None:
@@ -109,6 +100,9 @@ def run(
     ] = False,
     store: StoreOf = None,
     store_gb: StoreSize = 10.0,
+    live: Annotated[
+        bool, typer.Option("--live", help="Show the run on a page of this machine while it goes on.")
+    ] = False,
 ) -> None:
     """Run experiments and leave a folder with records and a report for each."""
     with show.explained():
@@ -118,7 +112,7 @@ def run(
             for file in files:
                 api.check(file, overrides, timing_only=timing_only)
         for file in files:
-            with show.shown(quiet) as told:
+            with shown(quiet) as bar, also_live(bar, file.stem, live) as told:
                 how: dict[str, Any] = {"timing_only": timing_only, "store": store, "store_gb": store_gb}
                 result = api.run(file, overrides=overrides, out=out, progress=told, **how)
             show.print_result(result)
@@ -137,7 +131,7 @@ def resume(
     """Let a run go on that was stopped or killed, or is to be longer; it ends as it would have without a break."""
     with show.explained():
         overrides, more = show.overrides_of(settings), show.extension_of(extend)
-        with show.shown(quiet) as told:
+        with shown(quiet) as told:
             result = api.resume(run, overrides=overrides, extend=more, progress=told)
         show.print_result(result)
 
@@ -156,7 +150,7 @@ def retime(
     with show.explained():
         overrides = show.overrides_of(settings)
         show.check_writable(out)
-        with show.shown(quiet) as told:
+        with shown(quiet) as told:
             result = api.retime(run, overrides=overrides, store=store, out=out, progress=told)
         show.print_result(result)
 
@@ -199,6 +193,26 @@ def list_parts(
 
 
 @app.command()
+def schema(
+    kind: Annotated[str, typer.Argument(metavar="[KIND]", help="experiment or study.")] = "experiment",
+) -> None:
+    """Print the JSON schema of experiment or study files, for editors that complete and check them."""
+    with show.explained():
+        typer.echo(json.dumps(api.schema(kind), indent=1))
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is new or empty.")],
+) -> None:
+    """Write a project to start from: a strategy of your own, its test, an experiment and a study."""
+    with show.explained():
+        for file in api.write_starter(folder):
+            typer.echo(str(file))
+        typer.echo(f"cd {folder} && python -m pytest && fedsim run experiment.yaml")
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     out: Annotated[
@@ -225,6 +239,32 @@ def show_events(
 
 
 @app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="RUN_A", help="The folder of a run.")],
+    second: Annotated[Path, typer.Argument(metavar="RUN_B", help="The folder of another one.")],
+) -> None:
+    """Say in what two runs differ: keys, the first event, the first local update, and what makes it another one."""
+    with show.explained():
+        for line in api.differences(first, second):
+            typer.echo(line)
+
+
+@app.command("replay-job")
+def replay_job(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    id: Annotated[
+        str, typer.Argument(metavar="ID", help="First digits of a job, as fedsim show lists them.")
+    ],
+    store: StoreOf = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Do it under pdb first.")] = False,
+) -> None:
+    """Do one local update of a run again, alone, and compare the result with what the run has."""
+    with show.explained():
+        for line in api.replay_job(run, id, store=store, do=show.debugged if debug else None).lines():
+            typer.echo(line)
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     form: Annotated[str, typer.Option("--format", help="csv, json or parquet.")] = "csv",
@@ -236,3 +276,9 @@ def export(
     with show.explained():
         for file in api.export(run, out, form):
             typer.echo(str(file))
+
+
+app.command()(studycli.sweep)
+app.command()(studycli.compare)
+app.add_typer(tracecli.app, name="trace")
+app.add_typer(flowercli.app, name="flower")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fedsim.cli import show
+from fedsim.running.shown import shown
 
 app = typer.Typer(no_args_is_help=True, help="Flower apps: simulate them, or write one that runs a strategy.")
 
@@ -54,7 +55,7 @@ def run(
         told = {"on_failure": on_failure, "workers": workers, "samples_per_message": samples_per_message}
         overrides: dict[str, Any] = {**show.overrides_of(settings)}
         overrides |= {f"app.{key}": value for key, value in told.items() if value is not None}
-        with show.shown(quiet) as progress:
+        with shown(quiet) as progress:
             result = _flower().run_app(
                 path,
                 nodes=nodes,

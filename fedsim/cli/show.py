@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import os
+import pdb
 import re
 import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
-from rich.filesize import decimal
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bars
-from rich.table import Column, Table
+from rich.table import Table
 
 from fedsim import parts
 from fedsim.errors import BadValue, ConfigError, Problem, RunError
 from fedsim.spec import about
 
 if TYPE_CHECKING:
-    from fedsim.api import Progress, Result
+    from fedsim.api import Result
 
 SUMMARY = (
     "accuracy",
@@ -163,81 +160,22 @@ def part(kind: str, name: str) -> None:
     typer.echo(f"Example:\n{textwrap.indent(text, '  ')}".rstrip())
 
 
+def debugged(function: Callable[..., Any], *given: Any) -> Any:
+    """Call a function that returns something under pdb, which stops at its first line, and where it raises."""
+    try:
+        result = pdb.Pdb(nosigint=True).runcall(function, *given)
+    except Exception:
+        say(traceback.format_exc().rstrip())
+        pdb.post_mortem(sys.exc_info()[2])
+        raise
+    if result is None:  # somebody has had enough
+        raise KeyboardInterrupt
+    return result
+
+
 def say(text: str) -> None:
     """Print a line that is no result."""
     typer.echo(text, err=True)
-
-
-def describe(progress: Progress) -> str:
-    """Return one line about the state of a run: round, times, result, bytes, speed."""
-    of = f"/{progress.rounds}" if progress.rounds is not None else ""
-    items = [f"round {progress.round}{of}", f"t = {progress.sim_time_s:.3f} s"]
-    if progress.accuracy is not None:
-        items.append(f"accuracy {progress.accuracy:.4f}")
-    items.append(f"{decimal(progress.bytes_up)} sent")
-    if progress.wall_time_s > 0:
-        items.append(f"{progress.clients / progress.wall_time_s:.1f} clients/s")
-    left = time_left_s(progress)
-    if left is not None:
-        items.append(f"{timedelta(seconds=round(left))} left")
-    return ", ".join(items)
-
-
-def share_done(progress: Progress) -> float | None:
-    """Return the share of the run that is done, from 0 to 1, or None when the run has no known end."""
-    shares = []
-    if progress.rounds:
-        shares.append(progress.round / progress.rounds)
-    if progress.sim_limit_s:
-        shares.append(progress.sim_time_s / progress.sim_limit_s)
-    return min(1.0, max(shares)) if shares else None
-
-
-def time_left_s(progress: Progress) -> float | None:
-    """Return the wall-clock seconds until the end at the present speed, or None when that is unknown."""
-    done = share_done(progress)
-    return progress.wall_time_s * (1 - done) / done if done else None
-
-
-class Lines:
-    """Progress as plain lines, at most one in a second of wall-clock time."""
-
-    def __init__(self) -> None:
-        self.shown_s: float | None = None
-        self.pending: Progress | None = None
-
-    def __call__(self, progress: Progress) -> None:
-        """Print the progress now, or keep it for the end."""
-        self.pending = progress
-        if self.shown_s is None or progress.wall_time_s - self.shown_s >= 1:
-            self.flush()
-
-    def flush(self) -> None:
-        """Print what was kept."""
-        if self.pending is not None:
-            say(describe(self.pending))
-            self.shown_s, self.pending = self.pending.wall_time_s, None
-
-
-@contextmanager
-def shown(quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
-    """Yield what shows the progress: nothing, plain lines, or a bar on a terminal."""
-    if quiet:
-        yield None
-    elif sys.stderr.isatty():
-        text = TextColumn("{task.description}", markup=False, table_column=Column(ratio=1))
-        columns = (BarColumn(16, table_column=Column(min_width=16)), text)
-        with Bars(*columns, console=Console(stderr=True)) as bars:
-            task = bars.add_task("starting", total=None)
-            yield lambda now: bars.update(
-                task, total=1.0, completed=share_done(now) or 0.0, description=describe(now)
-            )
-    else:
-        lines = Lines()
-        try:
-            yield lines
-        finally:
-            lines.flush()
 
 
 def print_result(result: Result) -> None:

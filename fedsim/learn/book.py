@@ -82,6 +82,7 @@ class Book:
         round: the latest round that has ended.
         write: takes key and numbers of everything that is read.
         pause: called between two batches of a long computation.
+        begins: called with every local update that is made, as a value and its call.
         unnamed: the first part that could not be named, and why; or nothing.
         jobs: how many local updates were computed.
         reused: how many were taken from the store.
@@ -102,6 +103,7 @@ class Book:
         self.past, self.store = past, store
         self.write: Callable[[str, Numbers], None] = lambda *_: None
         self.pause: Callable[[], None] = lambda: None
+        self.begins: Callable[[Any, Any], None] = lambda *_: None
         self.unnamed = ""
         self.jobs = self.reused = self.gradients_saved = 0
         self.lenient = self.only_reuses = False

@@ -2,7 +2,9 @@
 
 A local update computes with the weights [W] alone. Before it the vectors received are cut, and after it those sent get
 buffers again: those of the client where they are averaged, and those received where they are the client's own affair or
-the server's.
+the server's. With FedBN (Li, Jiang, Zhang, Kamp, Dou: FedBN: Federated Learning on Non-IID Features via Local Batch
+Normalization. ICLR 2021) scale and shift of batch normalisation are the client's own, too: a local update begins with
+the client's, and where they stand in what is sent there is what was received.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from fedsim.learn.task import Task
 
 def kept(task: Task) -> tuple[str, ...]:
     """Return what a client keeps beside what its update does."""
-    return (BUFFERS,) if task.buffers and task.held == "local" else ()
+    return (BUFFERS,) if task.held in ("local", "fedbn") and _has_own(task) else ()
 
 
 def cut(task: Task, given: Inputs) -> tuple[Inputs, Tensor | None]:
@@ -31,12 +33,15 @@ def cut(task: Task, given: Inputs) -> tuple[Inputs, Tensor | None]:
         task: says whose they are.
         given: vectors [P] by name, with ``"arrays"`` and what the client keeps.
     """
-    if not task.buffers:
+    if not _has_own(task):
         return given, None
     own = given.get(BUFFERS)
     short = {name: vector[: task.trained] for name, vector in given.items() if name != BUFFERS}
     if own is not None and bool(own[0] != 0):
-        return short, own[1:]
+        end = 1 + task.size - task.trained
+        if task.norms:
+            short["arrays"] = short["arrays"].index_copy(0, task.own, own[end:])
+        return short, own[1:end]
     return short, given["arrays"][task.trained :] if "arrays" in given else None
 
 
@@ -46,21 +51,34 @@ def whole(task: Task, update: LocalUpdate, result: State, given: Inputs) -> Stat
     The vector ``"arrays"`` carries averaged buffers even where it holds a difference or a gradient: a server reads them
     there. Everywhere else a difference has none.
     """
-    if not task.buffers:
+    if not _has_own(task):
         return result
-    after, received = result[BUFFERS], given["arrays"][task.trained :]
+    start, received = given["arrays"][: task.trained], given["arrays"][task.trained :]
+    after = result[BUFFERS] if task.buffers else received
     averaged, none = task.held == "average", torch.zeros_like(after)
     made: State = {}
     for name, value in result.items():
         if name in (*update.sends, *update.keeps):
             is_model = name in update.models or (averaged and name == "arrays")
             tail = (after if averaged else received) if is_model else none
-            made[name] = torch.cat([value, tail])
+            head = _without_own(task, value, start if is_model else torch.zeros_like(start))
+            made[name] = torch.cat([head, tail])
         elif name != BUFFERS:
             made[name] = value
     if kept(task):
-        made[BUFFERS] = torch.cat([after.new_ones(1), after])  # zeros say that there has been no visit
+        own = result["arrays"][task.own] if task.norms else after[:0]
+        made[BUFFERS] = torch.cat([start.new_ones(1), after, own])  # zeros say that there has been no visit
     return made
+
+
+def _has_own(task: Task) -> bool:
+    """Tell whether there is anything that is not a plain weight."""
+    return bool(task.buffers or task.norms)
+
+
+def _without_own(task: Task, vector: Tensor, other: Tensor) -> Tensor:
+    """Return a vector [W] with another one's numbers where a client's own weights stand."""
+    return vector.index_copy(0, task.own, other[task.own]) if task.norms else vector
 
 
 def merged(task: Task, model: Deferred, sent: Sequence[Deferred], weights: Sequence[float]) -> Deferred:
@@ -100,6 +118,8 @@ class _Behind:
 
     def __init__(self, task: Task, flagged: bool = False) -> None:
         self.trained, self.count, self.flagged = task.trained, task.size - task.trained, flagged
+        if flagged and task.norms:
+            self.own = task.own
 
     def run(self, calls: Sequence[Any], inputs: Sequence[Inputs]) -> Sequence[Tensor]:
         return [call.one(given) for call, given in zip(calls, inputs, strict=True)]
@@ -107,7 +127,12 @@ class _Behind:
     def one(self, given: Inputs) -> Tensor:
         model: Tensor = given["model"]
         own = [vector for name, vector in given.items() if name != "model"]
-        tails = [vector[-self.count :] for vector in own if not self.flagged or bool(vector[0] != 0)]
-        if not tails:
+        seen = [vector for vector in own if not self.flagged or bool(vector[0] != 0)]
+        if not seen:
             return model
-        return torch.cat([model[: self.trained], torch.stack(tails).mean(0)])
+        first = 1 if self.flagged else self.trained
+        means = torch.stack([vector[first:] for vector in seen]).mean(0)
+        head, own_places = model[: self.trained], getattr(self, "own", None)
+        if own_places is not None:
+            head = head.index_copy(0, own_places, means[self.count :])
+        return torch.cat([head, means[: self.count]])

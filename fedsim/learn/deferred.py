@@ -140,6 +140,11 @@ class Deferred:
         return self._identity
 
     @property
+    def made_of(self) -> tuple[Call | None, Mapping[str, Deferred]]:
+        """The call and the values that it reads, by name; none once the value is there."""
+        return self._call, self._inputs
+
+    @property
     def is_phantom(self) -> bool:
         """Whether the value will never be there, as in a timing-only run."""
         return self._phantom

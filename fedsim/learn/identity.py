@@ -187,6 +187,15 @@ def _object(value: Any, above: Above) -> bytes:
     kind = _class_once(type(value))
     if hasattr(type(value), "named_by"):
         return _framed(b"N", kind, _encode(value.named_by(), above))
+    return _framed(b"V", kind, _mapping(attributes(value), above))
+
+
+def attributes(value: Any) -> dict[str, Any]:
+    """Return the attributes of an object that count, by name.
+
+    Raises:
+        Unnamed: if it has none that can be seen.
+    """
     slots = [name for one in type(value).__mro__ for name in getattr(one, "__slots__", ())]
     if not hasattr(value, "__dict__") and not slots:
         raise Unnamed(f"a {type(value).__name__}", "cannot be looked into")
@@ -194,8 +203,7 @@ def _object(value: Any, above: Above) -> bytes:
         name: getattr(value, name) for name in slots if not name.startswith("__") and hasattr(value, name)
     }
     held |= getattr(value, "__dict__", {})
-    kept = {name: one for name, one in held.items() if not _is_derived(type(value), name)}
-    return _framed(b"V", kind, _mapping(kept, above))
+    return {name: one for name, one in held.items() if not _is_derived(type(value), name)}
 
 
 def _is_derived(kind: type, name: str) -> bool:

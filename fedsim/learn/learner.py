@@ -20,10 +20,12 @@ from fedsim.learn.deferred import Deferred, Inputs
 from fedsim.learn.draws import states
 from fedsim.learn.engines import Engine, TrainJob
 from fedsim.learn.engines.sequential import score
+from fedsim.learn.lasting import Changed, check_lasting, stamps
 from fedsim.learn.local import LocalUpdate, State
 from fedsim.learn.names import Names
 from fedsim.learn.raised import passes, told
 from fedsim.learn.schedules import Schedule
+from fedsim.learn.several import X
 from fedsim.rng import stream
 
 
@@ -59,7 +61,7 @@ class Learner:
     """
 
     engine: Engine
-    x_test: Tensor
+    x_test: X
     y_test: Tensor
     seed: int
     chunk: int = 1000
@@ -70,7 +72,7 @@ class Learner:
     why: str = ""
     schedule: Schedule | None = None
     tests: Sequence[Tensor] = ()
-    final: tuple[Tensor, Tensor] | None = None
+    final: tuple[X, Tensor] | None = None
     book: Book = field(default_factory=Book)
 
     def outline(self) -> list[str]:
@@ -143,7 +145,9 @@ class Learner:
             return Deferred.phantom(self.assumed)
         call = Train(self, update, client, place, numbers or {})
         known = {name: given[name] for name in (*names, *self.keeps) if name in given}
-        return Deferred(call, known, self.book)
+        result = Deferred(call, known, self.book)
+        self.book.begins(result, call)
+        return result
 
     def evaluate(self, weights: Deferred, client: int | None = None) -> Deferred:
         """Return loss (and accuracy) as a deferred dictionary, on the test data or on a client's own data."""
@@ -209,13 +213,15 @@ class Train:
         learner, client, update = self.learner, self.client, self.update
         data = learner.names.client(client), learner.names.judgement(client, update)
         visit = learner.seed, client, self.place.round, self.place.visit
-        return learner.names.basis, update, *data, *visit, self._said()
+        return learner.names.basis, update, *data, *visit, self.said
 
     def run(self, calls: Sequence[Train], inputs: Sequence[Inputs]) -> Sequence[State]:
         """Do the updates."""
         try:
-            jobs = [call._job(given) for call, given in zip(calls, inputs, strict=True)]
+            jobs = [call.job(given) for call, given in zip(calls, inputs, strict=True)]
+            before = stamps(self.learner.engine.task)
             results = self.learner.engine.train(jobs)
+            check_lasting(self.learner.engine.task, before)
         except BaseException as error:  # also what would end the program
             if passes(error):
                 raise
@@ -223,7 +229,7 @@ class Train:
                 raise
             if len(calls) > 1:  # one by one, so that the error names the client that fails
                 return [call.run([call], [given])[0] for call, given in zip(calls, inputs, strict=True)]
-            place, reason = self.place, told(error)
+            place, reason = self.place, str(error) if isinstance(error, Changed) else told(error)
             broken = RunError(reason, place.node, place.round, place.sim_time_s, "train")
             return [self._failed(broken, inputs[0], error)]
         return [
@@ -231,7 +237,8 @@ class Train:
             for call, result, given in zip(calls, results, inputs, strict=True)
         ]
 
-    def _job(self, given: Inputs) -> TrainJob:
+    def job(self, given: Inputs) -> TrainJob:
+        """Return what an engine is told to do, from the values of what is read."""
         learner, client = self.learner, self.client
         rows = self.update.batches(learner.sizes[client], self._stream("batches"))
         task = learner.engine.task
@@ -241,14 +248,15 @@ class Train:
         }
         said = {
             name: torch.tensor(number, dtype=task.dtype, device=task.device)
-            for name, number in self._said().items()
+            for name, number in self.said.items()
         }
         seed = int(self._stream("model draws").integers(2**63))
         short, held = buffers.cut(task, given)
         return TrainJob(self.update, client, rows, {**short, **drawn, **said}, seed, held)
 
-    def _said(self) -> dict[str, float]:
-        """Return the numbers that take the place of the update's own."""
+    @property
+    def said(self) -> dict[str, float]:
+        """Return the numbers that take the place of the update's own, by name."""
         schedule = self.learner.schedule
         if not self.numbers and schedule is None:
             return {}
@@ -316,7 +324,7 @@ class Evaluate:
         other = (self.on, *self._data()) if self.on else ()
         return names.basis, names.test if own is None else names.client(own), self.learner.chunk, *other
 
-    def _data(self) -> tuple[Tensor, Tensor]:
+    def _data(self) -> tuple[X, Tensor]:
         """Return inputs and labels."""
         learner, data = self.learner, self.learner.engine.data
         if self.client is not None:
@@ -331,9 +339,12 @@ class Evaluate:
         del calls
         learner, (x, y) = self.learner, self._data()
         device = learner.engine.task.device
-        before = states(device)
+        before, fixed = states(device), stamps(learner.engine.task)
         try:
             scores = learner.engine.evaluate([given["weights"] for given in inputs], x, y, learner.chunk)
+            check_lasting(learner.engine.task, fixed)
+        except Changed as error:
+            raise RunError(str(error), self.client, phase="evaluate") from error
         except BaseException as error:  # also what would end the program
             if passes(error):
                 raise

@@ -19,20 +19,23 @@ def metrics_of(blocks: Sequence[Part], loss: Loss) -> dict[str, Metric]:
     """Return metrics by name.
 
     Args:
-        blocks: names or dotted paths, with parameters.
+        blocks: names or dotted paths, with parameters; those of one name have their parameters in it, ``top_k_3``.
         loss: its label of padding is theirs, too.
 
     Raises:
         BadValue: for one that is unknown, refuses a parameter, or has a name twice; the key says which.
     """
     found: dict[str, Metric] = {}
+    plain = [_name(block) for block in blocks]
     for index, block in enumerate(blocks):
         try:
             part = find("metrics", block.name)
             params = dict(block.params)
             if loss.ignored is not None and "ignore_index" in parameters(part):
                 params.setdefault("ignore_index", loss.ignored)
-            name = block.name.rpartition(":")[2].rpartition(".")[2]
+            name = plain[index]
+            if plain.count(name) > 1:  # as top_k with several k: they are told apart by their parameters
+                name = "_".join(map(str, (name, *block.params.values())))
             if name in ("loss", *found):
                 raise BadValue("name", block.name, f"there is a metric called {name} already")
             first, second, *_ = [*parameters(part), "", ""]
@@ -40,6 +43,10 @@ def metrics_of(blocks: Sequence[Part], loss: Loss) -> dict[str, Metric]:
         except BadValue as error:
             raise BadValue(f"metrics.{index}.{error.key}", error.value, error.rule, error.hint) from error
     return found
+
+
+def _name(block: Part) -> str:
+    return block.name.rpartition(":")[2].rpartition(".")[2]
 
 
 class _Bound:

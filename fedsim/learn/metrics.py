@@ -12,38 +12,49 @@ from torch import Tensor
 from fedsim.learn.losses import cross_entropy
 
 
-def accuracy(outputs: Tensor, y: Tensor) -> float:
-    """Return the share of targets that are met by the largest logit."""
-    return top_k(outputs, y, k=1)
-
-
-def top_k(outputs: Tensor, y: Tensor, *, k: int = 5) -> float:
-    """Return the share of labels that are among the k largest logits.
+def accuracy(outputs: Tensor, y: Tensor, *, ignore_index: int = -100) -> float:
+    """Return the share of targets that are met by the largest logit.
 
     Args:
-        outputs: logits [N, classes].
-        y: labels [N].
+        outputs: logits [N, classes, …].
+        y: labels [N, …].
+        ignore_index: the label of padding; by default that of the loss.
+    """
+    return top_k(outputs, y, k=1, ignore_index=ignore_index)
+
+
+def top_k(outputs: Tensor, y: Tensor, *, k: int = 5, ignore_index: int = -100) -> float:
+    """Return the share of labels that are among the k largest logits; padding counts nothing.
+
+    Args:
+        outputs: logits [N, classes, …].
+        y: labels [N, …].
         k: how many logits count.
+        ignore_index: the label of padding; by default that of the loss.
 
     >>> top_k(torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]]), torch.tensor([1, 2]), k=2)
     0.5
     """
-    if outputs.dim() != 2 or y.is_floating_point() or not 0 < k < outputs.shape[1]:
-        raise ValueError(f"needs more than {k} classes and a label for each sample")
-    best = outputs.topk(k, 1).indices
-    return float((best == y[:, None]).any(1).double().mean())
+    if not _labelled(outputs, y) or not 0 < k < outputs.shape[1]:
+        raise ValueError(f"needs more than {k} classes and a label for each output")
+    counts = y != ignore_index
+    right = (outputs.topk(k, 1).indices == y[:, None]).any(1) & counts
+    return float(right.sum().double() / counts.sum().clamp(min=1))
 
 
-def macro_f1(outputs: Tensor, y: Tensor) -> float:
+def macro_f1(outputs: Tensor, y: Tensor, *, ignore_index: int = -100) -> float:
     """Return the mean of the classes' F1 scores, of scikit-learn, over the classes that are said or right.
 
     Args:
-        outputs: logits [N, classes].
-        y: labels [N].
+        outputs: logits [N, classes, …].
+        y: labels [N, …].
+        ignore_index: the label of padding; by default that of the loss.
     """
-    if outputs.dim() != 2 or y.is_floating_point():
-        raise ValueError("needs classes, and a label for each sample")
-    return float(f1_score(y.cpu().numpy(), outputs.argmax(1).cpu().numpy(), average="macro", zero_division=0))
+    if not _labelled(outputs, y):
+        raise ValueError("needs classes, and a label for each output")
+    counts = y != ignore_index
+    said, right = (values[counts].cpu().numpy() for values in (outputs.argmax(1), y))
+    return float(f1_score(right, said, average="macro", zero_division=0))
 
 
 def auc(outputs: Tensor, y: Tensor) -> float:
@@ -92,6 +103,11 @@ def mse(outputs: Tensor, y: Tensor) -> float:
 def mae(outputs: Tensor, y: Tensor) -> float:
     """Return the mean distance."""
     return float(_apart(outputs, y).abs().mean())
+
+
+def _labelled(outputs: Tensor, y: Tensor) -> bool:
+    """Tell whether outputs are logits, and there is a label for each."""
+    return outputs.dim() > 1 and not y.is_floating_point() and outputs[:, 0].shape == y.shape
 
 
 def _apart(outputs: Tensor, y: Tensor) -> Tensor:

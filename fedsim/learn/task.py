@@ -4,28 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedsim.learn.contents import Leaf
 from fedsim.learn.losses import Loss, loss_of
 from fedsim.learn.masks import Draws
 from fedsim.learn.measured import Metric
+from fedsim.learn.several import Several, X
 
 
 class Batch(NamedTuple):
     """Samples of one step.
 
     Args:
-        x: inputs [B, …].
+        x: inputs [B, …]; several where a model takes several.
         y: labels or targets [B].
         weight: 1 for a sample, 0 for padding [B].
     """
 
-    x: Tensor
+    x: X
     y: Tensor
     weight: Tensor
 
@@ -33,10 +36,10 @@ class Batch(NamedTuple):
 Gradient = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
 """From weights [W] and a batch to the mean gradient [W] and the mean loss []."""
 
-Augment = Callable[[Tensor, Draws], Tensor]
+Augment = Callable[[X, Draws], X]
 """From inputs [B, …] to others of the same shape."""
 
-Held = Literal["average", "local", "server"]
+Held = Literal["average", "local", "fedbn", "server"]
 """Whose buffers a client trains with: see :attr:`fedsim.spec.experiment.Strategy.buffers`."""
 
 
@@ -108,7 +111,28 @@ class Task:
     @property
     def sent(self) -> list[tuple[str, tuple[int, ...]]]:
         """Names and shapes of what is sent with a model: buffers only where they are averaged."""
-        return self.layout if self.held == "average" else self.layout[: len(self.layout) - len(self.buffers)]
+        if self.held == "average":
+            return self.layout
+        return [
+            one for one in self.layout[: len(self.layout) - len(self.buffers)] if one[0] not in self.norms
+        ]
+
+    @cached_property
+    def norms(self) -> list[str]:
+        """The names of the weights that are a client's own: scales and shifts of batch normalisation, for FedBN."""
+        if self.held != "fedbn":
+            return []
+        trained = {name for name, _ in self.layout}
+        layers = [(path, part) for path, part in self.module.named_modules() if isinstance(part, _BatchNorm)]
+        found = [f"{path}.{name}".lstrip(".") for path, part in layers for name, _ in part.named_parameters()]
+        return [name for name in found if name in trained]
+
+    @cached_property
+    def own(self) -> Tensor:
+        """Where in a vector those weights are [n], int64."""
+        places = torch.split(torch.arange(self.size, device=self.device), self._sizes)
+        found = [place for (name, _), place in zip(self.layout, places, strict=True) if name in self.norms]
+        return torch.cat([self.initial.new_zeros(0, dtype=torch.long), *found])
 
     @property
     def fixed_bytes(self) -> int:
@@ -139,12 +163,12 @@ class Task:
                 whole[name] = self._typed(name, torch.as_tensor(whole[name])).numpy()
         return whole
 
-    def predict(self, vector: Tensor, x: Tensor, training: bool = False) -> Tensor:
+    def predict(self, vector: Tensor, x: X, training: bool = False) -> Tensor:
         """Return the model's outputs for inputs [B, …] with a vector [P], or with weights [W] alone."""
         outputs, _ = self.call(vector[: self.trained], x, vector[self.trained :], training)
         return outputs
 
-    def call(self, weights: Tensor, x: Tensor, buffers: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+    def call(self, weights: Tensor, x: X, buffers: Tensor, training: bool) -> tuple[Tensor, Tensor]:
         """Return the model's outputs for inputs [B, …], and the buffers afterwards.
 
         Args:
@@ -161,7 +185,7 @@ class Task:
         elif self.buffers:
             held |= {name: self.module.get_buffer(name).clone() for name in self.buffers}
         with self.mode(training):
-            outputs: Tensor = functional_call(self.module, held, (x,))
+            outputs: Tensor = functional_call(self.module, held, *_arguments(x))
         if not buffers.numel():
             return outputs, buffers
         after = [held[name].detach().reshape(-1).to(buffers.dtype) for name in self.buffers]
@@ -228,7 +252,7 @@ class Task:
         return (sums * batch.weight).sum() / weight.sum().clamp(min=1.0)
 
     @torch.no_grad()
-    def scores(self, vector: Tensor, x: Tensor, y: Tensor, measure: str = "loss") -> Tensor:
+    def scores(self, vector: Tensor, x: X, y: Tensor, measure: str = "loss") -> Tensor:
         """Return how hard each sample is [B], without a trace in the model.
 
         Args:
@@ -259,3 +283,8 @@ class Task:
         """Return the same as :meth:`carried`, as a function that can be mapped over clients."""
         gradient, (loss, after) = grad_and_value(self.loss, has_aux=True)(weights, batch, buffers)
         return gradient, loss, after
+
+
+def _arguments(x: X) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what a module is called with."""
+    return (x.args, x.kwargs) if isinstance(x, Several) else ((x,), {})

@@ -24,9 +24,11 @@ from fedsim.errors import BadValue, RunError
 from fedsim.learn.contents import Leaf, changes, contents, equal
 from fedsim.learn.data.datasets import Dataset
 from fedsim.learn.draws import seeded, states
+from fedsim.learn.lasting import SHARED, lasting
 from fedsim.learn.losses import Loss, loss_of
 from fedsim.learn.masks import Draws, Masked
 from fedsim.learn.raised import passes, told
+from fedsim.learn.several import called, cast, joined, leaves
 from fedsim.learn.task import Batch, Held, Task
 
 log = logging.getLogger("fedsim")
@@ -37,7 +39,6 @@ SEED = 6103515625
 SAMPLES = 4
 """How many samples a model is called with."""
 
-SHARED = "all clients share the module, so it must keep nothing from one call to the next"
 FROM_TORCH = "draw from torch, which is seeded for every client and round"
 
 
@@ -84,7 +85,7 @@ def tried(
             trial.computes_with_what_it_is_given()
             trial.starts_well()
             trial.tells_of_mixing()
-    task.fixed = _lasting(task)
+    task.fixed = lasting(task)
     return task
 
 
@@ -94,7 +95,7 @@ def check_unchanged(task: Task) -> None:
     Raises:
         RunError: naming the buffer or the frozen weights.
     """
-    found = changes(task.fixed, _lasting(task)) if task.fixed else []
+    found = changes(task.fixed, lasting(task)) if task.fixed else []
     if found:
         kind, path = found[0]
         raise RunError(
@@ -122,7 +123,7 @@ class Trial:
     def is_made_the_same(self) -> None:
         """Refuse initial weights that depend on more than the experiment's seed, or are no numbers."""
         same = self.fresh.layout == self.task.layout and equal(self.fresh.initial, self.task.initial)
-        if not same or changes(_lasting(self.fresh), _lasting(self.task)):
+        if not same or changes(lasting(self.fresh), lasting(self.task)):
             rule = "has other initial weights or buffers when it is made a second time"
             self._refuse(rule, "draw them from torch, which is seeded by the experiment's seed")
         bad = [n for n, p in self.task.module.named_parameters() if not bool(torch.isfinite(p).all())]
@@ -214,7 +215,7 @@ class Trial:
         with _phase(self.name, "fails in training"), seeded(SEED, self.task.device), self.fresh.mode(True):
             own = [weight for weight in module.parameters() if weight.requires_grad]
             nn.utils.vector_to_parameters(weights.clone(), own)
-            loss = self.fresh.mean(module(batch.x), batch)
+            loss = self.fresh.mean(called(module, batch.x), batch)
             pieces = torch.autograd.grad(loss, own, allow_unused=True, materialize_grads=True)
         with _phase(self.name, "fails in training"), seeded(SEED, self.task.device):
             found, mean = self.task.gradient(weights, batch)
@@ -242,7 +243,7 @@ class Trial:
             try:
                 draws = Draws(torch.tensor(SEED, device=self.task.device))
                 with Masked(draws), seeded(1, self.task.device), torch.no_grad():
-                    two.append(self.task.predict(self.weights.clone(), torch.cat([first, beside]), True)[:1])
+                    two.append(self.task.predict(self.weights.clone(), joined([first, beside]), True)[:1])
             except Exception:  # one that cannot do with two samples looks at all of them
                 return True
         one, other = two
@@ -253,7 +254,7 @@ class Trial:
         with torch.no_grad(), contextlib.suppress(Exception):  # some cannot do with one sample at all
             few = self.used.x[:2]
             together = self.task.predict(self.weights.clone(), few)
-            alone = [self.task.predict(self.weights.clone(), x[None]) for x in few]
+            alone = [self.task.predict(self.weights.clone(), few[i : i + 1]) for i in range(len(few))]
             if not torch.allclose(together, torch.cat(alone), rtol=1e-3, atol=1e-4):
                 text = "the outputs of %s depend on what else is in a batch: results depend on evaluate.batch_size"
                 log.warning(text, self.name)
@@ -305,10 +306,9 @@ class Trial:
         index = range(len(self.data.y))[first:][:count]
         task = self.task
         x, y = (
-            v[index.start : index.stop].to(task.device, task.dtype if v.is_floating_point() else v.dtype)
-            for v in (self.data.x, self.data.y)
+            cast(v[index.start : index.stop], task.device, task.dtype) for v in (self.data.x, self.data.y)
         )
-        return Batch(x, y, torch.ones(count, dtype=task.dtype, device=task.device))
+        return Batch(x, leaves(y)[0], torch.ones(count, dtype=task.dtype, device=task.device))
 
 
 @contextmanager
@@ -325,34 +325,32 @@ def _phase(name: str, what: str) -> Iterator[None]:
 
 
 def _moving(module: nn.Module, data: Dataset, device: torch.device, dtype: torch.dtype) -> list[str]:
-    """Return the names of the buffers that training alone changes.
+    """Return the names of the buffers that training alone changes, or writes: that may change them later.
 
     What evaluation changes, too, is no state of a client, and is refused later; so is a model that fails here.
     """
     task = Task(module, data.loss, device, dtype)
     trial = Trial(task, task, data, "")
     changed: list[set[str]] = []
+    written: list[set[str]] = []
     for training in (False, True):
         before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        marks = {name: (buffer, buffer._version) for name, buffer in module.named_buffers()}
         try:
             with _aside(device), torch.no_grad(), task.mode(training):
                 for samples in (trial.used, trial.other):
-                    module(samples.x)
+                    called(module, samples.x)
         except BaseException as error:
             if passes(error):
                 raise
         changed.append({name for name, old in before.items() if not equal(old, module.get_buffer(name))})
-    return [name for name, _ in module.named_buffers() if name in changed[1] - changed[0]]
+        written.append({name for name, mark in marks.items() if _is_written(mark, module.get_buffer(name))})
+    moving = (changed[1] | written[1] - written[0]) - changed[0]
+    return [name for name, _ in module.named_buffers() if name in moving]
 
 
-def _lasting(task: Task) -> dict[str, Leaf]:
-    """Return frozen weights and buffers; all others are in a vector, whatever the module itself holds."""
-    trained = {name for name, _ in task.layout}
-    return {
-        path: leaf
-        for path, leaf in contents(task.module).items()
-        if leaf.kind == "buffer" or (leaf.kind == "weights" and path not in trained)
-    }
+def _is_written(mark: tuple[Tensor, int], now: Tensor) -> bool:
+    return now is not mark[0] or now._version != mark[1]
 
 
 def _foreign() -> list[tuple[str, Any]]:

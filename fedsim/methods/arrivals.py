@@ -106,6 +106,13 @@ class Arrivals(ABC):
             arrivals: as many as the buffer holds, in the order of node ids, in which everything is to be summed.
         """
 
+    def share_taken(self) -> float:
+        """Return what part of a new model is what has just arrived, for what is averaged beside the weights.
+
+        By default all of it: methods that add differences to a model say nothing of averages.
+        """
+        return 1.0
+
     def check(self, clients: int) -> None:
         """Check the parameters against the number of clients."""
         if self.concurrency > clients:

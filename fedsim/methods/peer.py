@@ -146,7 +146,12 @@ class Peer:
     @property
     def parameters(self) -> int:
         """The number of weights of the model."""
-        return self._run.learner.engine.task.size
+        return self._run.learner.engine.task.trained
+
+    @property
+    def dtype(self) -> str:
+        """The type of a number in a message."""
+        return str(self._run.learner.engine.task.dtype).removeprefix("torch.")
 
     @property
     def model_bytes(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ UNITS = {
     "delay": "us",
 }
 
+LEAST_DIGITS = 8
+"""No identity is written with fewer digits."""
+
 
 def happened(
     run: str | Path,
@@ -26,6 +30,8 @@ def happened(
     to_s: float | None = None,
 ) -> Iterator[str]:
     """Yield what happened in a run and what was measured, one line each, in the order of simulated time.
+
+    A local update is called by the first digits of its identity, which tell it from all others of the run.
 
     Args:
         run: the run's folder; the run may still be going on.
@@ -37,15 +43,18 @@ def happened(
     Raises:
         BadValue: if the folder holds no record, or one without events.
     """
-    events, metrics = read(run, "events"), read(run, "metrics")
-    if not len(events["time_us"]):
+    events, metrics, jobs = (read(run, table) for table in ("events", "metrics", "jobs"))
+    if not len(events["time_us"]) and not len(jobs["time_us"]):
         raise BadValue("run", str(run), "has recorded no events", "set record.events to true")
     told = [
-        (time_us, of, (own, peer), _event(kind, own, peer, size, of))
+        (time_us, of, (own, peer), told_of(kind, own, peer, size, of))
         for time_us, kind, own, peer, size, of in _rows(events)
     ]
     for of, time_us, name, value, own in _rows(metrics):
         told.append((time_us, of, (own, own), f"{'' if own < 0 else f'node {own}: '}{name} = {value:.6g}"))
+    digits = enough(jobs["identity"].tolist())
+    for time_us, identity, own, of, _ in _rows(jobs):
+        told.append((time_us, of, (own, own), f"node {own}: job {identity[:digits]}"))
     for time_us, of, nodes, text in sorted(told, key=lambda one: one[0]):
         time_s = time_us / 1e6
         early, late = from_s is not None and time_s < from_s, to_s is not None and time_s > to_s
@@ -57,7 +66,25 @@ def _rows(table: Table) -> Iterator[tuple[Any, ...]]:
     return zip(*(column.tolist() for column in table.values()), strict=True)
 
 
-def _event(kind: str, node: int, peer: int, size: int, round: int) -> str:
+def enough(identities: Sequence[str]) -> int:
+    """Return how many digits tell identities from each other, and are no fewer than eight.
+
+    >>> enough(["00000000", "ffffffff"]), enough(["0123456789a", "0123456789b"])
+    (8, 11)
+    """
+    ranked, digits = sorted(set(identities)), LEAST_DIGITS
+    for one, two in pairwise(ranked):
+        while one[:digits] == two[:digits]:
+            digits += 1
+    return digits
+
+
+def told_of(kind: str, node: int, peer: int, size: int, round: int) -> str:
+    """Return an event in words.
+
+    >>> told_of("deliver", 3, 5, 1000, 2)
+    'node 3: deliver <- 5 1000 bytes'
+    """
     if kind == "round":
         return f"round {round} has ended"
     way = ("<-" if kind == "deliver" else "->") if peer >= 0 else ""

@@ -106,7 +106,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
 def _page(run: Path, record: Path, given: Mapping[str, Any], out: Path) -> str:
     """Draw the figures and return the page."""
     # Matplotlib takes a while to load, and not everybody who imports this module draws.
-    from fedsim.record.figures import draw_all  # loads matplotlib
+    from fedsim.record import figures, player  # load matplotlib
 
     experiment = _text(run / "experiment.yaml")
     table = metrics(record)
@@ -128,6 +128,7 @@ def _page(run: Path, record: Path, given: Mapping[str, Any], out: Path) -> str:
         assumed=", ".join(f"{name} = {_number(value)}" for name, value in (summary["assumed"] or {}).items()),
         stalled=summary.get("stalled"),
         notes=known.get("notes") or [],
+        scene=player.scene(record, known, _end_us(summary, known)),
         steady=_steady(read(record, "presence")),
         tiles=_tiles(summary, target, round_times_s(rounds), role),
         figures=[
@@ -137,7 +138,7 @@ def _page(run: Path, record: Path, given: Mapping[str, Any], out: Path) -> str:
                 _picture(path),
                 " ".join(filter(None, (REMARKS.get(name), _told(name, known)))),
             )
-            for name, path in draw_all(record, out).items()
+            for name, path in figures.draw_all(record, out).items()
         ],
         faults=listed,
         fault_counts=_counts(broken),
@@ -146,6 +147,12 @@ def _page(run: Path, record: Path, given: Mapping[str, Any], out: Path) -> str:
         rows=_last_rows(table),
         experiment=experiment,
     )
+
+
+def _end_us(summary: Mapping[str, Any], known: Mapping[str, Any]) -> int:
+    """Return when a run ended, or how far it has come."""
+    so_far = round((summary["sim_time_s"] or 0) * 1e6)
+    return so_far if known.get("sim_time_us") is None else int(known["sim_time_us"])
 
 
 def _told(name: str, known: Mapping[str, Any]) -> str:

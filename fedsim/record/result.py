@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import numpy as np
 
 from fedsim.errors import ValueNeeded
 from fedsim.record.store import metrics
-from fedsim.record.weights import FILE, read_arrays
+from fedsim.record.weights import FILE, of_round, read_arrays
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,11 @@ class Result:
         """
         return metrics(self.path, every_round)
 
-    def weights(self) -> dict[str, np.ndarray]:
+    def weights(self, round: int | None = None) -> dict[str, np.ndarray]:
         """Return the final model by name, as in the model's ``state_dict``; of peers, their average model.
+
+        Args:
+            round: the round whose model is wanted; ``record.weights_every`` says which are kept. None is the end.
 
         Frozen weights and buffers are there, too: so ``load_state_dict`` takes it, strict, as tensors.
         Buffers that are not persistent are not: torch leaves it to a module's constructor to make them.
@@ -48,7 +53,9 @@ class Result:
             own = "the app has saved its model itself, or nowhere: only what strategy.start aggregates is kept here"
             is_app = self.summary.get("engine") == "flower"
             raise ValueNeeded(own if is_app else "a timing-only run has no weights")
-        file = Path(self.path) / FILE
+        file = Path(self.path) / FILE if round is None else of_round(Path(self.path), round)
+        if round is not None and not file.exists():
+            raise ValueNeeded(f"{file} is not there: record.weights_every says which rounds' models are kept")
         if not file.exists():
             raise ValueNeeded(
                 f"{file} is not there: the model has arrays that cannot be saved, or somebody deleted it"
@@ -56,5 +63,23 @@ class Result:
         return read_arrays(file)
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{key}</td><td>{value}</td></tr>" for key, value in self.summary.items())
-        return f"<table>{rows}</table>"
+        """Return what a notebook shows: the curves, if they are drawn, and the numbers that there are."""
+        given = {key: value for key, value in self.summary.items() if value not in (None, [], {})}
+        rows = "".join(
+            f"<tr><th>{html.escape(key)}</th><td>{html.escape(_short(value))}</td></tr>"
+            for key, value in given.items()
+        )
+        page = Path(self.path) / "report.html"
+        link = f"<p>report: {html.escape(str(page))}</p>" if page.is_file() else ""
+        return f"{self._curves()}<table>{rows}</table>{link}"
+
+    def _curves(self) -> str:
+        picture = Path(self.path) / "figures" / "curves.png"
+        if not picture.is_file():
+            return ""
+        data = base64.b64encode(picture.read_bytes()).decode()
+        return f'<img alt="learning curves" style="max-width: 100%" src="data:image/png;base64,{data}">'
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.errors import BadValue
-from fedsim.record.schema import FILE, TABLES, Table
+from fedsim.record.schema import FILE, LATER, TABLES, Table
 
 KINDS = {"INTEGER": (int,), "REAL": (float, type(None)), "TEXT": (str,)}
 """What SQLite gives for the values of a column that are as they should be."""
@@ -24,8 +24,10 @@ UNFIT = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR,
 """How SQLite refuses a file that it would have to put in order first, where it may not write or the disk is full."""
 
 
-def rows(path: str | Path, table: str, where: str = "1", values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-    """Return the rows of a table for which a condition holds, in the order in which they were written.
+def columns(
+    path: str | Path, table: str, where: str = "1", values: Sequence[Any] = ()
+) -> list[Sequence[Any]]:
+    """Return the columns of a table, of the rows for which a condition holds, in the order in which they were written.
 
     Args:
         path: the run's folder or its SQLite file.
@@ -37,29 +39,35 @@ def rows(path: str | Path, table: str, where: str = "1", values: Sequence[Any] =
         BadValue: if the path holds no record, or one that no run can have written: with another table or column, or
             with a value of another kind.
     """
-    columns = TABLES[table]
+    known = TABLES[table]
+    found: list[tuple[Any, ...]] = []
     with settled(path) as file:
         try:
             with contextlib.closing(_opened(file)) as db:
-                if not _has(db, table, path):
-                    return []
-                found = db.execute(f"SELECT * FROM {table} WHERE {where} ORDER BY rowid", values).fetchall()
+                if _has(db, table, path):
+                    query = f"SELECT * FROM {table} WHERE {where} ORDER BY rowid"
+                    found = db.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise _unreadable(path, error) from error
-    for (column, kind), values in zip(columns.items(), zip(*found, strict=True), strict=False):
-        strange = set(map(type, values)).difference(KINDS[_plain(kind)])
-        for one in strange:
-            row = 1 + list(map(type, values)).index(one)
+    held: list[Sequence[Any]] = list(zip(*found, strict=True)) or [()] * len(known)
+    for (column, kind), given in zip(known.items(), held, strict=True):
+        for one in set(map(type, given)).difference(KINDS[_plain(kind)]):
+            row = 1 + list(map(type, given)).index(one)
             raise _unreadable(path, f"{NAMES[one]} in column {column} of table {table}, row {row}")
-    return found
+    return held
 
 
-def as_table(table: str, found: Sequence[tuple[Any, ...]]) -> Table:
-    """Return rows as columns."""
-    columns = TABLES[table]
-    values: list[Any] = list(zip(*found, strict=True)) or [()] * len(columns)
+def rows(path: str | Path, table: str, where: str = "1", values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    """Return the rows of a table for which a condition holds; see :func:`columns`."""
+    return list(zip(*columns(path, table, where, values), strict=True))
+
+
+def arrays(path: str | Path, table: str, where: str = "1", values: Sequence[Any] = ()) -> Table:
+    """Return the columns of a table by name, as arrays; see :func:`columns`."""
+    found = columns(path, table, where, values)
     return {
-        name: np.array(value, DTYPES[_plain(kind)]) for (name, kind), value in zip(columns.items(), values)
+        name: np.array(given, DTYPES[_plain(kind)])
+        for (name, kind), given in zip(TABLES[table].items(), found)
     }
 
 
@@ -128,6 +136,8 @@ def _has(db: sqlite3.Connection, table: str, path: str | Path) -> bool:
     if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         return False
     columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
+    if not columns and table in LATER:
+        return False
     if columns != list(TABLES[table]):
         raise _unreadable(
             path, f"its table {table} has other columns" if columns else f"it has no table {table}"

@@ -53,8 +53,18 @@ TABLES: dict[str, dict[str, str]] = {
     "labels": {"client": "INTEGER", "label": "INTEGER", "count": "INTEGER"},
     "facts": {"key": "TEXT PRIMARY KEY", "value": "TEXT"},
     "journal": {"identity": "TEXT", "numbers": "TEXT"},
+    "jobs": {
+        "time_us": "INTEGER",
+        "identity": "TEXT",
+        "node": "INTEGER",
+        "round": "INTEGER",
+        "visit": "INTEGER",
+    },
 }
 """The columns of every table; a REAL that is NaN or infinite is stored as NULL and read as NaN."""
+
+LATER = ("jobs",)
+"""Tables that records of earlier versions do not have."""
 
 DTYPES = {"INTEGER": np.int64, "REAL": np.float64}
 

@@ -5,7 +5,6 @@ Spans are arrays of shape [count, 2]: beginning and end, in microseconds of simu
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
 from typing import NamedTuple
 
 import numpy as np
@@ -33,15 +32,78 @@ class Activity(NamedTuple):
         return sorted({node for lane in self.lanes.values() for node in lane})
 
 
-def activity(events: Table, end_us: int) -> Activity:
+class Pairs(NamedTuple):
+    """Transfers and computations, in the order of their beginnings; each an array [count].
+
+    Args:
+        begin: when, in microseconds.
+        end: when, whatever ended it.
+        node: who sends or computes.
+        peer: who receives; -1 for a computation.
+        ended: whether it ended in the time that was looked at.
+        well: whether it was complete then.
+    """
+
+    begin: Array
+    end: Array
+    node: Array
+    peer: Array
+    ended: Array
+    well: Array
+
+
+def paired(events: Table, end_us: int) -> Pairs:
     """Pair the beginnings and the ends of transfers and computations.
 
     Args:
-        events: the table ``events``.
+        events: the table ``events``; a computation has the peer -1.
         end_us: when whatever has not ended is taken to end, in microseconds of simulated time.
 
     A transfer lasts from the beginning of its sending until it arrives or is lost, latency included. Of
-    several alike (of one round, between the same two nodes) the first to begin is taken as the first to end.
+    several alike (of one round, between the same two nodes) the first to begin is taken as the first to end. An end
+    of what has never begun is passed over.
+    """
+    kind, time, a, b = (events[name] for name in ("kind", "time_us", "node", "peer"))
+    arrived = kind == "deliver"
+    well = arrived | (kind == "done")
+    opens = (kind == "send") | (kind == "compute")
+    some = np.flatnonzero(opens | well | (kind == "lost") | (kind == "aborted"))
+    first, second = np.where(arrived, b, a)[some], np.where(arrived, a, b)[some]
+    order = np.lexsort((events["round"][some], second, first))
+    some, first, second = some[order], first[order], second[order]
+    alike = np.stack([first, second, events["round"][some]])
+    group = np.cumsum(np.append(True, (alike[:, 1:] != alike[:, :-1]).any(0))[: len(some)])
+    some, group = _sane(some, group, opens[some])
+    starts, ends = opens[some], ~opens[some]
+    mine = np.searchsorted(group[starts], group[ends]) + _ranks(group[ends])
+    begun = some[starts]
+    until, done, complete = np.full(len(begun), end_us), np.zeros(len(begun), bool), np.ones(len(begun), bool)
+    until[mine], done[mine], complete[mine] = time[some[ends]], True, well[some[ends]]
+    row = np.argsort(begun)
+    begun = begun[row]
+    return Pairs(time[begun], until[row], a[begun], b[begun], done[row], complete[row])
+
+
+def _ranks(group: Array) -> Array:
+    """Return how many of its own group stand before each entry of sorted groups."""
+    ranks: Array = np.arange(len(group)) - np.searchsorted(group, group)
+    return ranks
+
+
+def _sane(some: Array, group: Array, opens: Array) -> tuple[Array, Array]:
+    """Leave out the ends of what has never begun."""
+    while True:
+        steps = np.cumsum(np.where(opens, 1, -1))
+        under = np.flatnonzero(steps - np.append(0, steps)[np.searchsorted(group, group)] < 0)
+        if not len(under):
+            return some, group
+        first = under[np.unique(group[under], return_index=True)[1]]
+        kept = np.delete(np.arange(len(some)), first)
+        some, group, opens = some[kept], group[kept], opens[kept]
+
+
+def activity(events: Table, end_us: int) -> Activity:
+    """Return what every node did: see :func:`paired`.
 
     >>> events = {
     ...     "time_us": np.array([0, 5, 5, 9]),
@@ -52,24 +114,23 @@ def activity(events: Table, end_us: int) -> Activity:
     >>> [found.lanes[lane][1].tolist() for lane in ("receiving", "computing")], found.broken[1].tolist()
     ([[[0, 5]], [[5, 9]]], [9])
     """
-    waiting: defaultdict[tuple[int, ...], deque[list[int]]] = defaultdict(deque)
-    lanes: dict[str, defaultdict[int, list[list[int]]]] = {lane: defaultdict(list) for lane in LANES}
-    broken: defaultdict[int, list[int]] = defaultdict(list)
-    columns = (events[name].tolist() for name in ("time_us", "kind", "node", "peer", "round"))
-    for time_us, kind, node, peer, round in zip(*columns):
-        key = (peer, node, round) if kind == "deliver" else (node, peer, round)
-        if kind in ("send", "compute"):
-            span = [time_us, end_us]
-            waiting[key].append(span)
-            lanes["sending" if kind == "send" else "computing"][node].append(span)
-            if kind == "send":
-                lanes["receiving"][peer].append(span)
-        elif kind in ("deliver", "lost", "done", "aborted") and waiting[key]:
-            waiting[key].popleft()[1] = time_us
-            if kind in ("lost", "aborted"):
-                broken[node].append(time_us)
-    found = {name: {node: np.array(spans) for node, spans in lane.items()} for name, lane in lanes.items()}
-    return Activity(found, {node: np.array(times) for node, times in broken.items()})
+    found = paired(events, end_us)
+    spans, sent = np.stack([found.begin, found.end], axis=1), found.peer >= 0
+    lanes = {
+        "receiving": _by_node(found.peer[sent], spans[sent]),
+        "computing": _by_node(found.node[~sent], spans[~sent]),
+        "sending": _by_node(found.node[sent], spans[sent]),
+    }
+    broken = np.flatnonzero(found.ended & ~found.well)
+    broken = broken[np.argsort(found.end[broken], kind="stable")]
+    return Activity(lanes, _by_node(found.node[broken], found.end[broken]))
+
+
+def _by_node(nodes: Array, values: Array) -> dict[int, Array]:
+    """Return the values of each node, in their order."""
+    order = np.argsort(nodes, kind="stable")
+    ids, starts = np.unique(nodes[order], return_index=True)
+    return dict(zip(ids.tolist(), np.split(values[order], starts[1:]), strict=False))
 
 
 def merged(spans: Array) -> Array:

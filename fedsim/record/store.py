@@ -19,7 +19,7 @@ import pydantic
 
 from fedsim.errors import MISSING, BadValue, DiskError, did_you_mean
 from fedsim.record.files import from_json, replaced, to_json
-from fedsim.record.rows import as_table, located, rows, settled
+from fedsim.record.rows import arrays, located, rows, settled
 from fedsim.record.schema import FILE, TABLES, Facts, Table
 
 __all__ = ["FILE", "TABLES", "Record", "Table", "facts", "faults", "metrics", "read", "settled", "wide"]
@@ -163,9 +163,9 @@ class Record:
         with self._writing():
             self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, to_json(value)))
 
-    def journal(self, identity: str, numbers: str) -> None:
-        """Add numbers that a decision was made of, by what they are, as JSON."""
-        self._add("journal", (identity, numbers))
+    def add(self, table: str, *row: int | str) -> None:
+        """Add one row to a table, to be written with all that is buffered."""
+        self._add(table, row)
 
     def restart(self, keep: Sequence[str] = ()) -> None:
         """Forget all but the journal and the facts with some keys: the run is repeated from its start."""
@@ -260,7 +260,7 @@ def read(path: str | Path, table: str, **equal: Any) -> Table:
         if key not in columns:
             raise BadValue(key, MISSING, f"{table} has no such column", did_you_mean(key, columns))
     where = " AND ".join(f"{key} = ?" for key in equal) or "1"
-    return as_table(table, rows(path, table, where, tuple(equal.values())))
+    return arrays(path, table, where, tuple(equal.values()))
 
 
 def facts(path: str | Path) -> dict[str, Any]:
@@ -291,7 +291,7 @@ def faults(path: str | Path) -> Table:
         BadValue: if the path holds no record.
     """
     marks = ", ".join("?" * len(ORDINARY))
-    return as_table("events", rows(path, "events", f"kind NOT IN ({marks})", ORDINARY))
+    return arrays(path, "events", f"kind NOT IN ({marks})", ORDINARY)
 
 
 def metrics(path: str | Path, every_round: bool = False) -> Table:

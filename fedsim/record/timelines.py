@@ -66,8 +66,11 @@ def availability(presence: Table, nodes: Table, end_us: int, faults: Table | Non
     mark_faults(above, faults, size)
     # Gaps between hundreds of thin bars would only make a pattern of their own.
     half = 0.4 if len(ids) <= 60 else 0.5
-    for row, (spans, colour) in enumerate(zip(bars, colours(nodes, ids))):
-        _draw(below, spans, np.full(len(spans), row), (-half, half), colour)
+    hues = np.array(colours(nodes, ids))
+    for colour in dict.fromkeys(hues.tolist()):
+        mine = np.flatnonzero(hues == colour)
+        rows_of = np.repeat(mine, [len(bars[row]) for row in mine])
+        _draw(below, np.concatenate([bars[row] for row in mine]), rows_of, (-half, half), colour)
     below.set(xlabel=f"simulated time ({unit})", xlim=(0, end_us / (1e6 * size)), ylim=(len(ids) - 0.4, -0.6))
     mark_faults(below, faults, size, named=False)
     name_rows(below, ids, "node")

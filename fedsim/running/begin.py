@@ -231,6 +231,10 @@ def check_same(run: Path, origin: Mapping[str, Any], experiment: Experiment) -> 
 
 
 def _compared(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must be equal; weights lie elsewhere for a run's folder, and are compared by what is in them."""
+    model = given["model"]
+    if isinstance(model, dict):
+        given = {**given, "model": {key: value for key, value in model.items() if key != "weights"}}
     return {**given, "compute": {key: value for key, value in given["compute"].items() if key not in IDLE}}
 
 
@@ -244,5 +248,5 @@ def check_data(origin: Mapping[str, Any], setup: Setup) -> None:
     if now.get("data") != origin.get("data"):
         raise BadValue("data", setup.experiment.data.name, "are not the data with which the run began")
     if now.get("model") != origin.get("model"):
-        rule = "is not that of the run: its code or the engine has changed"
+        rule = "is not that of the run: its code, its weights or the engine has changed"
         raise BadValue("model", setup.experiment.model.name, rule, "begin a new run")

@@ -120,6 +120,7 @@ class Keeper:
         self._world, self._record = world, record
         self.book.write = self._write
         self.book.pause = self._pause_in_round
+        self.book.begins = self._begins
 
     def stop(self) -> None:
         """Save nothing more."""
@@ -221,7 +222,13 @@ class Keeper:
 
     def _write(self, key: str, numbers: Numbers) -> None:
         assert self._record is not None  # the run has begun
-        self._record.journal(key, self.journal.add(key, numbers))
+        self._record.add("journal", key, self.journal.add(key, numbers))
+
+    def _begins(self, update: Deferred, call: Any) -> None:
+        assert self._record is not None  # the run has begun
+        assert self._world is not None
+        own, place = update.identity.hex(), call.place
+        self._record.add("jobs", self._world.clock.now, own, place.node, place.round, place.visit)
 
     def _pause_in_round(self) -> None:
         if self.state is None:  # what a strategy holds in the middle of a round cannot be restored there

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from fedsim.errors import BadValue
+from fedsim.learn.around import Transform
+from fedsim.learn.codec import Codec
+from fedsim.learn.local import LocalUpdate
 from fedsim.learn.task import Task
 from fedsim.methods.around import Central
 from fedsim.methods.arrivals import Arrivals
@@ -30,6 +33,9 @@ def check_buffers(experiment: Experiment, strategy: Any, task: Task) -> None:
     Raises:
         ConfigError: naming the buffer and what does not fit.
     """
+    if task.held == "fedbn":
+        with experiment.blame("strategy"):
+            _check_fedbn(experiment, strategy, task)
     if not task.buffers:
         return
     name, which = experiment.strategy.name, f"the model's buffers, such as {task.buffers[0]}"
@@ -46,6 +52,29 @@ def check_buffers(experiment: Experiment, strategy: Any, task: Task) -> None:
             raise BadValue("buffers", task.held, rule, HINT)
 
 
+def _check_fedbn(experiment: Experiment, strategy: Any, task: Task) -> None:
+    """Refuse FedBN where no layer is a batch normalisation, or clients send something else than their weights."""
+    if not task.norms:
+        rule = "the model has no batch normalisation with a scale and a shift of its own"
+        raise BadValue("buffers", task.held, rule, "take average")
+    name, updates = experiment.strategy.name, updates_of(strategy, experiment)
+    if not isinstance(strategy, Rounds | Arrivals | PeerStrategy):
+        rule = f"{name} sends every array of a model, and with them {task.norms[0]}"
+        raise BadValue("buffers", task.held, rule, "take strategies.server.fedavg:FedAvg")
+    if isinstance(strategy, PeerStrategy):
+        updates = {name: one for name, one in vars(strategy).items() if isinstance(one, LocalUpdate)}
+        if any(isinstance(one, Codec) for one in vars(strategy).values()):
+            rule = f"{name} compresses models, and would count {task.norms[0]}"
+            raise BadValue("buffers", task.held, rule, "take dpsgd")
+    if any(
+        one.takes + one.sends + one.models != ("arrays",) * 3 for one in updates.values() if one.sends
+    ) or any(isinstance(one, Transform | Central) for one in transforms_of(experiment)):
+        rule = (
+            f"clients of {name} send more than their weights, or have it changed: {task.norms[0]} would count"
+        )
+        raise BadValue("buffers", task.held, rule, "take local, or fedavg without anything around it")
+
+
 def check_deployed(experiment: Experiment, strategy: Any, task: Task) -> None:
     """Refuse a deployment in which the buffers would not become what a simulation makes of them.
 
@@ -57,13 +86,12 @@ def check_deployed(experiment: Experiment, strategy: Any, task: Task) -> None:
     Raises:
         ConfigError: naming the buffer.
     """
-    if not task.buffers:
+    if not (task.buffers or task.norms):
         return
+    which = [*task.buffers, *task.norms][0]
     with experiment.blame("strategy"):
         if task.held != "average" or type(innermost(strategy)).__name__ not in LINEAR:
-            rule = (
-                f"a deployment averages buffers, such as {task.buffers[0]}, with the models of fedavg alone"
-            )
+            rule = f"a deployment averages buffers, such as {which}, with the models of fedavg alone"
             raise BadValue("buffers", task.held, rule, "take average with fedavg, or a model with GroupNorm")
 
 

@@ -15,6 +15,7 @@ from fedsim.learn.learner import Learner
 from fedsim.record.store import Record
 from fedsim.rng import stream
 from fedsim.running.checkpoint import Keeper
+from fedsim.running.models import keep
 from fedsim.running.progress import Progress
 from fedsim.running.spread import Spread
 from fedsim.spec.experiment import Experiment
@@ -65,6 +66,7 @@ class Observer:
         self.dropped = 0
         self.models: Models = {}
         self.subject = ""
+        self.own: Callable[[Deferred, int], Deferred] = lambda model, _: model
         self.stalled = ""
         numbers = experiment.assume.numbers
         self._assumed: dict[str, float] = {
@@ -111,6 +113,9 @@ class Observer:
         elif round - self._computed >= PENDING and not self.learner.dry:
             compute(models.values())
             self._computed = round
+        every = self.experiment.record.weights_every
+        if self.keeper is not None and every and round and round % every == 0 and not self.learner.dry:
+            keep(self.keeper.folder, round, self.learner.engine.task, models)
         if self.progress is not None:
             self.progress(self._progress(updates, totals))
         if self.keeper is not None:
@@ -157,15 +162,16 @@ class Observer:
         self._judge(self.scores.get("accuracy"))
 
     def _measure_own(self, evaluated: Iterable[int]) -> None:
-        """Measure how well clients do on what they have held out: with the server's model, or each with its own."""
+        """Measure how well clients do on what they have held out: with the server's model and what is their own."""
         if not self.learner.tests:
             return
         clients = range(len(self.learner.tests)) if SYSTEM in self.models else list(evaluated)
-        model_of = {client: SYSTEM if SYSTEM in self.models else client for client in clients}
-        found = {
-            client: self.learner.evaluate_own(self.models[model], client)
-            for client, model in model_of.items()
-        }
+        each = (
+            {client: self.own(self.models[SYSTEM], client) for client in clients}
+            if SYSTEM in self.models
+            else {client: self.models[client] for client in clients}
+        )
+        found = {client: self.learner.evaluate_own(model, client) for client, model in each.items()}
         self._compute(found.values())
         scores = {client: dict(score.read()) for client, score in found.items()}
         for name in scores[clients[0]]:
@@ -237,7 +243,7 @@ class Observer:
             summary[name] = math.fsum(values) / len(values)
             summary[f"{name}_min"], summary[f"{name}_max"] = values[0], values[-1]
             tenth = math.ceil(len(values) / 10)
-            worst = values[:tenth] if name in HIGH else values[-tenth:]
+            worst = values[:tenth] if name.startswith(HIGH) else values[-tenth:]
             summary[f"{name}_worst_decile"] = math.fsum(worst) / tenth
         spread = Deferred(Spread(), {f"{place}": model for place, model in enumerate(self.models.values())})
         found = self.learner.evaluate(spread.pick("average"))

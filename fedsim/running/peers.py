@@ -96,6 +96,8 @@ class PeerRun:
         models = self.latest
         if self.strategy.one_model:
             self.observer.subject, models = "aggregate", {SYSTEM: self.learner.initial}
+            task = self.learner.engine.task
+            self.observer.own = lambda model, client: judged(task, model, [self.peers[client].kept])
         if self.observer.on_round(0, models, 0):
             return
         for peer in self.peers.values():

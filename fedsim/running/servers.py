@@ -145,6 +145,7 @@ def run_method(
     server = SimServer(line, clients, drop)
     model, round, task = learner.initial, 0, learner.engine.task
     notes = Notes(observer)
+    observer.own = lambda shown, client: judged(task, shown, [clients.kept.of(client)])
     observer.record.fact("weighting", method.weighting if method.weighted else "uniform")
     try:
         while not observer.on_round(round, {SYSTEM: judged(task, model, clients.kept.all())}, line.updates):
@@ -152,7 +153,8 @@ def run_method(
                 break
             round += 1
             former, model = model, method.step(server, round, model, policy.timeout_s)
-            model = with_buffers(task, former, model, method.came)
+            share = method.share_taken() if isinstance(method, Arrivals) else 1.0
+            model = with_buffers(task, former, model, method.came, share)
             tell(notes, observer, method, round)
     except TimeUp:
         pass
@@ -170,10 +172,19 @@ def run_method(
         report(server.dropped, observer)
 
 
-def with_buffers(task: Task, former: Deferred, model: Deferred, came: Sequence[Reply]) -> Deferred:
+def with_buffers(
+    task: Task, former: Deferred, model: Deferred, came: Sequence[Reply], share: float = 1.0
+) -> Deferred:
     """Return a model with the average of the buffers that have come, whatever the method has done to its weights.
 
     Where none have come they are those of the former model: some methods move without replies, by what they remember.
+
+    Args:
+        task: says whose they are.
+        former: the model before the round [P].
+        model: the model after it, with any buffers [P].
+        came: the replies.
+        share: what part of the new buffers is theirs; the rest is the former model's.
     """
     replies = [reply for reply in came if "arrays" in reply.vectors]
     if not task.buffers:
@@ -181,7 +192,11 @@ def with_buffers(task: Task, former: Deferred, model: Deferred, came: Sequence[R
     if not replies:
         return merged(task, model, [former], [1.0])
     heavy = weighing(replies)
-    return merged(task, model, [one.vectors["arrays"] for one in heavy], [one.weight for one in heavy])
+    sent, weights = [one.vectors["arrays"] for one in heavy], [one.weight for one in heavy]
+    if share == 1:
+        return merged(task, model, sent, weights)
+    total = sum(weights)
+    return merged(task, model, [former, *sent], [1 - share, *(share * weight / total for weight in weights)])
 
 
 def tell(notes: Notes, observer: Observer, method: Method, round: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from fedsim import parts
 from fedsim.ranges import MOST_COUNT
-from fedsim.spec.reference import SUPPLIED, plain
+from fedsim.spec.reference import made, own_parameters, plain
 from fedsim.spec.yamlfile import write
 
 BLOCKS: dict[str, tuple[str | None, ...]] = {
@@ -24,8 +24,18 @@ BLOCKS: dict[str, tuple[str | None, ...]] = {
     "partitions": ("data", "partition"),
     "churn": ("churn",),
     "faults": ("faults", None),
+    "data_faults": ("data", "faults", None),
+    "engines": ("compute", "engine"),
+    "losses": ("loss",),
+    "metrics": ("evaluate", "metrics", None),
+    "augmentations": ("strategy", "local", "augment", None),
+    "optimisers": ("strategy", "local", "optimizer"),
+    "schedules": ("strategy", "local", "schedule"),
 }
 """Where a part of a kind stands in an experiment file; None is an entry of a list."""
+
+REQUIRED = "required"
+"""The default of a parameter that has none."""
 
 UNITS = {
     "_s": "seconds",
@@ -53,18 +63,15 @@ def parameters(kind: str, name: str) -> list[Parameter]:
     >>> parameters("topologies", "small_world")[1][:3]
     ('rewire', 'required', 'a number')
     """
-    part = parts.find(kind, name)
-    made = parts.adapted(part) if kind == "strategies" else part
-    known, said = parts.hints(made), meanings(part)
+    known, said = parts.hints(made(kind, name)), meanings(parts.find(kind, name))
     return [
         Parameter(
             one.name,
-            "required" if one.default is one.empty else plain(one.default),
+            REQUIRED if one.default is one.empty else plain(one.default),
             f"{kind_of(known.get(one.name, Any))}{_unit(one.name)}",
             said.get(one.name, ""),
         )
-        for one in parts.parameters(made).values()
-        if one.name not in SUPPLIED and one.kind not in parts.NAMELESS
+        for one in own_parameters(kind, name)
     ]
 
 
@@ -166,11 +173,11 @@ def example(kind: str, name: str) -> str:
         name: dirichlet
         alpha: 0.5
     """
-    part = parts.find(kind, name)
-    known = parts.hints(parts.adapted(part) if kind == "strategies" else part)
-    wanted = [one.name for one in parameters(kind, name) if one.default == "required"]
+    known = parts.hints(made(kind, name))
+    wanted = [one.name for one in parameters(kind, name) if one.default == REQUIRED]
     block: Any = {"name": name, **({"clients": 10} if kind == "datasets" else {})}
     block |= {key: _value(key, known.get(key, Any)) for key in wanted}
+    block = name if kind == "engines" else block  # they have no parameters
     for step in reversed(BLOCKS[kind]):
         block = [block] if step is None else {step: block}
     return write(block)

@@ -23,7 +23,6 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 
 from fedsim import parts
@@ -33,8 +32,10 @@ from fedsim.ranges import Count, Duration, NonNegative, Number, Seed, Threads, W
 from fedsim.spec.blocks import Block, Constant, Draw, OpenBlock, Part, matching
 from fedsim.spec.explain import explain, locate
 from fedsim.spec.local import Expert, Local
+from fedsim.spec.model import Model
 from fedsim.spec.objects import is_object, path_of
 from fedsim.spec.record import Record
+from fedsim.spec.stop import Stop
 from fedsim.spec.world import Devices, Network
 from fedsim.spec.yamlfile import Document, Steps, read, write
 
@@ -49,7 +50,6 @@ Name = Annotated[
 Device = Annotated[str, matching(r"auto|cpu|cuda(:\d{1,3})?|mps", "must be auto, cpu, cuda, cuda:N or mps")]
 DEBUG = "fedsim --debug shows the traceback"
 
-
 Weighting = Literal["samples", "uniform"]
 """How replies count in an average: by their clients' numbers of samples, or all the same."""
 
@@ -59,9 +59,7 @@ class Data(OpenBlock):
 
     name: str = Field(default="digits", description="the dataset")
     clients: Count = Field(description="number of clients that hold data")
-    partition: Part = Field(
-        default=Part(name="iid"), description="how the samples are divided among the clients"
-    )
+    partition: Part = Field(default=Part(name="iid"), description="how samples are divided among clients")
     val_share: float = Field(
         default=0.0,
         ge=0,
@@ -79,6 +77,7 @@ class Data(OpenBlock):
     root: str | None = Field(
         default=None, description="folder of the downloaded files; None is the dataset's own choice"
     )
+    faults: list[Part] = Field(default_factory=list, description="what is wrong with some clients' samples")
 
 
 class Strategy(OpenBlock):
@@ -108,11 +107,11 @@ class Strategy(OpenBlock):
         default=None,
         description="how models count in an average, by samples or all the same; null is what the selector says",
     )
-    buffers: Literal["average", "local", "server"] = Field(
+    buffers: Literal["average", "local", "fedbn", "server"] = Field(
         default="average",
         description="whose the buffers are that training changes, such as batch statistics: sent and averaged with the "
-        "model; each client's own, never sent, where a server's model is judged with their mean; or the server's, "
-        "which nobody changes",
+        "model; local: each client's own, never sent, where a server's model is judged with their mean; fedbn: so, and "
+        "with them scales and shifts of batch normalisation; or the server's, which nobody changes",
     )
     around: list[Part] = Field(
         default_factory=list, description="what is done to all that clients send, the first one first"
@@ -134,26 +133,6 @@ class Evaluate(Block):
         le=1,
         description="share of the peers whose models are evaluated, drawn anew for every evaluation",
     )
-
-
-class Target(Block):
-    """A result that is good enough to stop."""
-
-    accuracy: float = Field(gt=0, le=1, description="share of the test samples that are classified correctly")
-
-
-class Stop(Block):
-    """When the run ends: at whatever comes first."""
-
-    rounds: Count | None = Field(default=None, description="number of rounds")
-    sim_time_s: Duration | None = Field(default=None, description="simulated seconds")
-    target: Target | None = Field(default=None, description="the result to reach")
-
-    @model_validator(mode="after")
-    def _some(self) -> Stop:
-        if self.rounds is None and self.sim_time_s is None and self.target is None:
-            raise ValueError("give at least one of rounds, sim_time_s and target")
-        return self
 
 
 class Assume(Block):
@@ -228,7 +207,7 @@ class Experiment(Block):
         "the current folder; null is the folder of this file",
     )
     data: Data = Field(description="the data and how they are divided")
-    model: Part = Field(default=Part(name="mlp"), description="the model")
+    model: Model = Field(default=Model(name="mlp"), description="the model")
     loss: Part | None = Field(
         default=None,
         description="what training makes small, by name or dotted path; null is the dataset's own",
@@ -273,9 +252,14 @@ class Experiment(Block):
 
     def digest(self) -> str:
         """Return the SHA-256 of the resolved experiment as 64 hexadecimal digits."""
-        given = self.model_dump(exclude={"beside"})  # where the parts lie is not what is done
+        given = self.model_dump(exclude={"beside"}) | self.model.told(self.home)  # by content, not by place
         text = json.dumps(given, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def home(self) -> Path | None:
+        """The folder of the experiment's file, from which its paths count; None without one."""
+        return self._folder
 
     @property
     def folder(self) -> Path | None:

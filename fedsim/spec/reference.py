@@ -50,6 +50,10 @@ SUPPLIED = {
 }
 SUPPLIED |= {"node", "world", "beside", "task", "data", "slots", "has_server"}
 """Parameters that the engine fills in, or that have a key of their own in the experiment file."""
+COMPUTED = {"augmentations": {"x", "draws"}, "schedules": {"round"}}
+"""What parts of a kind are given at every call."""
+FIRST = {"losses": 2, "metrics": 2}
+"""How many parameters of a kind of part are given by their place, whatever they are called."""
 
 
 def markdown() -> str:
@@ -97,11 +101,26 @@ def _default(field: FieldInfo) -> str:
 
 
 def _row(kind: str, name: str) -> str:
-    part = parts.find(kind, name)
-    made = parts.adapted(part) if kind == "strategies" else part
-    own = [p for p in parts.parameters(made).values() if p.name not in SUPPLIED]
+    own = own_parameters(kind, name)
     shown = [f"`{p.name}`" if p.default is p.empty else f"`{p.name}={plain(p.default)}`" for p in own]
     return f"| `{name}` | {', '.join(shown)} | {parts.summary(kind, name)} |"
+
+
+def made(kind: str, name: str) -> parts.Part:
+    """Return a part as an experiment file can hold it, which says what its parameters are."""
+    part = parts.find(kind, name)
+    return parts.adapted(part) if kind == "strategies" else part
+
+
+def own_parameters(kind: str, name: str) -> list[inspect.Parameter]:
+    """Return the parameters of a part that an experiment file can give.
+
+    >>> [one.name for one in own_parameters("metrics", "top_k")]
+    ['k']
+    """
+    known = [one for one in parts.parameters(made(kind, name)).values() if one.kind not in parts.NAMELESS]
+    filled = SUPPLIED | COMPUTED.get(kind, set())
+    return [one for one in known[FIRST.get(kind, 0) :] if one.name not in filled]
 
 
 def plain(value: Any) -> str:

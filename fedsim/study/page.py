@@ -27,6 +27,10 @@ FIGURES = ("png", "svg", "pdf")
 class Shown(Comparison):
     """A comparison that can be drawn, and that a notebook shows."""
 
+    def __repr__(self) -> str:
+        """Return the table, which says more than all that it was made of."""
+        return markdown(self)
+
     def plot(self) -> Figure:
         """Return the curves of all values, with their intervals."""
         return draw(self)

@@ -34,14 +34,24 @@ RECENT = 32
 
 @dataclass(frozen=True)
 class Compress:
-    """What is left of a vector [P] after it was written and read, as a call."""
+    """What is left of a vector [P] after it was written and read, as a call.
+
+    Only its W weights are compressed. Running statistics, which stand behind them, are sent as they are: they are few,
+    and their size says nothing of how much they matter beside weights.
+    """
 
     codec: Codec
+    weights: int
     batch: None = None
 
     def run(self, calls: Sequence[Compress], inputs: Sequence[Inputs]) -> Sequence[Tensor]:
         """Compress the vectors."""
-        return [self.codec.decode(self.codec.encode(given["of"]), len(given["of"])) for given in inputs]
+        return [self.one(given["of"]) for given in inputs]
+
+    def one(self, vector: Tensor) -> Tensor:
+        """Compress one vector."""
+        head = vector[: self.weights]
+        return torch.cat([self.codec.decode(self.codec.encode(head), len(head)), vector[self.weights :]])
 
 
 class Choco(PeerStrategy):
@@ -54,7 +64,7 @@ class Choco(PeerStrategy):
     Args:
         local: the local training of a round.
         compression: top sends the largest numbers and where they stand; quantised sends all of them, rounded to whole
-            multiples of the largest one's fraction.
+            multiples of the largest one's fraction. Buffers that are averaged travel whole.
         share: the share of the numbers that top sends, above 0.
         bits: the size of a number that quantised sends.
         pace: how far to move towards the neighbours' copies (the paper's γ), above 0 and at most 1, without unit; the
@@ -105,9 +115,11 @@ class Choco(PeerStrategy):
             if not delivered:  # to the last bit what it was, unless something else has been sent since
                 mine[neighbour] = old if mine[neighbour] is new else mine[neighbour] - difference
 
-        size = self.size_bytes(node.parameters, node.model_bytes // node.parameters)
+        item = getattr(torch, node.dtype).itemsize
+        beside = node.model_bytes - node.parameters * item
+        size = self.size_bytes(node.parameters, item) + beside
         for known in dict.fromkeys(mine.values()):  # one vector for all neighbours, unless a message was lost
-            difference = Deferred(Compress(self.codec), {"of": model - known})
+            difference = Deferred(Compress(self.codec, node.parameters), {"of": model - known})
             told = [neighbour for neighbour in node.neighbours if mine[neighbour] is known]
             new = known + difference
             mine |= dict.fromkeys(told, new)

@@ -62,3 +62,8 @@ class FedAsync(FlowerFace, Arrivals):
         [arrival] = arrivals
         share = self.share(arrival.staleness)
         return combine([model, arrival.sent, arrival.reply.vectors["arrays"]], [1 - share, share, share])
+
+    def share_taken(self) -> float:
+        """Return α_s of the latest model: a model's running statistics are mixed in like its weights."""
+        [arrival] = self.arrived
+        return self.share(arrival.staleness)

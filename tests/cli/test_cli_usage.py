@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,8 +11,6 @@ from typing import Any
 import pytest
 import simpy
 import typer
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from fedsim import parts
@@ -219,106 +216,6 @@ def test_a_bug_is_not_explained_away():
         raise BadValue("a", 1, "must be 2")
 
 
-# progress
-
-
-def test_a_full_line_of_progress():
-    progress = Progress(12, 48, 34.56, None, 0.87316, 0.5, 4_200_000, 1_500, 1_200, 60.0)
-    assert show_.describe(progress) == (
-        "round 12/48, t = 34.560 s, accuracy 0.8732, 4.2 MB sent, 20.0 clients/s, 0:03:00 left"
-    )
-
-
-def test_a_line_without_what_is_unknown():
-    assert show_.describe(at()) == "round 0, t = 0.000 s, 0 bytes sent"
-
-
-@pytest.mark.parametrize(
-    ("progress", "share", "left_s"),
-    [
-        (at(round=3), None, None),
-        (at(round=0, rounds=4, wall_time_s=9), 0.0, None),
-        (at(round=1, rounds=4, wall_time_s=9), 0.25, 27.0),
-        (at(sim_time_s=30, sim_limit_s=40, wall_time_s=9), 0.75, 3.0),
-        (at(round=1, rounds=4, sim_time_s=20, sim_limit_s=40, wall_time_s=9), 0.5, 9.0),
-        (at(round=4, rounds=4, wall_time_s=9), 1.0, 0.0),
-        (at(sim_time_s=41, sim_limit_s=40, wall_time_s=9), 1.0, 0.0),
-    ],
-)
-def test_how_much_is_done_and_left(progress, share, left_s):
-    assert show_.share_done(progress) == share
-    assert show_.time_left_s(progress) == left_s
-
-
-def test_plain_lines_come_once_a_second_and_at_the_end(capsys):
-    with show_.shown(quiet=False) as show:
-        assert isinstance(show, show_.Lines)
-        for tenth in range(25):
-            show(at(round=tenth, wall_time_s=tenth / 10))
-    out, errors = capsys.readouterr()
-    assert out == ""
-    assert [line.partition(",")[0] for line in errors.splitlines()] == [
-        "round 0",
-        "round 10",
-        "round 20",
-        "round 24",
-    ]
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.floats(0, 3), min_size=1, max_size=20))
-def test_the_last_state_is_always_shown_and_never_twice(waits):
-    shown: list[int] = []
-    lines, now = show_.Lines(), 0.0
-    for number, wait in enumerate(waits):
-        now += wait
-        lines(at(round=number, wall_time_s=now))
-        if lines.pending is None:
-            shown.append(number)
-    last_shown = shown[-1]
-    assert shown[0] == 0
-    assert (lines.pending is None) == (last_shown == len(waits) - 1)
-    assert lines.pending is None or lines.pending.round == len(waits) - 1
-
-
-def test_lines_are_kept_when_a_run_breaks(capsys):
-    def broken_run() -> None:
-        with show_.shown(quiet=False) as show:
-            assert show is not None
-            show(at(round=1))
-            show(at(round=2, wall_time_s=0.5))
-            raise RunError("broke")
-
-    with pytest.raises(RunError):
-        broken_run()
-    assert [line[:7] for line in capsys.readouterr().err.splitlines()] == ["round 1", "round 2"]
-
-
-def test_quiet_shows_nothing(capsys):
-    with show_.shown(quiet=True) as show:
-        assert show is None
-    assert capsys.readouterr() == ("", "")
-
-
-def test_a_terminal_gets_a_bar(monkeypatch):
-    ours, theirs = os.openpty()
-    with os.fdopen(theirs, "w") as terminal:
-        monkeypatch.setattr(sys, "stderr", terminal)
-        monkeypatch.setenv("COLUMNS", "120")
-        monkeypatch.setenv("TERM", "xterm")
-        with show_.shown(quiet=False) as show:
-            assert show is not None
-            show(at(round=1, rounds=2, accuracy=0.5))
-        terminal.flush()
-        data = b""
-        while select.select([ours], [], [], 0.5)[0]:  # one read gives only what has arrived so far
-            data += os.read(ours, 100_000)
-        text = data.decode()
-    os.close(ours)
-    assert "━" in text
-    assert "round 1/2, t = 0.000 s, accuracy 0.5000, 0 bytes sent" in text
-
-
 # the end of a run
 
 
@@ -434,3 +331,12 @@ def test_a_list_of_one_kind():
     code, out, errors = call("list", "churn")
     assert (code, errors) == (0, "")
     assert [line.split()[0] for line in out.splitlines()] == parts.names("churn")
+
+
+def test_the_shell_completes_commands():
+    asked = {"_FEDSIM_COMPLETE": "complete_bash", "COMP_WORDS": "fedsim re", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        ["fedsim"], env={**os.environ, **asked}, capture_output=True, text=True, check=False
+    )
+    assert {"resume", "retime", "report"} <= set(done.stdout.split())
+    assert "run" not in done.stdout.split()

@@ -127,7 +127,7 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(name: str, seed: int, tmp_
     changing = {"wall_time_s", "wall_total_s"}
     for key in whole.summary.keys() - changing:
         assert found.summary[key] == whole.summary[key], key
-    for table in ("metrics", "rounds", "presence", "nodes", "links", "events"):
+    for table in ("metrics", "rounds", "presence", "nodes", "links", "events", "jobs"):
         one, two = (
             [repr(column.tolist()) for column in read(path, table).values()]
             for path in (found.path, whole.path)

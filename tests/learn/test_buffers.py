@@ -242,3 +242,73 @@ def test_a_batch_of_one_that_the_model_cannot_do_is_told_before_the_run(local, f
         fedsim.check(given)
     assert len(str(caught.value).splitlines()) == 1
     fedsim.check(experiment(local=local))  # others have nothing against one sample
+
+
+def test_one_model_that_is_mixed_in_brings_its_share_of_buffers(tmp_path):
+    # every client has 8 samples in 3 batches: 0.6 of a client's 3 is 1.8, which a client goes on from as from 2
+    extra = {"concurrency": 1, "alpha": 0.5, "staleness": "constant", "mu": 0.0}
+    given = experiment("fedasync", extra=extra, stop={"rounds": 1})
+    one = fedsim.run(given, out=tmp_path)
+    two = fedsim.run(given, overrides={"stop.rounds": 2}, out=tmp_path)
+    _, _, owned = learning.build(fedsim.load(given))
+    first = [0.5 * one_sum for one_sum in sums(owned)]
+    at = int(np.argmin([np.abs(one.weights()["total"] - wanted).max() for wanted in first]))
+    np.testing.assert_allclose(one.weights()["total"], first[at], rtol=1e-12)
+    # x2 = 0.5 x1 + 0.5 (x1 + s) = x1 + 0.5 s, where s is the sum of whoever came second
+    seconds = [first[at] + 0.5 * one_sum for one_sum in sums(owned)]
+    assert min(np.abs(two.weights()["total"] - wanted).max() for wanted in seconds) < 1e-12
+
+
+def test_compressed_differences_have_buffers_whole(tmp_path):
+    whole = {"share": 1.0, "pace": 1.0}
+    runs = [
+        fedsim.run(experiment(name, topology="complete", extra=extra), out=tmp_path)
+        for name, extra in (("dpsgd", {}), ("choco", whole), ("choco", {"share": 0.01, "pace": 1.0}))
+    ]
+    totals = [run.weights()["total"] for run in runs]
+    np.testing.assert_allclose(totals[1], totals[0], rtol=1e-12)
+    np.testing.assert_allclose(totals[2], totals[0], rtol=1e-12)  # one weight alone travels, and all buffers
+    assert int(runs[2].weights()["batches"]) == 6
+    # ceil(0.01 x 15) = 1 weight of 4 + 8 bytes and 3 buffers of 8, from 3 peers to 2 neighbours in 2 rounds
+    header = (runs[0].summary["bytes_up"] - 12 * 8 * (SENT + 3)) // 12
+    assert runs[2].summary["bytes_up"] == 12 * (header + 12 + 3 * 8)
+    alone = fedsim.run(experiment("choco", "local", topology="complete", extra={"share": 0.01}), out=tmp_path)
+    assert alone.summary["bytes_up"] == 12 * (header + 12)
+
+
+class Seldom(nn.Module):
+    """Renews a buffer with every fourth batch alone: known from the start only where every step writes it."""
+
+    def __init__(self, *, writes):
+        super().__init__()
+        self.layer, self.writes = nn.Linear(4, 3), writes
+        self.register_buffer("batches", torch.tensor(0))
+        self.register_buffer("centre", torch.zeros(4))
+
+    def forward(self, x):
+        if self.training:
+            self.batches += 1
+            if self.writes:
+                self.centre.copy_(torch.where(self.batches % 6 == 0, x.detach().mean(0), self.centre))
+            elif int(self.batches) % 6 == 0:
+                self.centre.copy_(x.detach().mean(0))
+        return self.layer(x - self.centre)
+
+
+def test_a_buffer_that_is_written_is_one_that_may_change(tmp_path):
+    made = experiment(model={"name": f"{__name__}:Seldom", "writes": True})
+    task = learning.build(fedsim.load(made))[0].engine.task
+    assert task.buffers == ["batches", "centre"]
+    assert np.abs(fedsim.run(made, out=tmp_path).weights()["centre"]).max() > 0.1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("engine", ["lean", "sequential"])
+def test_a_buffer_that_changes_seldom_stops_the_run_when_it_does(engine, workers, tmp_path):
+    compute = {"device": "cpu", "engine": engine, "workers": workers}
+    made = experiment(model={"name": f"{__name__}:Seldom", "writes": False}, compute=compute)
+    words = (
+        r"^node 0, round 2, t = .* train: the model has changed its buffer in forward \(centre\), .*each step"
+    )
+    with pytest.raises(fedsim.RunError, match=words):
+        fedsim.run(made, out=tmp_path)

@@ -11,14 +11,16 @@ from torch import nn
 from torch.nn import functional
 
 import fedsim
-from fedsim.errors import ConfigError
+from fedsim.errors import BadValue, ConfigError
 from fedsim.learn import build as learning
 from fedsim.learn import metrics
 from fedsim.learn.data.dataset import Dataset
 from fedsim.learn.learner import Place
 from fedsim.learn.local import LocalSGD
 from fedsim.learn.losses import loss_of
+from fedsim.learn.measured import metrics_of
 from fedsim.learn.task import Batch, Task
+from fedsim.spec.blocks import Part
 
 WORDS, LENGTH = 6, 5
 
@@ -271,3 +273,41 @@ def test_a_loss_says_how_it_counts():
     assert loss.counts(y, torch.float32).tolist() == [1, 2]
     assert loss_of("mse").counts(y.float(), torch.float32).tolist() == [2, 2]
     assert (loss.plain, loss_of("cross_entropy").plain, loss_of("mse").plain) == (False, True, False)
+
+
+def test_metrics_of_sequences_leave_padding_out():
+    # two sequences of three steps and three classes; said are 0 1 2 and 2 2 0, in the second place 1 0 1 and 0 1 1
+    said, second = torch.tensor([[0, 1, 2], [2, 2, 0]]), torch.tensor([[1, 0, 1], [0, 1, 1]])
+    one_hot = torch.nn.functional.one_hot
+    outputs = (2 * one_hot(said, 3) + one_hot(second, 3)).movedim(2, 1).float()
+    y = torch.tensor(
+        [[0, 0, -100], [2, 0, -100]]
+    )  # met: the first and the fourth; the second in the second place
+    assert metrics.accuracy(outputs, y) == 2 / 4
+    assert metrics.top_k(outputs, y, k=2) == 3 / 4
+    # class 0: said once, right, there 3 times: 1/2; class 1: said once, never there: 0; class 2: 2 said, 1 there: 2/3
+    assert metrics.macro_f1(outputs, y) == pytest.approx((1 / 2 + 0 + 2 / 3) / 3)
+    assert metrics.accuracy(outputs, torch.where(y < 0, 1, y), ignore_index=1) == 2 / 4
+    assert metrics.accuracy(outputs, torch.full((2, 3), -100)) == 0
+
+
+def test_metrics_of_one_name_are_told_apart_by_their_parameters():
+    asked = [
+        Part.model_validate(block)
+        for block in ({"name": "top_k", "k": 1}, {"name": "top_k", "k": 2}, "macro_f1")
+    ]
+    found = metrics_of(asked, loss_of("cross_entropy"))
+    assert list(found) == ["top_k_1", "top_k_2", "macro_f1"]
+    outputs, y = torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([1])
+    assert [found[name](outputs, y) for name in ("top_k_1", "top_k_2")] == [0, 1]
+    with pytest.raises(BadValue, match=r"metrics\.1\.name: top_k: there is a metric called top_k_2 already"):
+        metrics_of([asked[1], asked[1]], loss_of("cross_entropy"))
+
+
+@pytest.mark.parametrize("partition", [{"name": "dirichlet", "alpha": 0.5}, "shards"])
+def test_what_divides_classes_refuses_samples_with_several_labels(partition):
+    given = experiment("texts", GRU, clients=3)
+    given["data"]["partition"] = partition
+    words = r"^data\.partition(\.name)?: \w+: divides classes, and these samples have several labels each; use iid"
+    with pytest.raises(ConfigError, match=words):
+        fedsim.check(given)

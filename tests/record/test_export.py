@@ -83,7 +83,11 @@ def test_what_happened_is_shown_in_the_order_of_time(run: Path) -> None:
     lines = list(happened(run))
     times = [float(line.split()[0]) for line in lines]
     assert times == sorted(times)
-    assert len(lines) == len(read(run, "events")["kind"]) + len(read(run, "metrics")["name"])
+    rows = (read(run, table)["time_us"] for table in ("events", "metrics", "jobs"))
+    assert len(lines) == sum(map(len, rows))
+    jobs = [line.split()[-1] for line in lines if ": job " in line]
+    assert jobs == [one[:8] for one in read(run, "jobs")["identity"]]
+    assert len(set(jobs)) == 3 * 2  # nodes and rounds
     assert sum("round 1 has ended" in line for line in lines) == 1
     first = next(line for line in lines if "send" in line)
     sizes = read(run, "events", kind="send")["size"]
@@ -104,6 +108,8 @@ def test_parts_of_a_run_can_be_shown(run: Path) -> None:
 
 def test_a_run_without_events_says_so(tmp_path: Path) -> None:
     path = fedsim.run(GIVEN, out=tmp_path, record__events=False).path
+    assert {line.split(": ")[-1].split()[0] for line in happened(path) if "node" in line} >= {"job"}
+    path = fedsim.run(GIVEN, out=tmp_path, timing_only=True, record__events=False).path
     done = CliRunner().invoke(app, ["show", str(path)])
     assert done.exit_code == 2
     assert "has recorded no events; set record.events to true" in done.stderr

@@ -13,7 +13,7 @@ from fedsim.record import Record
 from fedsim.record.report import KEYS, MOST_FAULTS, write_report
 from fedsim.record.store import FILE
 
-VOID = {"meta", "img", "br", "link", "hr"}
+VOID = {"input", "meta", "img", "br", "link", "hr"}
 
 
 class Page(HTMLParser):
@@ -71,7 +71,7 @@ def test_a_finished_run_is_told_completely(tmp_path, fake_run):
     assert told.ids == [
         *("curves", "loss", "durations", "topology", "availability"),
         *("round", "node", "utilisation", "traffic", "hours", "labels"),
-        *("faults", "metrics", "hashes", "experiment"),
+        *("player", "scene", "faults", "metrics", "hashes", "experiment"),
     ]
     for words in (
         "made-up strategy fedamd, seed 7",
@@ -101,7 +101,11 @@ def test_the_page_needs_nothing_but_itself(tmp_path, fake_run):
     assert all(
         re.match(r"data:image/(png|svg\+xml);base64,[A-Za-z0-9+/=]+$", source) for source in told.sources
     )
-    assert {"script", "link", "a", "iframe"} & set(told.tags) == set()
+    assert {"link", "a", "iframe"} & set(told.tags) == set()
+    text = (run / "report.html").read_text()
+    assert "<script src" not in text
+    for word in ("fetch(", "XMLHttpRequest", "import(", "WebSocket"):
+        assert word not in text
     css = (run / "report.html").read_text().partition("</style>")[0]
     assert "url(" not in css
     assert "@import" not in css

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.record.spans import activity, clipped, gaps, length, merged, sessions
+from fedsim.record.spans import activity, clipped, gaps, length, merged, paired, sessions
 
 END = 20
 intervals = st.lists(
@@ -138,3 +138,32 @@ def test_a_node_that_is_not_in_the_table_has_no_sessions():
     presence = {"time_us": np.array([0]), "node": np.array([1]), "online": np.array([1])}
     assert sessions(presence, 2, 10).shape == (0, 2)
     assert sessions(presence, 1, 10).tolist() == [[0, 10]]
+
+
+KINDS = ("send", "deliver", "lost", "compute", "done", "aborted")
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(KINDS), st.integers(0, 2), st.integers(0, 2), st.integers(1, 2)),
+        max_size=30,
+    )
+)
+def test_pairs_are_those_of_queues(given_events):
+    """Also where ends come before beginnings, as in a record that lacks some."""
+    rows = [
+        (time, kind, node, -1 if kind in ("compute", "done", "aborted") else peer, round)
+        for time, (kind, node, peer, round) in enumerate(given_events)
+    ]
+    queues, wanted = {}, []
+    for time, kind, node, peer, round in rows:
+        key = (peer, node, round) if kind == "deliver" else (node, peer, round)
+        if kind in ("send", "compute"):
+            wanted.append([time, 99, node, peer, False, True])
+            queues.setdefault(key, []).append(wanted[-1])
+        elif queues.get(key):
+            one = queues[key].pop(0)
+            one[1], one[4], one[5] = time, True, kind in ("deliver", "done")
+    found = paired(events(*rows), 99)
+    assert [list(one) for one in zip(*(column.tolist() for column in found))] == wanted

@@ -11,6 +11,7 @@ from fedsim.cli.app import app
 from fedsim.errors import BadValue
 from fedsim.ranges import Count, Positive, Share
 from fedsim.spec import about
+from fedsim.spec.reference import made
 
 EVERY = [(kind, name) for kind in about.BLOCKS for name in parts.names(kind)]
 
@@ -21,7 +22,14 @@ def said(*words):
 
 
 def test_every_kind_has_its_place():
-    assert set(about.BLOCKS) <= set(parts.KINDS)
+    assert set(about.BLOCKS) == set(parts.KINDS)
+
+
+@pytest.mark.parametrize("kind", parts.KINDS)
+def test_every_part_is_printed(kind):
+    for name in parts.names(kind):
+        code, text = said(kind, name)
+        assert (code, text.partition(":")[0]) == (0, name)
 
 
 @pytest.mark.parametrize("kind", about.BLOCKS)
@@ -39,10 +47,10 @@ def test_every_example_is_what_the_part_takes(kind, name):
     block = yaml.safe_load(about.example(kind, name))
     for step in about.BLOCKS[kind]:
         block = block[0 if step is None else step]
+    block = {"name": block} if isinstance(block, str) else block
     assert block.pop("name") == name
     block.pop("clients", None)
-    part = parts.find(kind, name)
-    part = parts.adapted(part) if kind == "strategies" else part
+    part = made(kind, name)
     supplied = {key: None for key in parts.parameters(part) if key not in block}
     parts.check(part, block, supplied)
 

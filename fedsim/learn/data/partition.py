@@ -329,6 +329,9 @@ def _check_enough(labels: Labels, clients: int, minimum: int) -> None:
 
 
 def _check_classes(name: str, labels: Labels) -> None:
+    if labels.ndim > 1:
+        rule = "divides classes, and these samples have several labels each"
+        raise BadValue("name", name, rule, "use iid, quantity or natural")
     if not np.issubdtype(labels.dtype, np.integer):
         rule = f"divides classes, and these labels are numbers of type {labels.dtype}"
         raise BadValue("name", name, rule, "use iid, quantity or natural")

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedsim.errors import MISSING, BadValue, clip, few
 from fedsim.learn.data.dataset import PADDING, Dataset
 from fedsim.learn.data.partition import stratified_split
+from fedsim.learn.several import Several
 from fedsim.machine import require_room
 from fedsim.rng import stream
 
@@ -25,12 +27,12 @@ class Samples(NamedTuple):
     """Samples as a file holds them.
 
     Args:
-        x: inputs [N, *shape], numbers.
+        x: inputs [N, *shape], numbers; or several arrays of such.
         y: labels [N] as whole numbers or text, or targets as floating-point numbers.
         groups: whose each sample is [N], as whole numbers or text, or None.
     """
 
-    x: Array
+    x: Array | Several
     y: Array
     groups: Array | None = None
 
@@ -106,7 +108,8 @@ def dataset(
         require_room("name", name, 2.0 * train.x.nbytes, "its samples, divided into training and test")
         inputs, labels = [train.x[kept], train.x[held]], [labels[0][kept], labels[0][held]]
         groups = None if groups is None else np.unique(groups[kept], return_inverse=True)[1]
-    x, x_test, y, y_test = (torch.from_numpy(_plain(one)) for one in (*inputs, *labels))
+    x, x_test = (one.map(_tensor) if isinstance(one, Several) else _tensor(one) for one in inputs)
+    y, y_test = map(_tensor, labels)
     loss = "cross_entropy" if count else "half_square"
     said = "; ".join(filter(None, (note, gap)))
     return Dataset(name, x, y, x_test, y_test, count, groups, loss, note=said)
@@ -127,9 +130,13 @@ def pictures(x: Array) -> Array:
 
 def _check_lengths(part: Samples) -> None:
     for key, held in (("y", part.y), ("groups", part.groups)):
-        if held is not None and held.shape[:1] != part.x.shape[:1]:
+        if held is not None and held.shape[:1] != (len(part.x),):
             rule = f"there must be one for each of the {len(part.x)} samples, and there are {len(held)}"
             raise BadValue(key, MISSING, rule)
+
+
+def _tensor(values: Array) -> Tensor:
+    return torch.from_numpy(_plain(values))
 
 
 def _plain(values: Array) -> Array:

@@ -17,6 +17,7 @@ from torch import Tensor
 from fedsim.errors import FedsimError
 from fedsim.learn.local import LocalUpdate, State
 from fedsim.learn.masks import Draws, Masked
+from fedsim.learn.several import X
 from fedsim.learn.task import Batch, Task
 
 BUFFERS = "model.buffers"
@@ -32,18 +33,18 @@ class Shard:
     """Data on the device, and which samples belong to whom.
 
     Args:
-        x: inputs [N, …].
+        x: inputs [N, …]; several where a model takes several.
         y: labels or targets [N].
         owned: for each client its samples' positions [n_i].
         difficulty: returns how hard an expert finds each sample [N]; called where that is asked for.
         test: held-out inputs [M, …] and their labels or targets [M], if there are any.
     """
 
-    x: Tensor
+    x: X
     y: Tensor
     owned: list[Tensor]
     difficulty: Callable[[], Tensor] | None = None
-    test: tuple[Tensor, Tensor] | None = None
+    test: tuple[X, Tensor] | None = None
 
     def expert_losses(self) -> Tensor:
         """Return how hard the expert finds each sample [N].
@@ -55,7 +56,7 @@ class Shard:
             raise FedsimError("these data have no expert to score them")
         return self.difficulty()
 
-    def is_test(self, x: Tensor) -> bool:
+    def is_test(self, x: X) -> bool:
         """Tell whether inputs are the held-out ones."""
         return self.test is not None and x is self.test[0]
 
@@ -126,6 +127,11 @@ class Engine(ABC):
         return type(self).__name__.lower()
 
     @property
+    def members(self) -> Sequence[Engine]:
+        """The engines that it is made of: itself, for most."""
+        return [self]
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What makes the same engine again, beside model and data."""
         return {}
@@ -148,7 +154,7 @@ class Engine(ABC):
         """Do jobs, and return what each client sends back and keeps, and its buffers under the name ``BUFFERS``."""
 
     @abstractmethod
-    def evaluate(self, weights: Sequence[Tensor], x: Tensor, y: Tensor, chunk: int) -> list[dict[str, float]]:
+    def evaluate(self, weights: Sequence[Tensor], x: X, y: Tensor, chunk: int) -> list[dict[str, float]]:
         """Return loss (and accuracy, for a classifier) of several weight vectors on data [N, …], [N]."""
 
     def close(self) -> None:  # noqa: B027  # most have nothing to do, and need not say so

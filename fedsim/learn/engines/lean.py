@@ -10,6 +10,7 @@ from torch import Tensor
 from fedsim.learn.engines.base import Shard, TrainJob
 from fedsim.learn.engines.sequential import Sequential
 from fedsim.learn.local import State
+from fedsim.learn.several import called
 from fedsim.learn.task import Batch, Task
 
 
@@ -43,7 +44,7 @@ class Lean(Sequential):
         self._flat.copy_(weights)
         self._lay(buffers)
         with self.task.mode(training=True):
-            loss = self.task.mean(self.task.module(batch.x), batch)
+            loss = self.task.mean(called(self.task.module, batch.x), batch)
             pieces = torch.autograd.grad(loss, self._own, materialize_grads=True)
         gradient = torch.cat([piece.reshape(-1) for piece in pieces])
         return gradient, loss.detach(), self._found(buffers)

@@ -17,6 +17,7 @@ from fedsim.learn.engines.base import BUFFERS, Engine, Shard, TrainJob, Walk, me
 from fedsim.learn.engines.device import steady
 from fedsim.learn.engines.sequential import score
 from fedsim.learn.local import CHUNK, LocalUpdate, State
+from fedsim.learn.several import X
 from fedsim.learn.task import Batch, Task
 from fedsim.pulse import beat
 
@@ -164,7 +165,7 @@ class Stacked(Engine):
 
         buffers = self._buffers(jobs)
 
-        def score(given: State, buffers: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        def score(given: State, buffers: Tensor, x: X, y: Tensor) -> Tensor:
             def judge(weights: Tensor) -> Tensor:
                 return self.task.scores(torch.cat([weights, buffers]), x, y, order.measure)
 
@@ -207,7 +208,7 @@ class Stacked(Engine):
         return index, weight, counts
 
     @torch.no_grad()
-    def evaluate(self, weights: Sequence[Tensor], x: Tensor, y: Tensor, chunk: int) -> list[dict[str, float]]:
+    def evaluate(self, weights: Sequence[Tensor], x: X, y: Tensor, chunk: int) -> list[dict[str, float]]:
         """Score weight vectors, in stacks where that is faster: not on a CPU."""
         if self.task.device.type in ("cpu", "mps") or (self.task.metrics and self.data.is_test(x)):
             measured = self.data.is_test(x)
@@ -217,7 +218,7 @@ class Stacked(Engine):
 
     @torch.no_grad()
     def evaluate_stacked(
-        self, weights: Sequence[Tensor], x: Tensor, y: Tensor, chunk: int
+        self, weights: Sequence[Tensor], x: X, y: Tensor, chunk: int
     ) -> list[dict[str, float]]:
         """Score weight vectors in stacks."""
         scores = []
@@ -228,11 +229,11 @@ class Stacked(Engine):
                 scores += self._scores(stack, x, y, chunk)[: len(some)]
         return scores
 
-    def _scores(self, stack: Tensor, x: Tensor, y: Tensor, chunk: int) -> list[dict[str, float]]:
+    def _scores(self, stack: Tensor, x: X, y: Tensor, chunk: int) -> list[dict[str, float]]:
         """Score a stack of weight vectors; the device is asked for its numbers once, at the end."""
         losses = torch.zeros(len(stack), dtype=torch.float64, device=stack.device)
         hits, targets = torch.zeros_like(losses), torch.zeros_like(losses[0])
-        for inputs, labels in zip(torch.split(x, chunk), torch.split(y, chunk), strict=True):
+        for inputs, labels in zip(x.split(chunk), torch.split(y, chunk), strict=True):
             outputs = vmap(self.task.predict, in_dims=(0, None))(stack, inputs)
             beat()
             sums = vmap(lambda out, right: self.task.totals(out, right)[0], in_dims=(0, None))

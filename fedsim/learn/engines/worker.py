@@ -16,6 +16,7 @@ import torch
 from fedsim import beside
 from fedsim.learn.engines.base import Engine, Shard
 from fedsim.learn.engines.desk import Desk, dumps, loads
+from fedsim.learn.lasting import check_lasting, stamps
 from fedsim.learn.task import Task
 
 HEAD = struct.Struct("<Q")
@@ -69,7 +70,10 @@ def desks(path: str, size: int) -> list[tuple[Desk, Desk]]:
 def do(engine: Engine, kind: str, items: Sequence[Any], chunk: int) -> Sequence[Any]:
     """Do a piece of work: jobs to train, or weight vectors to judge on the held-out data."""
     if kind == "train":
-        return engine.train(items)
+        before = stamps(engine.task)
+        results = engine.train(items)
+        check_lasting(engine.task, before)
+        return results
     assert engine.data.test is not None  # nobody asks otherwise
     return engine.evaluate(items, *engine.data.test, chunk)
 

@@ -31,6 +31,7 @@ from fedsim.learn.engines.base import Engine, TrainJob
 from fedsim.learn.engines.desk import ALIGNED, Desk, dumps, loads, reserve
 from fedsim.learn.engines.worker import PLACES, Start, desks, receive, send
 from fedsim.learn.local import State
+from fedsim.learn.several import X, leaves
 from fedsim.machine import cores
 from fedsim.pulse import beat
 
@@ -164,7 +165,7 @@ class Workers(Engine):
         self._expert = self._expert or asks
         return self._share("train", jobs, self.inner.train)
 
-    def evaluate(self, weights: Sequence[Tensor], x: Tensor, y: Tensor, chunk: int) -> list[dict[str, float]]:
+    def evaluate(self, weights: Sequence[Tensor], x: X, y: Tensor, chunk: int) -> list[dict[str, float]]:
         """Judge weight vectors; on the held-out data in as many processes as there are."""
 
         def judge(some: Sequence[Tensor]) -> list[dict[str, float]]:
@@ -325,8 +326,9 @@ class Workers(Engine):
         if self._expert:
             known = Known(self.data.expert_losses())
         shard = replace(self.data, difficulty=known)
-        tensors = [shard.x, shard.y, *shard.owned, *(shard.test or ()), self.task.initial, *_known(known)]
-        size = sum(-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors) + ALIGNED
+        tensors = [*_known(known), *(tensor for one in self.inner.members for tensor in _tensors(one))]
+        each = {id(tensor): tensor.nbytes for tensor in tensors}
+        size = sum(-(-nbytes // ALIGNED) * ALIGNED for nbytes in each.values()) + ALIGNED
         path = self._file(size)
         made = dumps((type(self.inner), self.inner.settings, self.task, shard), Desk(path, 0, size))
         deterministic = torch.are_deterministic_algorithms_enabled()
@@ -350,6 +352,13 @@ class Workers(Engine):
         self._files.clear()
 
 
+def _tensors(engine: Engine) -> list[Tensor]:
+    """Return what another process needs to make the same engine."""
+    data = engine.data
+    test = [tensor for one in data.test or () for tensor in leaves(one)]
+    return [*leaves(data.x), data.y, *data.owned, *test, engine.task.initial]
+
+
 def shared(engine: Engine, wanted: int | None) -> Engine:
     """Return an engine that shares its jobs between processes, where there is something to share.
 
@@ -364,7 +373,7 @@ def shared(engine: Engine, wanted: int | None) -> Engine:
         return Workers(engine, wanted, 0.0) if wanted > 1 else engine
     said = os.environ.get("FEDSIM_WORKERS", "")
     count = int(said) if said.isdecimal() else cores()
-    count = min(count, len(engine.data.owned))
+    count = min(count, sum(len(one.data.owned) for one in engine.members))
     return Workers(engine, count) if count > 1 else engine
 
 
