@@ -277,6 +277,7 @@ def sweep(
     overrides: Mapping[str, Any] | None = None,
     out: str | Path = "runs",
     jobs: int = 1,
+    together: bool = False,
     only: Mapping[str, Any] | None = None,
     retry: bool = False,
     told: Told | None = None,
@@ -291,6 +292,8 @@ def sweep(
         out: the folder in which the study gets a folder of its own.
         jobs: how many run at a time, each in a process of its own; with more than one, a script that calls this needs
             ``if __name__ == "__main__":``, as with any pool of processes.
+        together: let that many runs advance in this process instead, and compute at once what is ready in any of them,
+            in the processes that ``compute.workers`` says; each ends as it would have ended alone, bit for bit.
         only: run those alone that have these settings.
         retry: run again what failed before.
         told: called with each outcome, how many there are by then, and how many there will be.
@@ -321,9 +324,10 @@ def sweep(
     if folder := store or os.environ.get("FEDSIM_STORE"):
         with _told():  # once for all runs, before the first of them
             _late("running.store").check(Path(folder))
-        how: dict[str, Any] = {"store": folder, "store_gb": store_gb}
-        ways = functools.partial(run, **how), functools.partial(resume, **how)
-    return sweeps.sweep(plan, *ways, Path(out), jobs=jobs, only=only, retry=retry, told=told)
+        given: dict[str, Any] = {"store": folder, "store_gb": store_gb}
+        ways = functools.partial(run, **given), functools.partial(resume, **given)
+    how: dict[str, Any] = {"jobs": jobs, "together": together, "only": only, "retry": retry, "told": told}
+    return sweeps.sweep(plan, *ways, Path(out), **how)
 
 
 def compare(

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from flwr.supercore.run import Run
 from numpy.random import mtrand
 
 from fedsim import rng
+from fedsim.learn.engines.own import belongs
 from fedsim.logs import quiet
 from fedsim.running.garbage import settled
 
@@ -178,6 +180,23 @@ def _identify(whose: tuple[Any, ...]) -> tuple[Any, ...]:
     before = TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id
     TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = whose
     return before
+
+
+def _belong() -> None:
+    """Let each of several runs that advance together have its own of what a session puts in place."""
+    strategy: Any = importlib.import_module("flwr.serverapp.strategy.strategy")
+    waiting: Any = importlib.import_module("flwr.serverapp.strategy.strategy_utils")
+    belongs(lambda: strategy.Result, lambda result: setattr(strategy, "Result", result))
+    belongs(lambda: waiting.sleep, lambda sleep: setattr(waiting, "sleep", sleep))
+    logger = logging.getLogger("flwr")
+    belongs(lambda: logger.level, logger.setLevel)
+    with contextlib.suppress(ImportError):  # as in identity
+        task: Any = importlib.import_module("flwr.supercore.task_identity").TaskIdentity
+        for name in ("_task_id", "_run_id", "_node_id"):
+            belongs(partial(getattr, task, name), partial(setattr, task, name))
+
+
+_belong()
 
 
 @contextlib.contextmanager
