@@ -87,7 +87,10 @@ def outline(
     """Check an experiment, and return that it is fine, what a run of it would use, and what it is warned of, by line.
 
     Args:
-        source, overrides, timing_only, more: as for :func:`check`.
+        source: as for :func:`run`.
+        overrides: as for :func:`run`.
+        timing_only: as for :func:`check`.
+        more: as for :func:`run`.
 
     Raises:
         ConfigError: with the line, the value and the rule of what is wrong.
@@ -282,7 +285,8 @@ def sweep(
         only: run those alone that have these settings.
         retry: run again what failed before.
         told: called with each outcome, how many there are by then, and how many there will be.
-        store, store_gb: as for :func:`run`: what one run of the study has computed, the others need not.
+        store: as for :func:`run`; what one run of the study has computed, the others need not.
+        store_gb: as for :func:`run`.
 
     Returns:
         What became of each run; those that fail do not stop the others.

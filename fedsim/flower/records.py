@@ -295,6 +295,19 @@ class _Cast:
         return [given["of"].to(call.dtype) for call, given in zip(calls, inputs, strict=True)]
 
 
+def whole(record: ArrayRecord) -> bool:
+    """Tell whether a record is one vector, whose numbers are there or can be computed.
+
+    >>> vector = Deferred.known(torch.zeros(6))
+    >>> record = pack(vector, [("a", (2, 2)), ("b", (2,))])
+    >>> whole(record), whole(solid(record))
+    (True, False)
+    """
+    arrays = list(record.values())
+    vector = arrays[0].__dict__.get("vector") if arrays else None
+    return vector is not None and not (vector.is_phantom or vector.is_gone) and _is_whole(arrays, vector)
+
+
 def _is_whole(arrays: list[Array], vector: Deferred) -> bool:
     """Whether the arrays are the consecutive pieces of one vector, all of them."""
     start = 0

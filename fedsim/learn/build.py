@@ -26,6 +26,7 @@ from fedsim.learn.data.partition import Some
 from fedsim.learn.draws import seeded
 from fedsim.learn.engines import Shard
 from fedsim.learn.engines.choose import choose
+from fedsim.learn.engines.device import find_device
 from fedsim.learn.engines.workers import shared
 from fedsim.learn.learner import Learner
 from fedsim.learn.losses import Loss, cross_entropy, loss_of
@@ -218,9 +219,9 @@ def make_task(experiment: Experiment, dataset: Dataset, notes: list[str] | None 
         dataset: what it fits.
         notes: gets what whoever reads the results must know of the weights that it starts from.
     """
-    with experiment.blame("compute"):
-        device = find_device(experiment.compute.device)
     dtype = torch.float64 if experiment.compute.dtype == "float64" else torch.float32
+    with experiment.blame("compute"):
+        device = find_device(experiment.compute.device, dtype)
     modules = [_model(experiment, dataset) for _ in range(2)]
     said = [_start(experiment, module) for module in modules]
     if notes is not None:
@@ -318,16 +319,6 @@ def _check_deal(name: str, dealt: Any, clients: int, samples: int) -> list[np.nd
     if not (kind and whole and len(np.unique(together)) == len(together)):
         raise BadValue("name", name, f"must give each of the {samples} samples to exactly one client")
     return [own.reshape(-1).astype(np.int64) for own in owned]
-
-
-def find_device(name: str) -> torch.device:
-    """Return the device with this name; ``auto`` is the first accelerator, or else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise BadValue("device", name, "there is no such device here", "use auto or cpu")
-    return device
 
 
 def _cast(values: torch.Tensor, task: Task) -> torch.Tensor:

@@ -98,6 +98,10 @@ class Task:
         self._sizes = [p.numel() for p in (named | kept).values()]
         self._types = {name: buffer.dtype for name, buffer in kept.items()}
 
+    def named_by(self) -> object:
+        """Name all that a local update depends on; what is measured beside loss and accuracy is not among that."""
+        return {name: one for name, one in vars(self).items() if name != "metrics"}
+
     @property
     def classifies(self) -> bool:
         """Whether targets are labels, of which the right ones can be counted."""
@@ -160,7 +164,7 @@ class Task:
                 trained[source] if source in trained else held[name].detach().cpu().contiguous().numpy()
             )
             if name in self._types:
-                whole[name] = self._typed(name, torch.as_tensor(whole[name])).numpy()
+                whole[name] = self.typed(name, torch.as_tensor(whole[name])).numpy()
         return whole
 
     def predict(self, vector: Tensor, x: X, training: bool = False) -> Tensor:
@@ -180,7 +184,7 @@ class Task:
         held = dict(zip((name for name, _ in self.layout), self.split(weights), strict=False))
         if buffers.numel():
             held |= {
-                name: self._typed(name, piece).clone() for name, piece in self.split_buffers(buffers).items()
+                name: self.typed(name, piece).clone() for name, piece in self.split_buffers(buffers).items()
             }
         elif self.buffers:
             held |= {name: self.module.get_buffer(name).clone() for name in self.buffers}
@@ -205,7 +209,7 @@ class Task:
             name: piece.view(shape) for (name, shape), piece in zip(self.layout[count:], pieces, strict=True)
         }
 
-    def _typed(self, name: str, values: Tensor) -> Tensor:
+    def typed(self, name: str, values: Tensor) -> Tensor:
         """Return numbers of a vector in the type of the buffer that they belong to: counters are averaged, too."""
         dtype = self._types[name]
         return values.to(dtype) if dtype.is_floating_point else values.round().to(dtype)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsim.errors import BadValue, ConfigError, Problem, RunError
+from fedsim.errors import MISSING, BadValue, ConfigError, Problem, RunError, short
 from fedsim.learn.book import Book
-from fedsim.learn.build import find_device
+from fedsim.learn.engines.device import find_device
 from fedsim.learn.identity import FORMAT
 from fedsim.record.files import write_text
 from fedsim.record.result import Result
@@ -29,6 +29,7 @@ from fedsim.running.run import ORIGIN, run_setup
 from fedsim.running.signals import terminable
 from fedsim.running.store import GIGABYTE, Store
 from fedsim.spec.experiment import Experiment
+from fedsim.spec.yamlfile import flat
 from fedsim.version import __version__
 
 FREE = ("stop", "record", "evaluate")
@@ -116,8 +117,11 @@ def again(run: Path, experiment: Experiment, progress: Told, began: float, longe
         if (run / "summary.json").exists() and not longer:
             hint = "let it be longer with --extend rounds=+N"
             raise BadValue("run", str(run), "has ended; there is nothing to go on with", hint)
-        write_text(run / "experiment.yaml", written(experiment))
-        (run / "summary.json").unlink(missing_ok=True)
+        try:
+            write_text(run / "experiment.yaml", written(experiment))
+            (run / "summary.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise BadValue("run", str(run), f"cannot be written ({error.strerror})") from error
         with threads.limited(experiment.compute.threads):
             return _Again(run, experiment, origin, progress, began).run()
 
@@ -220,14 +224,23 @@ def check_same(run: Path, origin: Mapping[str, Any], experiment: Experiment) -> 
     """Refuse an experiment that is not the one with which the run began.
 
     Raises:
-        ConfigError: naming the blocks that are others.
+        ConfigError: naming the keys that are others.
     """
     given = json.loads(experiment.model_dump_json(exclude={"beside"}))
-    now, before = _compared(given), _compared(origin["experiment"])
-    others = [key for key in now if key not in FREE and now[key] != before.get(key)]
-    rule = f"must be what it was when the run began; only {', '.join(FREE[:-1])} and {FREE[-1]} may change"
-    if others:
-        raise ConfigError([Problem(key, now[key], rule, source=str(run)) for key in others])
+    now, before = (dict(flat(_compared(one))) for one in (given, origin["experiment"]))
+    others = [key for key in {**now, **before} if now.get(key, MISSING) != before.get(key, MISSING)]
+    rule = "must be {}, as when the run began; only " + f"{', '.join(FREE[:-1])} and {FREE[-1]} may change"
+    problems = [
+        Problem(key, now.get(key, MISSING), rule.format(_said(before.get(key, MISSING))), source=str(run))
+        for key in others
+        if key.partition(".")[0] not in FREE
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _said(value: Any) -> str:
+    return "left out" if value is MISSING else short(value)
 
 
 def _compared(given: Mapping[str, Any]) -> dict[str, Any]:

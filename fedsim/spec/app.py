@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -19,11 +19,10 @@ class App(Block):
     {'path': 'b.csv', 'limit': 5}
     """
 
-    workers: int = Field(
-        default=0,
-        ge=0,
-        le=1024,
-        description="processes for the ClientApps, if they are safe there; 0 is the process of the ServerApp",
+    workers: Annotated[int, Field(ge=0, le=1024)] | None = Field(
+        default=None,
+        description="processes for the ClientApps in place of the ServerApp's, from the start; 0 is that one alone; "
+        "null shares them between that one and one more for each other core, once they have run for two seconds",
     )
     samples_per_message: Count | None = Field(
         default=None,

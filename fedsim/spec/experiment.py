@@ -47,7 +47,7 @@ Name = Annotated[
         r"\.*[A-Za-z0-9_-][A-Za-z0-9_.-]*", "may only contain letters, digits, dots, dashes and underscores"
     ),
 ]
-Device = Annotated[str, matching(r"auto|cpu|cuda(:\d{1,3})?", "must be auto, cpu, cuda or cuda:N")]
+Device = Annotated[str, matching(r"auto|cpu|cuda(:\d{1,3})?|mps", "must be auto, cpu, cuda, cuda:N or mps")]
 DEBUG = "fedsim --debug shows the traceback"
 
 Weighting = Literal["samples", "uniform"]
@@ -165,7 +165,7 @@ class Compute(Block):
     engine: str = Field(
         default="auto", description="how clients are trained: auto, an engine's name, or a dotted path"
     )
-    device: Device = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    device: Device = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
     dtype: Literal["float32", "float64"] = Field(default="float32", description="type of weights and data")
     slots: Count | None = Field(
         default=None, description="clients trained in one stacked batch; null is automatic"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
 import time
 
@@ -16,9 +15,9 @@ import fedsim
 from fedsim.cli.app import app as cli
 from fedsim.errors import RunError, ValueNeeded
 from fedsim.flower import compat, run_app
-from fedsim.flower.apps import client as appclient
-from fedsim.flower.apps.client import examples
 from fedsim.flower.apps.project import importable
+from fedsim.flower.apps.visit import examples
+from fedsim.flower.apps.workers import Task, Workers
 from fedsim.record.store import read
 
 ALL = "fraction-train=1.0 num-server-rounds=1"
@@ -279,8 +278,12 @@ def test_what_is_raised_in_a_worker_is_sent_as_text(client, reason, app):
     content = RecordDict({"arrays": ArrayRecord({"w": Array(np.zeros(4))})})
     with importable(folder), compat.session(0, 99, lambda _: None):
         context = compat.make_context(client, {"partition-id": client, "num-partitions": 3}, {"lr": 0.1})
-        given = pickle.dumps((Message(content, client, "train"), context, 5))
-        broken = pickle.loads(appclient._work("plain_app.client:app", 0, given))
+        task = Task(client, 1, Message(content, client, "train"), context, 5)
+        workers = Workers(1, "plain_app.client:app", 0)
+        assert workers.is_open(lambda: 0)
+        workers.submit(task)
+        broken = workers.fetch(task, lambda *_: pytest.fail("it was made in this process"))
+        workers.close()
     assert broken.reason == f"the ClientApp raised {reason}"
     assert 'plain_app/client.py", line' in broken.trace
 

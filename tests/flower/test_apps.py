@@ -16,7 +16,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsim.errors import ConfigError, RunError, StalledError
 from fedsim.flower import run_app
-from fedsim.flower.apps.client import examples
+from fedsim.flower.apps.visit import examples
 from fedsim.record.report import KEYS
 from fedsim.record.store import read
 

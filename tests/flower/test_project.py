@@ -24,7 +24,7 @@ def test_a_project():
     assert (project.name, project.serverapp) == ("plain", "plain_app.server:app")
     assert project.run_config == {"num-server-rounds": 7, "fraction-train": 0.5, "lr": 1.0}
     assert type(project.run_config["lr"]) is float
-    assert (project.settings.workers, project.settings.on_failure) == (0, "drop")
+    assert (project.settings.workers, project.settings.on_failure) == (None, "drop")
 
 
 def test_values_are_those_of_toml(app):

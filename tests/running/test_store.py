@@ -180,7 +180,7 @@ def test_a_world_with_other_choices_is_refused_where_they_are_made(tmp_path: Pat
     store = tmp_path / "store"
     first = fedsim.run(GIVEN, out=tmp_path, store=store, evaluate__every=6)
     for change, round in (({"strategy.local.lr": 0.2}, 1), ({"stop.rounds": 8}, 7)):
-        with pytest.raises(RunError, match="no run has computed this update before") as caught:
+        with pytest.raises(RunError, match="no run has left this update in the store") as caught:
             retime(first.path, store=store, out=tmp_path, overrides=change)
         assert caught.value.round == round
 

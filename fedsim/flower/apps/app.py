@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from fedsim.errors import MISSING, ConfigError, Problem, RunError
 from fedsim.flower import compat
 from fedsim.flower.apps import applog, legacy
-from fedsim.flower.apps.client import AppClients, import_seeded
+from fedsim.flower.apps.client import AppClients
 from fedsim.flower.apps.grid import AppGrid, watched
 from fedsim.flower.apps.journal import Journal
 from fedsim.flower.apps.project import (
@@ -38,6 +38,7 @@ from fedsim.flower.apps.project import (
 from fedsim.flower.apps.replies import remark
 from fedsim.flower.apps.servertime import ServerTime
 from fedsim.flower.apps.threads import Ended
+from fedsim.flower.apps.worker import import_seeded
 from fedsim.flower.apps.workers import workers_of
 from fedsim.record import store, weights
 from fedsim.record.reports import try_report
@@ -80,9 +81,9 @@ def run_app(
 ) -> Result:
     """Run a Flower app in simulated time and leave a folder with its record and a report.
 
-    The app is run as it is: its ServerApp on a simulated grid, its ClientApp in this process (or in worker
-    processes, if ``[tool.fedsim] workers`` in its pyproject.toml says that it is safe there), once for each of the
-    simulated clients.
+    The app is run as it is: its ServerApp on a simulated grid, its ClientApp in this process and, once
+    it has run for two seconds, in one more for each other core (``[tool.fedsim] workers`` in its pyproject.toml may say
+    another number), once for each of the simulated clients.
 
     Args:
         path: the app's folder, with a pyproject.toml.
@@ -309,7 +310,8 @@ def _run(
     times: ServerTime,
 ) -> Result:
     experiment, folder, project = ending.experiment, ending.folder, source.project
-    with Record(folder) as record, workers_of(project) as workers:
+    nodes, seed = len(world.members), experiment.seed
+    with Record(folder) as record, workers_of(project, nodes, seed) as workers:
         for table, rows in describe_world(world).items():
             record.write(table, rows)
         record.fact("app", project.name)
@@ -317,7 +319,7 @@ def _run(
             record.fact("notes", world.notes)
         runs.record_events(world, record, experiment.record.events)
         journal = Journal(experiment, world, record, progress)
-        clients = AppClients(client, project, len(world.members), experiment.seed, world.clock, workers)
+        clients = AppClients(client, project, nodes, seed, world.clock, workers)
         watches = [clients, journal]
         limits = experiment.network.detect_s, experiment.stop.sim_time_s
         journal.grid = times.grid = grid = AppGrid(world, clients, *limits, watches=watches)

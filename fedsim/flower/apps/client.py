@@ -2,53 +2,30 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
-import pickle
-import traceback
+import time
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedsim import rng
 from fedsim.errors import RunError
 from fedsim.flower import compat
-from fedsim.flower.apps.project import Project, resolve
-from fedsim.flower.apps.workers import Workers
-from fedsim.flower.records import isolate
+from fedsim.flower.apps.project import Project
+from fedsim.flower.apps.visit import Broken, Done, examples, reason, run_client
+from fedsim.flower.apps.workers import Died, Raised, Task, Unfit, Workers
+from fedsim.flower.records import isolate, wire_bytes
 from fedsim.flower.simulate.instruction import Watch, named_round
-from fedsim.logs import quiet
 from fedsim.methods.server import trains
 from fedsim.world.clock import Clock
 
 log = logging.getLogger("fedsim")
-
-EXAMPLES = ("num-examples", "num_examples")
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a ClientApp made of a message: content or an error, and its state afterwards."""
-
-    content: RecordDict | None
-    error: Error | None
-    state: RecordDict
-
-
-@dataclass(frozen=True)
-class Broken:
-    """What a ClientApp raised in another process, as text: not every exception can be sent."""
-
-    reason: str
-    trace: str
 
 
 @dataclass
@@ -59,13 +36,13 @@ class Visit:
         key: of everything random.
         context: what the ClientApp sees; a copy, so that an interrupted visit leaves no trace.
         before: the state that it begins with.
-        future: the result, if another process is at work on it.
+        task: the result, if other processes may be at work on it.
     """
 
     key: int
     context: Context
     before: RecordDict
-    future: Future[bytes] | None = None
+    task: Task | None = None
 
 
 class AppClients(Watch):
@@ -101,16 +78,46 @@ class AppClients(Watch):
             for node in range(nodes)
         ]
         self._visits: Counter[int] = Counter()
+        self._waiting: dict[str, tuple[Message, int]] = {}  # with how often its client had been visited then
         self._begun: dict[str, Visit] = {}
         self._done: dict[int, dict[str, Done]] = {node: {} for node in range(nodes)}
 
     def sent(self, messages: Sequence[Message]) -> None:
         """Let other processes begin before the messages arrive; most will, and nothing changes in between."""
-        if self._pool is None:
+        if self._pool is None or self._pool.given_up:
             return
-        self._begun = {id: visit for id, visit in self._begun.items() if self._is_valid(visit)}
+        for id, visit in list(self._begun.items()):
+            if not self._is_valid(visit):
+                self._drop(self._begun.pop(id))
+        for id, (message, visits) in list(self._waiting.items()):
+            if visits != self._visits[message.metadata.dst_node_id]:  # it was lost on its way
+                del self._waiting[id]
         for message in messages:
-            self._begun[message.metadata.message_id] = self._begin(message)
+            visits = self._visits[message.metadata.dst_node_id]
+            self._waiting[message.metadata.message_id] = message, visits
+        self._hand_over(messages[0])
+
+    def _hand_over(self, message: Message) -> None:
+        """Hand over what waits, if there are processes."""
+        assert self._pool is not None  # something waits for it
+        with self._named(message):
+            if not self._pool.is_open(lambda: wire_bytes(message.content)):
+                return
+        waiting, self._waiting = self._waiting, {}
+        for id, (one, _) in waiting.items():
+            visit = self._begun[id] = self._begin(one)
+            self._submit(visit, one)
+
+    def _submit(self, visit: Visit, message: Message) -> None:
+        assert self._pool is not None  # it is open
+        whose = visit.context.node_id, named_round(message)
+        visit.task = Task(*whose, message, visit.context, visit.key)
+        with self._named(message):
+            self._pool.submit(visit.task)
+
+    def _drop(self, visit: Visit) -> None:
+        if self._pool is not None and visit.task is not None:
+            self._pool.drop(visit.task)
 
     def aborted(self, message: Message) -> None:
         """Forget an interrupted visit."""
@@ -148,16 +155,7 @@ class AppClients(Watch):
         before, own = self._state(client), self._contexts[client]
         context = compat.make_context(client, dict(own.node_config), dict(own.run_config))
         context.state = isolate(before)
-        visit = Visit(self._key(client), context, before)
-        if self._pool is not None:
-            # A message whose ids have been read cannot be pickled, so this comes before anything else.
-            given = pickle.dumps((message, context, visit.key))
-            try:
-                whose = client, named_round(message)
-                visit.future = self._pool.submit(*whose, _work, self._project.clientapp, self._seed, given)
-            except BrokenProcessPool as error:
-                raise self._died(client, message) from error
-        return visit
+        return Visit(self._key(client), context, before)
 
     def _is_valid(self, visit: Visit) -> bool:
         """Tell whether a client still is where a visit began: it may have worked on another message since."""
@@ -165,129 +163,73 @@ class AppClients(Watch):
         return visit.key == self._key(client) and visit.before is self._state(client)
 
     def _run(self, client: int, message: Message) -> Done:
-        visit = self._begun.pop(message.metadata.message_id, None)
-        if visit is None or not self._is_valid(visit):
-            visit = self._begin(message)
-        try:
-            if visit.future is None:
-                return run_client(self._app, message, visit.context, visit.key)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # such as SystemExit, or a task of asyncio's that was cancelled
-            return self._failed(client, message, _reason(error), error)
-        return self._fetch(client, message, visit.future)
-
-    def _fetch(self, client: int, message: Message, future: Future[bytes]) -> Done:
-        """Wait for what another process makes of a message."""
-        assert self._pool is not None  # it has made the future
-        try:
-            done: Done | Broken = pickle.loads(self._pool.result(future))
-        except BrokenProcessPool as error:
-            raise self._died(client, message) from error
+        done = self._visited(message)
         if isinstance(done, Broken):
             cause = RuntimeError(f"in a worker process\n\n{done.trace}")
             return self._failed(client, message, done.reason, cause)
+        if isinstance(done, Raised):
+            return self._failed(client, message, reason(done.error), done.error)
         return done
 
-    def _failed(self, client: int, message: Message, reason: str, cause: BaseException) -> Done:
+    def _visited(self, message: Message) -> Done | Broken | Raised:
+        """Return what comes of a message, from this process or another one."""
+        id = message.metadata.message_id
+        if self._waiting:
+            self._hand_over(message)
+            self._waiting.pop(id, None)
+        visit = self._begun.pop(id, None)
+        if visit is not None and not self._is_valid(visit):
+            self._drop(visit)
+            visit = None
+        if visit is None:
+            visit = self._begin(message)
+            if self._pool is not None and not self._pool.shares:
+                self._submit(visit, message)
+        if visit.task is None or self._pool is None:
+            return self._here(message, visit.context, visit.key)
+        with self._named(message):
+            return self._pool.fetch(visit.task, self._here)
+
+    def _here(self, message: Message, context: Context, key: int) -> Done | Raised:
+        """Make a visit in this process."""
+        began = time.perf_counter()
+        try:
+            return run_client(self._app, message, context, key)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # such as SystemExit, or a task of asyncio's that was cancelled
+            return Raised(error)
+        finally:
+            if self._pool is not None:
+                self._pool.spend(time.perf_counter() - began)
+
+    @contextmanager
+    def _named(self, message: Message) -> Iterator[None]:
+        """Say for whom a worker was at work that has died; the others' results are lost as well."""
+        client = message.metadata.dst_node_id
+        try:
+            yield
+        except Unfit as error:
+            ask = f"app.workers: {self._project.settings.workers}: other processes cannot run the ClientApp: {error}"
+            raise self._error(f"{ask}; set it to 0", client, message) from None
+        except Died as error:
+            if error.task is None:
+                text = f"a worker process died before client {client} had answered, at work for it or another"
+                raise self._error(f"{text} ({error.how})", client, message) from None
+            text = f"a worker process died before client {error.task.node} had answered ({error.how})"
+            raise self._error(text, error.task.node, message, error.task.round) from None
+
+    def _failed(self, client: int, message: Message, why: str, cause: BaseException) -> Done:
         if self._project.settings.on_failure == "drop":
-            log.info("client %d: %s", client, reason, exc_info=cause)
-            return Done(None, Error(compat.RAISED, reason), self._state(client))
-        raise self._error(reason, client, message) from cause
+            log.info("client %d: %s", client, why, exc_info=cause)
+            return Done(None, Error(compat.RAISED, why), self._state(client))
+        raise self._error(why, client, message) from cause
 
-    def _died(self, client: int, message: Message) -> RunError:
-        """Say for whom the worker was at work that has died; the others' results are lost as well."""
-        assert self._pool is not None  # it has died
-        death = self._pool.death()
-        if death is None:
-            how = self._pool.deaths()
-            reason = f"a worker process died before client {client} had answered, at work for it or another ({how})"
-            return self._error(reason, client, message)
-        reason = f"a worker process died before client {death.node} had answered ({death.how})"
-        return self._error(reason, death.node, message, death.round)
-
-    def _error(self, reason: str, client: int, message: Message, round: int | None = None) -> RunError:
+    def _error(self, why: str, client: int, message: Message, round: int | None = None) -> RunError:
         round = named_round(message) if round is None else round
         phase = message.metadata.message_type
-        return RunError(reason, client, round if round >= 0 else None, self._clock.now_s, phase)
+        return RunError(why, client, round if round >= 0 else None, self._clock.now_s, phase)
 
 
 def _node_config(project: Project, node: int, nodes: int) -> dict[str, Any]:
     return {"partition-id": node, "num-partitions": nodes, **project.settings.of_node(node)}
-
-
-def _reason(error: BaseException) -> str:
-    return f"the ClientApp raised {type(error).__name__}: {error}"
-
-
-def run_client(app: ClientApp, message: Message, context: Context, key: int) -> Done:
-    """Let a ClientApp answer one message.
-
-    Args:
-        app: the ClientApp.
-        message: the message.
-        context: what it sees; its state may be changed.
-        key: of everything that it draws.
-
-    Raises:
-        TypeError: if what it returns is not a message.
-        ValueError: if the message names an impossible number of examples.
-    """
-    with compat.client(context.node_id, key):
-        reply: Any = app(message, context)
-    if not isinstance(reply, Message):
-        raise TypeError(f"a ClientApp must return a Message, not {type(reply).__name__}")
-    if reply.metadata.reply_to_message_id != message.metadata.message_id:
-        raise ValueError("a ClientApp must reply to its own message: Message(content, reply_to=message)")
-    if reply.has_error():
-        return Done(None, reply.error, isolate(context.state))
-    examples(reply.content)  # an impossible number is a mistake of this client's
-    return Done(isolate(reply.content), None, isolate(context.state))
-
-
-def examples(content: RecordDict) -> float:
-    """Return how many examples a reply says it has used, 0 if it does not say; see :func:`said`.
-
-    >>> examples(RecordDict({"metrics": MetricRecord({"num-examples": 60, "loss": 0.5})}))
-    60
-    """
-    return said(content) or 0
-
-
-def said(content: RecordDict) -> float | None:
-    """Return how many examples a reply says it has used, at least 0, or None if it does not say.
-
-    Raises:
-        ValueError: if what it says is no finite number.
-    """
-    for record in content.values():
-        for name in EXAMPLES if isinstance(record, MetricRecord) else ():
-            if name in record:
-                count = record[name]
-                if isinstance(count, int | float) and math.isfinite(count):
-                    return max(0, count)
-                raise ValueError(f"{name} must be a finite number, not {count!r}")
-    return None
-
-
-def _work(reference: str, seed: int, given: bytes) -> bytes:
-    """Answer a message in a worker process."""
-    message, context, key = pickle.loads(given)
-    try:
-        with quiet("flwr", logging.WARNING):
-            return pickle.dumps(run_client(_load(reference, seed), message, context, key))
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        return pickle.dumps(Broken(_reason(error), traceback.format_exc().rstrip()))
-
-
-@functools.cache
-def _load(reference: str, seed: int) -> Any:
-    with import_seeded(seed):
-        return resolve(reference)
-
-
-def import_seeded(seed: int) -> AbstractContextManager[None]:
-    """Let what modules draw while a ClientApp is imported follow from the experiment's seed, in every process."""
-    return compat.seeded(rng.key(seed, "client app import"))

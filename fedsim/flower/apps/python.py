@@ -128,4 +128,4 @@ def _told(project: Project, settings: App) -> Project:
     if settings.workers:
         rule = "must be 0: an object cannot be imported in another process"
         raise ConfigError([Problem("app.workers", settings.workers, rule)])
-    return replace(project, settings=settings)
+    return replace(project, settings=settings.model_copy(update={"workers": 0}))

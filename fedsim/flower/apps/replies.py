@@ -12,7 +12,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedsim.errors import few
-from fedsim.flower.apps.client import EXAMPLES, said
+from fedsim.flower.apps.visit import EXAMPLES, said
 from fedsim.methods.server import trains
 
 

@@ -23,9 +23,9 @@ from fedsim import rng
 from fedsim.flower import compat
 from fedsim.flower.apps import legacy
 from fedsim.flower.apps.app import build
-from fedsim.flower.apps.client import import_seeded
 from fedsim.flower.apps.journal import Journal
 from fedsim.flower.apps.project import Project, importable, load_client, load_server, resolve
+from fedsim.flower.apps.worker import import_seeded
 from fedsim.flower.deploy.bypartition import KEY, WHO, ByPartition
 from fedsim.flower.records import isolate
 from fedsim.record.store import Record

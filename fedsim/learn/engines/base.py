@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,16 @@ class Shard:
     def is_test(self, x: X) -> bool:
         """Tell whether inputs are the held-out ones."""
         return self.test is not None and x is self.test[0]
+
+    @cached_property
+    def everybody(self) -> Tensor:
+        """All clients' samples, one client after the other [n_0 + n_1 + …]."""
+        return torch.cat(self.owned)
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Where each client's samples begin among those of everybody."""
+        return [0, *accumulate(self.sizes)][:-1]
 
     @cached_property
     def sizes(self) -> list[int]:

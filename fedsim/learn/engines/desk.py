@@ -53,6 +53,19 @@ class Desk:
         self._used = -(-(start + tensor.nbytes) // ALIGNED) * ALIGNED
         return start
 
+    def put_bytes(self, data: bytes) -> int | None:
+        """Lay bytes down, and return where; None if there is no room."""
+        start = self._used
+        if start + len(data) > len(self._memory):
+            return None
+        self._memory[start : start + len(data)] = np.frombuffer(data, np.uint8)
+        self._used = -(-(start + len(data)) // ALIGNED) * ALIGNED
+        return start
+
+    def take_bytes(self, start: int, size: int) -> bytes:
+        """Return a copy of bytes that were laid down."""
+        return self._memory[start : start + size].tobytes()
+
     def view(self, start: int, dtype: torch.dtype, shape: torch.Size) -> Tensor:
         """Return what was laid down, where it lies."""
         size = shape.numel() * dtype.itemsize
@@ -89,7 +102,7 @@ def reserve(size: int) -> str:
 def dumps(value: Any, desk: Desk) -> bytes:
     """Pickle a value; the larger tensors in it are laid on a desk, each of them once."""
     written = io.BytesIO()
-    _Writer(written, desk).dump(value)
+    Writer(written, desk).dump(value)
     return written.getvalue()
 
 
@@ -104,13 +117,22 @@ def loads(data: bytes, desk: Desk, copy: bool = True) -> Any:
     return _Reader(io.BytesIO(data), desk, copy).load()
 
 
-class _Writer(pickle.Pickler):
+class Writer(pickle.Pickler):
+    """Writes a pickle, and the larger tensors in it onto a desk.
+
+    Args:
+        file: gets the pickle.
+        desk: gets the numbers.
+    """
+
     def __init__(self, file: io.BytesIO, desk: Desk) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
         self._desk = desk
         self._put: dict[int, tuple[Any, ...]] = {}
+        self._held: list[Any] = []  # an id belongs to another value when the first one is gone
 
     def persistent_id(self, value: Any) -> Any:
+        """Return where a value lies that is laid on the desk; None for any other."""
         if type(value) is np.ndarray and value.dtype.kind in "if" and value.nbytes >= LEAST:
             return *self._laid(value, torch.from_numpy(np.ascontiguousarray(value))), True
         if type(value) is not Tensor or value.requires_grad or value.device.type != "cpu":
@@ -123,6 +145,7 @@ class _Writer(pickle.Pickler):
             start = self._desk.put(tensor) if tensor.nbytes >= LEAST else None
             told = ("is", tensor.contiguous().numpy().tobytes()) if start is None else ("at", start)
             self._put[id(value)] = *told, tensor.dtype, tensor.shape
+            self._held.append(value)
         return self._put[id(value)]
 
 
@@ -132,7 +155,9 @@ class _Reader(pickle.Unpickler):
         self._desk, self._copy = desk, copy
         self._taken: dict[int, Tensor] = {}
 
-    def persistent_load(self, told: Any) -> Tensor | np.ndarray:
+    def persistent_load(self, told: Any) -> Tensor | np.ndarray | bytes:
+        if told[0] == "bytes":
+            return self._desk.take_bytes(*told[1:])
         how, what, dtype, shape, is_array = told
         if how == "is":
             found = (

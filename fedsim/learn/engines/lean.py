@@ -51,7 +51,7 @@ class Lean(Sequential):
 
     def _lay(self, buffers: Tensor) -> None:
         for name, values in self.task.split_buffers(buffers).items():
-            self.task.module.get_buffer(name).copy_(values)
+            self.task.module.get_buffer(name).copy_(self.task.typed(name, values))
 
     def _found(self, buffers: Tensor) -> Tensor:
         """Return what the forward has left in the module; without buffers that is nothing."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from fedsim.learn.curriculum.order import Order
 from fedsim.learn.draws import seeded
 from fedsim.learn.engines.base import BUFFERS, Engine, TrainJob, Walk, metrics
+from fedsim.learn.engines.device import steady
 from fedsim.learn.local import CHUNK, State
 from fedsim.learn.several import X
 from fedsim.learn.task import Batch, Task
@@ -22,7 +23,7 @@ class Sequential(Engine):
     def train(self, jobs: Sequence[TrainJob]) -> list[State]:
         """Do one job after another; what the model draws in a job depends on that job's seed alone."""
         results = []
-        with self.task.mode(training=True):
+        with self.task.mode(training=True), steady(self.task.device):
             for job in jobs:
                 with seeded(job.seed, self.task.device):
                     results.append(self._one(job))
@@ -66,7 +67,14 @@ class Sequential(Engine):
     def evaluate(self, weights: Sequence[Tensor], x: X, y: Tensor, chunk: int) -> list[dict[str, float]]:
         """Score one weight vector after another."""
         measured = self.data.is_test(x)
-        return [score(self.task, vector, x, y, chunk, measured) for vector in weights]
+        with steady(self.task.device):
+            return [score(self.task, vector, x, y, chunk, measured) for vector in weights]
+
+
+def _total(values: Tensor) -> float:
+    """Return a sum in float64, which Apple's cards do not have."""
+    there = values.cpu() if values.device.type == "mps" else values
+    return float(there.sum(dtype=torch.float64))
 
 
 @torch.no_grad()
@@ -89,7 +97,7 @@ def score(
         outputs = task.predict(weights, inputs)
         beat()
         sums, counts = task.totals(outputs, labels)
-        losses += float(sums.sum(dtype=torch.float64))
+        losses += _total(sums)
         targets += len(labels) if counts is None else float(counts.sum())
         if task.classifies:
             hits += float(task.criterion.hits(outputs, labels).sum())

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -64,18 +64,32 @@ class Piece:
     chunk: int = 0
 
 
+class Told(Protocol):
+    """What a process is told first, whatever it is to do."""
+
+    @property
+    def desks(self) -> tuple[str, int]:
+        """Return the file for what goes to and fro, and the size of one desk in bytes."""
+
+
 class Process:
     """Another process.
 
     Args:
         start: what it is told first.
         news: where its answers are put, as (process, message); an empty message says that it has ended.
+        module: its ``main`` is what the process does.
     """
 
-    def __init__(self, start: Start, news: queue.SimpleQueue[tuple[Process, bytes]]) -> None:
+    def __init__(
+        self,
+        start: Told,
+        news: queue.SimpleQueue[tuple[Process, bytes]],
+        module: str = "fedsim.learn.engines.worker",
+    ) -> None:
         # Without Python's own way to start processes, which would run the user's script again.
         code = "import json, sys; sys.path[:] = json.loads(sys.argv[1])"
-        code += "; from fedsim.learn.engines.worker import main; main()"
+        code += f"; from {module} import main; main()"
         command = [sys.executable, "-c", code, json.dumps(sys.path)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._input, self._output = cast(BinaryIO, self._process.stdin), cast(BinaryIO, self._process.stdout)
