@@ -203,7 +203,7 @@ class Train:
     def missing(self) -> RunError:
         """Return the error of a run that may compute nothing and would have to compute this."""
         place = self.place
-        reason = "no run has left this update in the store: other choices were made, or it was computed without the store"
+        reason = "no run has left this update in the store: other choices were made, or it was computed without one"
         return RunError(reason, place.node, place.round, place.sim_time_s, "reuse")
 
     def named_by(self) -> object:

@@ -55,4 +55,4 @@ def test_the_commands_do_what_it_says(tmp_path: Path) -> None:
     assert "  network.up_mbps: 2.0 | 1.0\n" in said["diff"]
     assert said["replay-job"].count("equal to the last bit") >= 2
     assert summary(fourth)["accuracy"] > began["accuracy"]  # type: ignore[operator]
-    assert len(list(fourth.glob("digits-*/weights/*.safetensors"))) == 2
+    assert len(list(fourth.glob("digits-*/models/*.safetensors"))) == 2

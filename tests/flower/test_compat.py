@@ -343,3 +343,28 @@ def test_a_context_begins_with_an_empty_state():
     context = compat.make_context(3, {"partition-id": 3}, {"lr": 0.1})
     assert (context.node_id, context.node_config, context.run_config) == (3, {"partition-id": 3}, {"lr": 0.1})
     assert not context.state
+
+
+def test_a_reply_is_the_one_that_flower_makes():
+    """All that it says of itself, except for when it was made."""
+    with compat.session(0, 9, lambda _: None):
+        asked = Message(RecordDict(), 3, "train.own", ttl=50.0, group_id="g")
+        compat.name_message(asked, "7", 9)
+        got = compat.delivered(asked, RecordDict())
+        mine, theirs = compat.answered(got, "7-reply", 3, RecordDict()), Message(RecordDict(), reply_to=got)
+        compat.name_message(theirs, "7-reply", 3)
+    one, two = ({**vars(message.metadata)} for message in (mine, theirs))
+    times = [(about.pop("_created_at"), about.pop("_ttl")) for about in (one, two)]
+    assert one == two
+    assert all(created + ttl == pytest.approx(asked.metadata.created_at + 50.0) for created, ttl in times)
+    assert (mine.has_content(), mine.has_error()) == (True, False)
+
+
+def test_what_is_delivered_has_containers_of_its_own():
+    with compat.session(0, 9, lambda _: None):
+        asked = Message(RecordDict(), 3, "train")
+        got = compat.delivered(asked, RecordDict({"c": ConfigRecord({"a": 1})}))
+    got.metadata.message_type = "query"
+    assert asked.metadata.message_type == "train"
+    assert not asked.content
+    assert asked.metadata.delivered_at == ""
