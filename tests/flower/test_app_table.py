@@ -140,3 +140,13 @@ def test_a_round_with_a_failure_teaches_nothing_where_noise_counts_clients(tmp_p
     assert [(one["node"], one["round"]) for one in found] == [(2, 1)]
     _, weights, _ = run("private", tmp_path, DEAF, config="noise=0.0")
     np.testing.assert_array_equal(weights, np.zeros(4))
+
+
+@pytest.mark.slow
+def test_threads_and_other_processes_give_the_same(tmp_path):
+    hashes = []
+    for workers in (0, 1):
+        world = {**WORLD, "faults": [DEAF, away(0.008)], "app": {"workers": workers}}
+        result = run_app(APPS / "pooled", nodes=4, world=world, out=tmp_path)
+        hashes.append(result.summary["run_hash"])
+    assert hashes[0] == hashes[1]
