@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsim import parts as _parts
 from fedsim.errors import MISSING, BadValue, ConfigError, Problem
-from fedsim.inspection import differences, replay_job
+from fedsim.inspection import differences, export, happened, replay_job
 from fedsim.inspection import late as _late
 from fedsim.inspection import told as _told
 from fedsim.machine import remark_on_threads, remark_on_workers
-from fedsim.record.events import happened as _happened
-from fedsim.record.export import export as _export
 from fedsim.record.reports import report
 from fedsim.record.result import Result
 from fedsim.running.ending import clock
@@ -364,32 +362,6 @@ def compare(
     asked = by, metric, target, x or said.x, baseline or said.baseline
     comparison: Shown = _late("study.page").shown(found, *asked)
     return comparison
-
-
-def happened(
-    run: str | Path,
-    round: int | None = None,
-    node: int | None = None,
-    from_s: float | None = None,
-    to_s: float | None = None,
-) -> Iterator[str]:
-    """Yield what happened in a run, in lines; see :func:`fedsim.record.events.happened`.
-
-    Raises:
-        ConfigError: if the folder holds no record, or one without events.
-    """
-    with _told():
-        yield from _happened(run, round, node, from_s, to_s)
-
-
-def export(run: str | Path, out: str | Path | None = None, form: Any = "csv") -> list[Path]:
-    """Write the tables of a run's record as files; see :func:`fedsim.record.export.export`.
-
-    Raises:
-        ConfigError: if the folder holds no record, or the files cannot be written.
-    """
-    with _told():
-        return _export(run, Path(run) / "export" if out is None else out, form)
 
 
 def parts(kind: str) -> list[tuple[str, str]]:

@@ -11,9 +11,37 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import BadValue, ConfigError, Problem
+from fedsim.record.events import happened as _happened
+from fedsim.record.export import export as _export
 
 if TYPE_CHECKING:
     from fedsim.running.redo import Redone
+
+
+def happened(
+    run: str | Path,
+    round: int | None = None,
+    node: int | None = None,
+    from_s: float | None = None,
+    to_s: float | None = None,
+) -> Iterator[str]:
+    """Yield what happened in a run, in lines; see :func:`fedsim.record.events.happened`.
+
+    Raises:
+        ConfigError: if the folder holds no record, or one without events.
+    """
+    with told():
+        yield from _happened(run, round, node, from_s, to_s)
+
+
+def export(run: str | Path, out: str | Path | None = None, form: Any = "csv") -> list[Path]:
+    """Write the tables of a run's record as files; see :func:`fedsim.record.export.export`.
+
+    Raises:
+        ConfigError: if the folder holds no record, or the files cannot be written.
+    """
+    with told():
+        return _export(run, Path(run) / "export" if out is None else out, form)
 
 
 def differences(first: str | Path, second: str | Path) -> Iterator[str]:

@@ -48,12 +48,15 @@ TRIED = 500
 log = logging.getLogger("fedsim")
 
 
-def build(experiment: Experiment, dry: bool = False) -> tuple[Learner, Dataset, list[np.ndarray]]:
+def build(
+    experiment: Experiment, dry: bool = False, pooled: bool = False
+) -> tuple[Learner, Dataset, list[np.ndarray]]:
     """Make the learner that an experiment describes.
 
     Args:
         experiment: the experiment.
         dry: keep time only.
+        pooled: let one more have all that the clients have: the server, whose id is theirs plus one.
 
     Returns:
         The learner, the dataset, and the training samples of each client.
@@ -84,6 +87,8 @@ def build(experiment: Experiment, dry: bool = False) -> tuple[Learner, Dataset, 
     _check_measure(experiment, task)
     difficulty = functools.cache(lambda: _cast(torch.from_numpy(losses()), task))
     shares = [torch.from_numpy(own).to(device) for own in owned]
+    if pooled:
+        shares.append(torch.cat(shares))
     shard = Shard(x, y, shares, difficulty, (x_test, y_test))
     _check_last_batches(experiment, task, shard)
     with experiment.blame("compute"):

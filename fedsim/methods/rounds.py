@@ -37,6 +37,7 @@ class Rounds(ABC):
         queries: what clients answer without their data, by message type, such as ``query.average``.
         weighted: whether the method averages by :attr:`Reply.weight`; False counts all replies alike, whatever the
             experiment says.
+        pooled: whether all data lie with the server, which trains on them itself.
         weighting: how replies are weighted, where they are.
         central: what the server does to replies and models, the first one first.
         enough: which share of the replies ends a round; None is the server's own rule.
@@ -52,6 +53,7 @@ class Rounds(ABC):
 
     timing_depends_on_values: ClassVar[bool] = False
     weighted: ClassVar[bool] = True
+    pooled: ClassVar[bool] = False
     queries: ClassVar[Mapping[str, Query]] = {}
 
     def __post_init__(self) -> None:

@@ -115,6 +115,14 @@ class Server(ABC):
     def receive(self) -> list[Answer]:
         """Wait for the next end of something sent, and return all that have come by then, in the order of arrival."""
 
+    def train_here(self, round: int, model: Deferred) -> Reply:
+        """Train a model [P] on the data of all clients, where those lie with the server, and return what comes of it.
+
+        Raises:
+            RunError: if the server has no data.
+        """
+        raise RunError("the server has no data of its own", round=round, phase="train")
+
 
 def ask_all(
     nodes: Iterable[int], action: str, numbers: Mapping[str, float] | None = None, **vectors: Deferred

@@ -85,17 +85,19 @@ def prepare(experiment: Experiment, dry: bool = False, book: Book | None = None)
         ConfigError: if any part is unknown, refuses its parameters, or does not fit the others.
     """
     mistakes: list[ConfigError] = []
+    pooled = False
     with experiment.blame("compute"):  # before anything is computed with so many
         require_threads(experiment.compute.threads)
     with _collect(mistakes):
         strategy = make_strategy(experiment)
+        pooled = isinstance(strategy, Rounds) and strategy.pooled
         if dry:
             check_timing_only(experiment, strategy)
         server = not isinstance(strategy, PeerStrategy)
         graph = make_graph(experiment, server)
         check_use(experiment, strategy, graph)
     with _collect(mistakes):
-        learner, dataset, owned = learning.build(experiment, dry)
+        learner, dataset, owned = learning.build(experiment, dry, pooled)
     with _collect(mistakes), experiment.blame("churn"):
         supplied = dict.fromkeys(("node", "rng", "n"))
         parts.check(experiment.find("churn", experiment.churn.name), experiment.churn.params, supplied)
@@ -113,7 +115,9 @@ def prepare(experiment: Experiment, dry: bool = False, book: Book | None = None)
         adapter().say_cost(strategy, learner)
     world = worlds.build(experiment, graph, server)
     needs = None
-    if any(kit.memory_mb is not None for kit in world.kits):
+    if pooled:
+        world.equip_server()
+    elif any(kit.memory_mb is not None for kit in world.kits):
         needs = need_mb(learner.engine, _updates(strategy, experiment))
         with experiment.blame("devices"):
             check_memory(world.kits, needs)

@@ -11,16 +11,16 @@ from fedsim.errors import RunError, StalledError, ValueNeeded, at_round
 from fedsim.learn.book import Mismatch
 from fedsim.learn.buffers import judged, merged
 from fedsim.learn.deferred import Deferred
-from fedsim.learn.learner import Learner
+from fedsim.learn.learner import Learner, Place
 from fedsim.learn.local import LocalUpdate
 from fedsim.learn.task import Task
 from fedsim.methods.arrivals import Arrivals
 from fedsim.methods.metrics import SYSTEM
 from fedsim.methods.rounds import Rounds
 from fedsim.methods.server import Answer, Ask, Reply, Server, trains, weighing
-from fedsim.running.clients import LocalClients, Numbers, Order, faults, together
+from fedsim.running.clients import EXAMPLES, LocalClients, Numbers, Order, faults, together
 from fedsim.running.exchange import Exchange, TimeUp
-from fedsim.running.instruction import Instruction
+from fedsim.running.instruction import Instruction, Wait
 from fedsim.running.notes import Notes
 from fedsim.running.observer import Observer
 from fedsim.running.wire import instruction_bytes
@@ -101,6 +101,23 @@ class SimServer(Server):
             Answer(one.round, one.payload.ask, one.content if one.end == "answered" else None)
             for one in ended
         ]
+
+    def train_here(self, round: int, model: Deferred) -> Reply:
+        """Train on the data of all clients; work that is interrupted is done again when the server is back."""
+        learner, update = self._local.learner, self._local.updates["train"].at(round)
+        node, pool = self.line.server, len(learner.sizes) - 1
+        while True:
+            began_s = node.clock.now_s
+            job = node.compute(update.work(learner.sizes[pool]), round)
+            self.line.wait(Wait(set(), job))
+            if job.value:
+                break
+            if node.crashed:
+                raise RunError("the server has crashed", node.id, round, node.clock.now_s, "train")
+        self.line.updates += 1
+        result = learner.train(update, pool, {"arrays": model}, Place(node.id, round, began_s))
+        numbers = Numbers({EXAMPLES: learner.sizes[pool]}, result, update.metrics)
+        return Reply(node.id, "train", {"arrays": result.pick("arrays")}, numbers, learner.sizes[pool])
 
     def _instruction(self, round: int, ask: Ask, ttl_s: float | None = None) -> Instruction:
         size = instruction_bytes(ask.vectors, ask.numbers, self._local.vector_bytes())

@@ -99,7 +99,7 @@ class Comparison:
             mean([float(values[-1]) for values in ends]),
             mean([float(best(values)) for values in ends]),
             mean([float(values[-10:].mean()) for values in ends]),
-            mean([_last(ran, "accuracy_worst_decile") for ran in group]),
+            mean([_worst(ran) for ran in group]),
             (float(np.mean([low for low, _ in totals])), float(np.mean([high for _, high in totals]))),
         )
 
@@ -215,6 +215,12 @@ def mean(values: Sequence[float]) -> Interval:
 def _rest(ran: Ran, by: str) -> str:
     """Return all settings but one, as text: runs with the same are a pair."""
     return str(sorted((key, str(value)) for key, value in ran.settings.items() if key not in (by, "name")))
+
+
+def _worst(ran: Ran) -> float:
+    """Return the worst tenth of the clients' accuracy: on what they have held out, or else of peers on the test."""
+    own = _last(ran, "client_accuracy_worst_decile")
+    return own if math.isfinite(own) else _last(ran, "accuracy_worst_decile")
 
 
 def _last(ran: Ran, name: str) -> float:

@@ -72,6 +72,15 @@ class World:
         """The clients or peers: the nodes that hold data."""
         return [node for node in self.nodes if node.role != "server"]
 
+    def equip_server(self) -> None:
+        """Let the server compute, as fast and for as much energy as the clients do on average."""
+        if self.server is None:
+            return
+        pace = round(sum(kit.ps_per_sample for kit in self.kits) / len(self.kits))
+        joules = [kit.joules_per_sample for kit in self.kits if kit.joules_per_sample is not None]
+        self.server.ps_per_sample = pace
+        self.kits.append(Kit(pace, math.fsum(joules) / len(joules) if joules else None))
+
     def totals(self) -> dict[str, int]:
         """Return bytes and work summed over all nodes."""
         total = self.network.total
@@ -96,8 +105,8 @@ class World:
         )
 
     def spent(self) -> dict[str, float | None]:
-        """Return time in seconds and energy in joules, summed over the clients or peers; a server computes nothing."""
-        usages = [self.usage(node) for node in self.members]
+        """Return time in seconds and energy in joules, summed over the clients or peers, and a server that computes."""
+        usages = [self.usage(node) for node in self.nodes if node.role != "server" or node.work]
         joules = [one.joules for one in usages if one.joules is not None]
         return {
             "busy_s": sum(one.busy_us for one in usages) / MICRO,

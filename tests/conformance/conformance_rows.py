@@ -35,6 +35,7 @@ class Row:
         numbers: the numbers that it sends back.
         symmetric: whether it treats clients alike; where who meets whom depends on their ids, it does not.
         fewest: how many replies it needs to do anything.
+        talks: whether anything is sent.
         rests: parameters with which it stays at the optimum of clients that disagree, if it can.
     """
 
@@ -51,6 +52,7 @@ class Row:
     symmetric: bool = True
     fewest: int = 1
     rests: dict[str, Any] | None = None
+    talks: bool = True
 
 
 def descent(gradient: Gradient, x: np.ndarray, lr: float) -> np.ndarray:
@@ -178,6 +180,8 @@ ROWS = [
     flowers("multikrum", {"num_nodes_to_select": 2}, fewest=3),
     flowers("bulyan", fewest=3),
     flowers("qfedavg", {"q": 0.0}, numbers=("num-examples", "train_loss", "start_loss")),
+    Row("centralised", {"participants": 4}, {"participants": 99}, talks=False),
+    Row("local_only", {}, {}, topology="complete", talks=False),
     server("fedavgm", {"momentum": 0.5}, alone=with_momentum),
     server("fedprox", {"mu": 0.7}, alone=proximal),
     Row(

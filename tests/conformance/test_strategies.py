@@ -79,7 +79,7 @@ def test_the_number_of_slots_does_not_matter_to_the_events(row: Row, tmp_path: P
     assert np.abs(flat(few.weights()) - flat(many.weights())).max() < 1e-10
 
 
-@every
+@pytest.mark.parametrize("row", [row for row in ROWS if row.talks], ids=lambda row: row.name)
 def test_bytes_are_conserved_when_clients_fail(row: Row, tmp_path: Path) -> None:
     faults = [{"name": "crash", "at_s": 3.0, "count": 2}]
     vectors = max(1, len(row.up))

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fedsim.api import check
+from fedsim.study.file import load
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
 
@@ -21,7 +24,7 @@ def blocks(language: str) -> list[str]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Write what the page says, with fewer rounds."""
-    (study,) = blocks("yaml")
+    study, _ = blocks("yaml")
     (tmp_path / "mine.py").write_text(blocks("python")[0])
     (tmp_path / "study.yaml").write_text(
         study.replace("rounds: 60", "rounds: 2").replace("accuracy: 0.85", "accuracy: 0.1")
@@ -33,6 +36,17 @@ def run(folder: Path, *words: str) -> str:
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_what_to_compare_with_joins_the_study(folder: Path) -> None:
+    study, more = (yaml.safe_load(block) for block in blocks("yaml"))
+    study["methods"] |= more["methods"]
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+    plan = load(folder / "study.yaml")
+    found = {point.settings["method"]: plan.experiment(point).strategy for point in plan.points()}
+    for name in more["methods"]:
+        assert found[name].local == found["FedAvg"].local
+        check({**study["base"], "strategy": found[name].model_dump()})
 
 
 @pytest.mark.slow

@@ -350,3 +350,20 @@ def test_the_page_fits_a_phone(folder, tmp_path):
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "<title>wide 500</title>" in done.stdout
+
+
+def test_the_worst_clients_are_those_that_do_worst_on_what_they_hold_out(tmp_path):
+    given = {
+        "data": {"clients": 4, "client_test_share": 0.2, "partition": {"name": "dirichlet", "alpha": 0.3}},
+        "model": "softmax",
+        "strategy": {"name": "fedavg", "participants": 2, "local": {"steps": 2}},
+        "stop": {"rounds": 1},
+        "record": {"report": False},
+    }
+    result = fedsim.run(given, out=tmp_path)
+    (row,) = fedsim.compare(result.path).rows()
+    [one] = runs(result.path)
+    own = (
+        (one.metrics["name"] == "client_accuracy") & (one.metrics["round"] == 1) & (one.metrics["node"] >= 0)
+    )
+    assert row.worst[0] == one.metrics["value"][own].min() < one.metrics["value"][own].max()

@@ -77,6 +77,21 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Known:
+    """What an expert has said of each sample, in a form that can be sent to another process.
+
+    Args:
+        losses: how hard it finds each sample [N].
+    """
+
+    losses: Tensor
+
+    def __call__(self) -> Tensor:
+        """Return it."""
+        return self.losses
+
+
+@dataclass(frozen=True)
 class TrainJob:
     """One local update of one client, complete in itself.
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from fedsim import beside
-from fedsim.learn.engines.base import Engine, TrainJob
+from fedsim.learn.engines.base import Engine, Known, TrainJob
 from fedsim.learn.engines.desk import ALIGNED, Desk, dumps, loads, reserve
 from fedsim.learn.engines.worker import PLACES, Start, desks, receive, send
 from fedsim.learn.local import State
@@ -394,21 +394,6 @@ def shared(engine: Engine, wanted: int | None) -> Engine:
     count = int(said) if said.isdecimal() else cores()
     count = min(count, sum(len(one.data.owned) for one in engine.members))
     return Workers(engine, count) if count > 1 else engine
-
-
-@dataclass(frozen=True)
-class Known:
-    """What an expert has said of each sample, in a form that can be sent.
-
-    Args:
-        losses: how hard it finds each sample [N].
-    """
-
-    losses: Tensor
-
-    def __call__(self) -> Tensor:
-        """Return it."""
-        return self.losses
 
 
 def _known(known: Known | None) -> Iterable[Tensor]:
