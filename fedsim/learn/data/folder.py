@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,6 +95,21 @@ def _images(path: str, place: Path, names: list[str], size: tuple[int, int] | No
             raise BadValue("path", path, f"the folder {one} holds no images")
         files += own
         labels += [one] * len(own)
+    return Samples(pixels_of(path, files, size, colour), np.array(labels))
+
+
+def pixels_of(path: str, files: Sequence[Path], size: tuple[int, int] | None, colour: str) -> Array:
+    """Return images of one size [N, C, H, W] between 0 and 1.
+
+    Args:
+        path: what the experiment calls them.
+        files: one for each image, at least one.
+        size: height and width that they are brought to; None leaves them, and refuses different ones.
+        colour: rgb or grey.
+
+    Raises:
+        BadValue: for one that cannot be read, or is of another size.
+    """
     height, width = size or _read(path, files[0], None, colour).shape[:2]
     channels = 3 if colour == "rgb" else 1
     require_room("path", path, 8.0 * len(files) * height * width * channels, f"{len(files)} images")
@@ -106,7 +122,7 @@ def _images(path: str, place: Path, names: list[str], size: tuple[int, int] | No
                 "path", path, f"all images must be of one size: {found}", f"set size: [{height}, {width}]"
             )
         image[:] = np.moveaxis(pixels.reshape(height, width, channels), -1, 0) / np.float32(255)
-    return Samples(x, np.array(labels))
+    return x
 
 
 def _read(path: str, file: Path, size: tuple[int, int] | None, colour: str) -> Array:

@@ -16,8 +16,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import BadValue, clip
+from fedsim.errors import MISSING, BadValue, clip
 from fedsim.learn.data.dataset import PADDING, Dataset
+from fedsim.learn.data.folder import pixels_of
 from fedsim.learn.data.samples import Samples, damaged, dataset, located
 from fedsim.machine import require_room
 from fedsim.parts import Count
@@ -30,7 +31,7 @@ LETTERS = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmn
 WORD = re.compile(r"[\w']+|[.,!?;]")
 """What LEAF takes for a word of a tweet."""
 
-Which = Literal["femnist", "shakespeare", "sent140", "reddit", "synthetic"]
+Which = Literal["femnist", "shakespeare", "sent140", "reddit", "synthetic", "celeba"]
 
 
 def leaf(
@@ -39,6 +40,8 @@ def leaf(
     of: Which,
     vocabulary: Count = 10_000,
     length: Count | None = None,
+    images: str | None = None,
+    size: Count = 84,
     test_share: float = 0.2,
     seed: int,
     root: Path | None = None,
@@ -48,6 +51,7 @@ def leaf(
     femnist: images [1, 28, 28], 62 classes. synthetic: vectors. shakespeare: the indices of 80 characters in LEAF's
     list of 80, and the next one. sent140: the words of a tweet, in 2 classes. reddit: pieces of 10 words and, for each
     word, the next one; both the comments as they are (``reddit_json``) and as they are cut (``reddit_leaf``) are read.
+    celeba: faces [3, size, size] between 0 and 1, whose names the files hold, in 2 classes: whether they smile.
 
     Words are numbered by how often the training samples have them: 0 is padding, 1 is every other word.
 
@@ -57,6 +61,8 @@ def leaf(
         of: which of LEAF's datasets it is.
         vocabulary: how many words there are, padding and the unknown word included; for sent140 and reddit.
         length: how many words of a tweet or of a piece are read: null is LEAF's own, 25 for sent140, 10 for reddit.
+        images: the folder of CelebA's pictures (``img_align_celeba``), from the current folder or from ``data.root``.
+        size: how many pixels high and wide CelebA's pictures are made; LEAF has 84.
         test_share: the part that becomes the test, where there is no folder ``test``.
         seed: which samples those are.
         root: the data folder.
@@ -82,6 +88,8 @@ def leaf(
             parts, classes = [_vectors(one, of == "femnist") for one in rows], 62 if of == "femnist" else None
         elif of == "shakespeare":
             parts, classes = [_letters(one) for one in rows], len(LETTERS)
+        elif of == "celeba":
+            parts, classes = _faces(rows, images, size, root), 2
         elif of == "sent140":
             parts, classes = _tweets(rows, vocabulary, length or 25), 2
         else:
@@ -136,6 +144,23 @@ def _rows(path: str, place: Path) -> _Rows:
 def _vectors(rows: _Rows, image: bool) -> Samples:
     x = np.array(rows.x, np.float32)
     return Samples(x.reshape(-1, 1, 28, 28) if image else x, np.array(rows.y, np.int64), np.array(rows.users))
+
+
+def _faces(parts: list[_Rows], images: str | None, size: int, root: Path | None) -> list[Samples]:
+    """Return the pictures that the files name."""
+    if images is None:
+        hint = "set images to the folder img_align_celeba, which holds them"
+        raise BadValue("images", MISSING, "LEAF's celeba has the names of pictures alone", hint)
+    folder = located(images, root, "images")
+    made = []
+    for rows in parts:
+        files = [folder / str(name) for name in rows.x]
+        gone = next((file.name for file in files if not file.is_file()), None)
+        if gone is not None:
+            raise BadValue("images", images, f"there is no picture {gone}, which LEAF's files name")
+        x = pixels_of(images, files, (size, size), "rgb")
+        made.append(Samples(x, np.array(rows.y, np.int64), np.array(rows.users)))
+    return made
 
 
 def _letters(rows: _Rows) -> Samples:

@@ -283,3 +283,26 @@ def test_datasets_of_torchvision_with_and_without_a_test(tmp_path):
     assert "where its files are must be said" in str(refusal("torchvision", of="SVHN"))
     with pytest.raises(BadValue, match=r"its files cannot be read .*download it once"):
         parts.call(part, {"of": "SVHN"}, supplied)
+
+
+def test_celeba_is_the_pictures_that_are_named(leaf, tmp_path):
+    folder = tmp_path / "img_align_celeba"
+    folder.mkdir()
+    for number, colour in enumerate([(255, 0, 0), (0, 255, 0), (0, 0, 51)]):
+        Image.new("RGB", (6, 4), colour).save(folder / f"{number:06}.png")
+    train = {"7": (["000002.png", "000000.png"], [1, 0]), "3": (["000001.png"], ["1"])}
+    path = leaf(train, {"9": (["000000.png"], [0])})
+    data = make("leaf", path=path, of="celeba", images=str(folder), size=8)
+    assert (data.shape, data.classes, data.y.tolist(), data.groups.tolist()) == (
+        (3, 8, 8),
+        2,
+        [1, 0, 1],
+        [1, 1, 0],
+    )
+    assert data.x[:, :, 3, 5].tolist() == [[0, 0, pytest.approx(0.2)], [1, 0, 0], [0, 1, 0]]
+    assert data.x_test[0, :, 0, 0].tolist() == [1, 0, 0]
+    assert make("leaf", path=path, of="celeba", images=str(folder)).shape == (3, 84, 84)
+    assert "set images to the folder" in str(refusal("leaf", path=path, of="celeba"))
+    (folder / "000001.png").unlink()
+    found = refusal("leaf", path=path, of="celeba", images=str(folder))
+    assert (found.key, found.rule) == ("images", "there is no picture 000001.png, which LEAF's files name")
