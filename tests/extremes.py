@@ -66,10 +66,20 @@ NEEDED: dict[str, Any] = {
     "clip": 1.0,
     "bits": 8,
     "deviation": 1.0,
+    "std": 0.5,
 }
 """Values of parameters that have no default."""
 
-CHOOSES = ("crash", "crash_recover", "flaky", "slow_down", "corrupt", "link_down")
+CHOOSES = (
+    "crash",
+    "crash_recover",
+    "flaky",
+    "slow_down",
+    "corrupt",
+    "link_down",
+    "label_flips",
+    "feature_noise",
+)
 """Faults that must be told how many they hit."""
 
 
@@ -153,6 +163,7 @@ def placed(kind: str, block: dict[str, Any]) -> tuple[dict[str, Any], Path]:
         "datasets": ("data",),
         "partitions": ("data", "partition"),
         "faults": ("faults", 0),
+        "data_faults": ("data", "faults", 0),
         "selectors": ("strategy", "select"),
         "transforms": ("strategy", "around", 0),
         "losses": ("loss",),
@@ -162,6 +173,7 @@ def placed(kind: str, block: dict[str, Any]) -> tuple[dict[str, Any], Path]:
         "schedules": ("strategy", "local", "schedule"),
     }
     new.setdefault("evaluate", {})["metrics"] = [{}] * (kind == "metrics")
+    new["data"]["faults"] = [{}] * (kind == "data_faults")
     new["strategy"].setdefault("local", {})["augment"] = [{}] * (kind == "augmentations")
     if kind in ("selectors", "transforms"):
         new["strategy"] = server

@@ -29,6 +29,7 @@ GROUND = {
     "logs",
     "pulse",
     "start",
+    "chosen",
 }
 LOWER = {"ground": set[str]()}
 LOWER["spec"] = {"ground"}

@@ -21,13 +21,14 @@ from fedsim.cli import flower as flowercli
 from fedsim.cli import output, show
 from fedsim.cli import study as studycli
 from fedsim.cli import trace as tracecli
+from fedsim.cli.options import StoreOf, StoreSize
 from fedsim.errors import ConfigError, Problem, did_you_mean
-from fedsim.running.shown import shown
+from fedsim.running.shown import also_live, shown
 from fedsim.version import __version__
 
 KINDS = (
     *("strategies", "selectors", "transforms", "topologies", "datasets"),
-    *("models", "partitions", "churn", "faults", "engines"),
+    *("models", "partitions", "churn", "faults", "data_faults", "engines"),
     *("losses", "metrics", "augmentations", "optimisers", "schedules"),
 )
 
@@ -42,16 +43,6 @@ Files = Annotated[
     list[Path], typer.Argument(metavar="FILE...", help="Experiment files, run one after the other.")
 ]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="An experiment file.")]
-StoreOf = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="FEDSIM_STORE", help="Folder of what runs have computed; nothing in it is computed again."
-    ),
-]
-StoreSize = Annotated[
-    float,
-    typer.Option("--store-gb", envvar="FEDSIM_STORE_GB", min=0.001, help="How much the store may hold."),
-]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace one value of the file; may be repeated."),
@@ -109,6 +100,9 @@ def run(
     ] = False,
     store: StoreOf = None,
     store_gb: StoreSize = 10.0,
+    live: Annotated[
+        bool, typer.Option("--live", help="Show the run on a page of this machine while it goes on.")
+    ] = False,
 ) -> None:
     """Run experiments and leave a folder with records and a report for each."""
     with show.explained():
@@ -118,7 +112,7 @@ def run(
             for file in files:
                 api.check(file, overrides, timing_only=timing_only)
         for file in files:
-            with shown(quiet) as told:
+            with shown(quiet) as bar, also_live(bar, file.stem, live) as told:
                 how: dict[str, Any] = {"timing_only": timing_only, "store": store, "store_gb": store_gb}
                 result = api.run(file, overrides=overrides, out=out, progress=told, **how)
             show.print_result(result)
@@ -133,12 +127,15 @@ def resume(
     ] = None,
     settings: Settings = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    store: StoreOf = None,
+    store_gb: StoreSize = 10.0,
 ) -> None:
     """Let a run go on that was stopped or killed, or is to be longer; it ends as it would have without a break."""
     with show.explained():
         overrides, more = show.overrides_of(settings), show.extension_of(extend)
         with shown(quiet) as told:
-            result = api.resume(run, overrides=overrides, extend=more, progress=told)
+            how: dict[str, Any] = {"progress": told, "store": store, "store_gb": store_gb}
+            result = api.resume(run, overrides=overrides, extend=more, **how)
         show.print_result(result)
 
 

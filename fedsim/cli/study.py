@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fedsim import api
 from fedsim.cli import show
+from fedsim.cli.options import StoreOf, StoreSize
 from fedsim.errors import BadValue, ConfigError, Problem
 from fedsim.machine import cores
 from fedsim.study.sweep import FAILED, only_of
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from fedsim.api import Outcome
 
 PLACE = "comparison"
+
+TOGETHER = 16
+"""So many runs advance together; each holds its own models, while data are held once."""
 
 Settings = Annotated[
     list[str] | None,
@@ -34,14 +38,22 @@ def sweep(
     settings: Settings = None,
     out: Annotated[Path, typer.Option(help="Folder in which each study gets its own folder.")] = Path("runs"),
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time; by default one for each core.")
+        int | None, typer.Option(min=1, help="Runs at a time; by default one for each core, or 16 together.")
     ] = None,
+    together: Annotated[
+        bool,
+        typer.Option(
+            "--together", help="Let the runs advance in one process, which computes for all at once."
+        ),
+    ] = False,
     only: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Only runs with this setting; may be repeated."),
     ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Run again what failed before.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    store: StoreOf = None,
+    store_gb: StoreSize = 10.0,
 ) -> None:
     """Run all runs of a study that have not been run, and say what became of them."""
     with show.explained():
@@ -50,9 +62,15 @@ def sweep(
         failed = 0
         for file in files:
             told = None if quiet else teller()
-            done = api.sweep(
-                file, overrides=overrides, out=out, jobs=jobs or cores(), only=wanted, retry=retry, told=told
-            )
+            how: dict[str, Any] = {
+                "jobs": jobs or (TOGETHER if together else cores()),
+                "together": together,
+                "only": wanted,
+                "retry": retry,
+                "told": told,
+            }
+            how |= {"store": store, "store_gb": store_gb}
+            done = api.sweep(file, overrides=overrides, out=out, **how)
             failed += _report(done)
         if failed:
             raise typer.Exit(1)

@@ -12,11 +12,11 @@ import inspect
 import logging
 import random
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from flwr.supercore.run import Run
 from numpy.random import mtrand
 
 from fedsim import rng
+from fedsim.learn.engines.own import belongs
 from fedsim.logs import quiet
 from fedsim.running.garbage import settled
 
@@ -126,6 +127,11 @@ def make_context(
     )
 
 
+def set_receiver(message: Message, node_id: int) -> None:
+    """Let a message go to another node."""
+    message.metadata.__dict__["_dst_node_id"] = node_id
+
+
 def set_sender(message: Message, node_id: int) -> None:
     """Let a message come from another node."""
     message.metadata.__dict__["_src_node_id"] = node_id
@@ -174,6 +180,23 @@ def _identify(whose: tuple[Any, ...]) -> tuple[Any, ...]:
     before = TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id
     TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = whose
     return before
+
+
+def _belong() -> None:
+    """Let each of several runs that advance together have its own of what a session puts in place."""
+    strategy: Any = importlib.import_module("flwr.serverapp.strategy.strategy")
+    waiting: Any = importlib.import_module("flwr.serverapp.strategy.strategy_utils")
+    belongs(lambda: strategy.Result, lambda result: setattr(strategy, "Result", result))
+    belongs(lambda: waiting.sleep, lambda sleep: setattr(waiting, "sleep", sleep))
+    logger = logging.getLogger("flwr")
+    belongs(lambda: logger.level, logger.setLevel)
+    with contextlib.suppress(ImportError):  # as in identity
+        task: Any = importlib.import_module("flwr.supercore.task_identity").TaskIdentity
+        for name in ("_task_id", "_run_id", "_node_id"):
+            belongs(partial(getattr, task, name), partial(setattr, task, name))
+
+
+_belong()
 
 
 @contextlib.contextmanager
@@ -285,18 +308,17 @@ def in_client() -> bool:
 
 
 @contextlib.contextmanager
-def slow_time(pause: Callable[[float], None]) -> Iterator[None]:
-    """Let ``time.sleep`` of a server's own code pass simulated time; other threads sleep as before.
+def slow_time(pause: Callable[[float], None], own: Callable[[], bool]) -> Iterator[None]:
+    """Let ``time.sleep`` of a server's own code, where ``own`` holds, pass simulated time; others sleep as before.
 
     A module that is imported meanwhile may keep the replacement; outside of here it sleeps as usual, and so do a
     client and what Python waits for other processes with: how long they take is no simulated time.
     """
-    before, thread, active = time.sleep, threading.get_ident(), True
+    before, active = time.sleep, True
 
     def sleep(seconds: Any) -> None:
-        simulated = active and threading.get_ident() == thread and not in_client()
         caller = sys._getframe(1).f_globals.get("__name__", "")
-        simulated = simulated and caller.partition(".")[0] not in AWAIT_PROCESSES
+        simulated = active and own() and caller.partition(".")[0] not in AWAIT_PROCESSES
         (pause if simulated else before)(seconds)
 
     time.sleep = sleep

@@ -7,16 +7,18 @@ sample's place in the batch, so that it is the same in every engine.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedsim.errors import BadValue
 from fedsim.learn.masks import Draws
+from fedsim.learn.several import X, leaves
 from fedsim.parts import Count, NotNegative, bind, find
 from fedsim.spec.blocks import Part
 
-Augmentation = Callable[[Tensor, Draws], Tensor]
+Augmentation = Callable[[X, Draws], X]
 
 
 def flip(*, x: Tensor, draws: Draws, p: NotNegative = 0.5) -> Tensor:
@@ -64,12 +66,12 @@ def noise(*, x: Tensor, draws: Draws, std: NotNegative) -> Tensor:
         draws: of the job.
         std: the standard deviation of the noise on each number.
     """
-    if not x.is_floating_point():
-        raise BadValue("name", "noise", "needs floating-point inputs")
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        raise BadValue("name", "noise", "needs one floating-point input")
     return x + std * draws.normal(tuple(x.shape), x.dtype)
 
 
-def augmentation(blocks: Sequence[Part], x: Tensor) -> Augmentation | None:
+def augmentation(blocks: Sequence[Part], x: X) -> Augmentation | None:
     """Return what does one after the other, tried out on a sample; None if there is nothing to do.
 
     Args:
@@ -88,8 +90,8 @@ def augmentation(blocks: Sequence[Part], x: Tensor) -> Augmentation | None:
     for index, block in enumerate(blocks):
         try:
             step = bind(find("augmentations", block.name), block.params, ("x", "draws"))
-            found = step(x=x, draws=Draws(torch.tensor(0, device=x.device)))
-            if not isinstance(found, Tensor) or found.shape != x.shape or found.dtype != x.dtype:
+            found = step(x=x, draws=Draws(torch.tensor(0, device=leaves(x)[0].device)))
+            if not _alike(found, x):
                 raise BadValue("name", block.name, "must return inputs of the same shape and type")
         except BadValue as error:
             key = f"local.augment.{index}.{error.key}"
@@ -105,21 +107,32 @@ class Steps:
         steps: functions of ``x`` and ``draws``.
     """
 
-    def __init__(self, steps: Sequence[Callable[..., Tensor]]) -> None:
+    def __init__(self, steps: Sequence[Callable[..., X]]) -> None:
         self.steps = steps
 
-    def __call__(self, x: Tensor, draws: Draws) -> Tensor:
+    def __call__(self, x: X, draws: Draws) -> X:
         """Return inputs of the same shape."""
         for step in self.steps:
             x = step(x=x, draws=draws)
         return x
 
 
+def _alike(found: Any, x: X) -> bool:
+    """Tell whether an augmentation has returned what it may."""
+    if type(found) is not type(x):
+        return False
+    pairs = zip(leaves(found), leaves(x), strict=False)
+    same = all(isinstance(a, Tensor) and a.shape == b.shape and a.dtype == b.dtype for a, b in pairs)
+    return same and len(leaves(found)) == len(leaves(x))
+
+
 def _shift(draws: Draws, x: Tensor, padding: int) -> Tensor:
     return draws.bits((len(x), 1, 1, 1)) % (2 * padding + 1)
 
 
-def _images(name: str, x: Tensor) -> None:
+def _images(name: str, x: X) -> None:
+    if not isinstance(x, Tensor):
+        raise BadValue("name", name, "is for one input, and these samples have several")
     if x.dim() != 4:
         raise BadValue(
             "name", name, f"needs images (channels, height, width), not samples of shape {tuple(x.shape[1:])}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,19 @@ from torch import Tensor, nn
 
 from fedsim import parts
 from fedsim.errors import MISSING, BadValue, FedsimError
+from fedsim.learn import warm
 from fedsim.learn.augment import augmentation
 from fedsim.learn.curriculum.expert import Judge
 from fedsim.learn.data import holdout
 from fedsim.learn.data.datasets import Dataset
+from fedsim.learn.data.faults import DataFault
+from fedsim.learn.data.kept import made_once
 from fedsim.learn.data.partition import Some
 from fedsim.learn.draws import seeded
 from fedsim.learn.engines import Shard
 from fedsim.learn.engines.choose import choose
-from fedsim.learn.engines.workers import shared
+from fedsim.learn.engines.device import find_device
+from fedsim.learn.engines.together import seated
 from fedsim.learn.learner import Learner
 from fedsim.learn.losses import Loss, cross_entropy, loss_of
 from fedsim.learn.measured import metrics_of
@@ -32,6 +36,7 @@ from fedsim.learn.models import builtin as models
 from fedsim.learn.raised import passes, told
 from fedsim.learn.sampling import batch_width
 from fedsim.learn.schedules import schedule
+from fedsim.learn.several import cast, leaves
 from fedsim.learn.task import Task
 from fedsim.learn.trial import tried
 from fedsim.rng import stream
@@ -61,39 +66,64 @@ def build(experiment: Experiment, dry: bool = False) -> tuple[Learner, Dataset, 
     if share:
         with experiment.blame("data"):
             whole, dataset = holdout.validation(dataset, share, experiment.seed)
-    task = make_task(experiment, dataset)
+    notes: list[str] = []
+    task = make_task(experiment, dataset, notes)
     device, settings = task.device, experiment.compute
+    losses = _judging(experiment, dataset)
+    owned = deal(experiment, dataset, losses)
+    dataset = _with_notes(dataset, [*notes, *_left(dataset, owned, experiment.data.partition.name)])
+    held: list[np.ndarray] = []
+    if experiment.data.client_test_share:
+        with experiment.blame("data"):
+            owned, held = holdout.client_tests(owned, experiment.data.client_test_share, experiment.seed)
+    if experiment.data.faults:
+        dataset = _faulty(experiment, dataset, owned)
+        losses = _judging(experiment, dataset)
+    x, x_test = (cast(values, device, task.dtype) for values in (dataset.x, dataset.x_test))
+    y, y_test = (_cast(values, task) for values in (dataset.y, dataset.y_test))
+    _check_measure(experiment, task)
+    difficulty = functools.cache(lambda: _cast(torch.from_numpy(losses()), task))
+    shares = [torch.from_numpy(own).to(device) for own in owned]
+    shard = Shard(x, y, shares, difficulty, (x_test, y_test))
+    _check_last_batches(experiment, task, shard)
+    with experiment.blame("compute"):
+        engine, reason = choose(task, shard, settings.engine, settings.slots, experiment.folder)
+    log.info("engine: %s (%s)", engine.name, reason)
+    engine = seated(engine, settings.workers)
+    with experiment.blame("strategy"):
+        rates = schedule(experiment.strategy.local)
+    seed, chunk = experiment.seed, experiment.evaluate.batch_size
+    final = (cast(whole.x_test, device, task.dtype), _cast(whole.y_test, task)) if share else None
+    tests = [torch.from_numpy(own).to(device) for own in held]
+    best = _optimum(dataset, task)
+    more: dict[str, Any] = {"optimum": best, "schedule": rates, "why": reason, "tests": tests, "final": final}
+    learner = Learner(engine, x_test, y_test, seed, chunk, dry, **more)
+    return learner, dataset, owned
+
+
+def _judging(experiment: Experiment, dataset: Dataset) -> Callable[[], np.ndarray]:
+    """Return what says how hard an expert finds each sample [N]; the expert is made when that is asked for."""
     judge = functools.cache(lambda: _judge(experiment, dataset))
 
     def losses() -> np.ndarray:
         with experiment.blame():
             return judge().losses
 
-    owned = deal(experiment, dataset, losses)
-    dataset = _with_note(dataset, owned, experiment.data.partition.name)
-    held: list[np.ndarray] = []
-    if experiment.data.client_test_share:
-        with experiment.blame("data"):
-            owned, held = holdout.client_tests(owned, experiment.data.client_test_share, experiment.seed)
-    cast = [_cast(values, task) for values in (dataset.x, dataset.y, dataset.x_test, dataset.y_test)]
-    _check_measure(experiment, task)
-    difficulty = functools.cache(lambda: _cast(torch.from_numpy(losses()), task))
-    shares = [torch.from_numpy(own).to(device) for own in owned]
-    shard = Shard(cast[0], cast[1], shares, difficulty, (cast[2], cast[3]))
-    _check_last_batches(experiment, task, shard)
-    with experiment.blame("compute"):
-        engine, reason = choose(task, shard, settings.engine, settings.slots, experiment.folder)
-    log.info("engine: %s (%s)", engine.name, reason)
-    engine = shared(engine, settings.workers)
-    with experiment.blame("strategy"):
-        rates = schedule(experiment.strategy.local)
-    seed, chunk = experiment.seed, experiment.evaluate.batch_size
-    final = (_cast(whole.x_test, task), _cast(whole.y_test, task)) if share else None
-    tests = [torch.from_numpy(own).to(device) for own in held]
-    best = _optimum(dataset, task)
-    more: dict[str, Any] = {"optimum": best, "schedule": rates, "why": reason, "tests": tests, "final": final}
-    learner = Learner(engine, cast[2], cast[3], seed, chunk, dry, **more)
-    return learner, dataset, owned
+    return losses
+
+
+def _faulty(experiment: Experiment, dataset: Dataset, owned: Sequence[np.ndarray]) -> Dataset:
+    """Return the data with what is wrong in them: who has which samples has been decided before."""
+    for index, block in enumerate(experiment.data.faults):
+        with experiment.blame("data", "faults", index):
+            fault = parts.call(experiment.find("data_faults", block.name), block.params, {})
+            if not isinstance(fault, DataFault):
+                raise BadValue("name", block.name, "is no DataFault")
+            drawn = stream(experiment.seed, "data faults", round=index)
+            dataset = fault.apply(dataset, owned, drawn)
+    if experiment.data.faults:
+        log.warning(dataset.note)
+    return dataset
 
 
 def _check_last_batches(experiment: Experiment, task: Task, shard: Shard) -> None:
@@ -114,15 +144,19 @@ def _check_last_batches(experiment: Experiment, task: Task, shard: Shard) -> Non
         return
 
 
-def _with_note(dataset: Dataset, owned: list[np.ndarray], partition: str) -> Dataset:
-    """Say how many samples belong to nobody."""
+def _left(dataset: Dataset, owned: list[np.ndarray], partition: str) -> list[str]:
+    """Say how many samples belong to nobody, if any do."""
     samples = len(dataset.y)
     nobody = samples - sum(map(len, owned))
-    if not nobody:
-        return dataset
-    said = f"{nobody:,} of the {samples:,} training samples belong to nobody, as the partition {partition} has it"
-    log.warning(said)
-    return replace(dataset, note="; ".join(filter(None, (dataset.note, said))))
+    what = f"{nobody:,} of the {samples:,} training samples belong to nobody, as the partition {partition} has it"
+    return [what] if nobody else []
+
+
+def _with_notes(dataset: Dataset, notes: Sequence[str]) -> Dataset:
+    """Say something of the data and the model, here and to whoever reads the results."""
+    for note in notes:
+        log.warning(note)
+    return replace(dataset, note="; ".join(filter(None, (dataset.note, *notes))))
 
 
 def _optimum(dataset: Dataset, task: Task) -> Tensor | None:
@@ -144,7 +178,7 @@ def load(experiment: Experiment) -> Dataset:
             "root": Path(folder) if folder else None,
             "beside": experiment.folder,
         }
-        dataset = parts.call(source, data.params, supplied)
+        dataset = made_once(source, data.params, supplied, lambda: parts.call(source, data.params, supplied))
         if not isinstance(dataset, Dataset):
             raise BadValue("name", data.name, f"must return a Dataset, not {type(dataset).__name__}")
     if dataset.note:
@@ -156,7 +190,7 @@ def deal(experiment: Experiment, dataset: Dataset, difficulty: Callable[[], np.n
     """Deal the training samples out to the clients; ``difficulty`` returns how hard an expert finds each [N]."""
     data = experiment.data
     supplied: dict[str, Any] = {
-        "labels": np.asarray(dataset.y),
+        "labels": np.asarray(dataset.y).copy(),  # a copy, since other runs may have the same data
         "clients": data.clients,
         "rng": stream(experiment.seed, "partition"),
         "groups": dataset.groups,
@@ -178,18 +212,29 @@ def deal(experiment: Experiment, dataset: Dataset, difficulty: Callable[[], np.n
     return owned
 
 
-def make_task(experiment: Experiment, dataset: Dataset) -> Task:
-    """Make the model, and refuse one that many clients cannot train, or that cannot be trained the same twice."""
-    with experiment.blame("compute"):
-        device = find_device(experiment.compute.device)
+def make_task(experiment: Experiment, dataset: Dataset, notes: list[str] | None = None) -> Task:
+    """Make the model, and refuse one that many clients cannot train, or that cannot be trained the same twice.
+
+    Args:
+        experiment: the experiment.
+        dataset: what it fits.
+        notes: gets what whoever reads the results must know of the weights that it starts from.
+    """
     dtype = torch.float64 if experiment.compute.dtype == "float64" else torch.float32
+    with experiment.blame("compute"):
+        device = find_device(experiment.compute.device, dtype)
     modules = [_model(experiment, dataset) for _ in range(2)]
+    said = [_start(experiment, module) for module in modules]
+    if notes is not None:
+        notes += filter(None, said[:1])
     loss = make_loss(experiment, dataset)
     with experiment.blame("model"):
         name, held = experiment.model.name, experiment.strategy.buffers
         task = tried(modules, dataset, name, device, dtype, held, loss)
     with experiment.blame("strategy"):
-        task.augment = augmentation(experiment.strategy.local.augment, _cast(dataset.x[:2], task))
+        task.augment = augmentation(
+            experiment.strategy.local.augment, cast(dataset.x[:2], device, task.dtype)
+        )
     with experiment.blame("evaluate"):
         task.metrics = metrics_of(experiment.evaluate.metrics, loss)
         _try_metrics(task, dataset)
@@ -217,7 +262,7 @@ def _try_metrics(task: Task, dataset: Dataset) -> None:
     if not task.metrics:
         return
     apart = -(-len(dataset.y_test) // TRIED)  # from all over, as files are often sorted by label
-    x, y = (_cast(values[::apart], task) for values in (dataset.x_test, dataset.y_test))
+    x, y = cast(dataset.x_test[::apart], task.device, task.dtype), _cast(dataset.y_test[::apart], task)
     with torch.no_grad():
         outputs = task.predict(task.initial, x)
     for index, (name, metric) in enumerate(task.metrics.items()):
@@ -233,18 +278,27 @@ def _try_metrics(task: Task, dataset: Dataset) -> None:
 def _model(experiment: Experiment, dataset: Dataset) -> nn.Module:
     with experiment.blame("model"):
         part = experiment.find("models", experiment.model.name)
-        shape, rng = tuple(dataset.x.shape[1:]), stream(experiment.seed, "model")
+        shape, rng = dataset.shape, stream(experiment.seed, "model")
         target = tuple(dataset.y.shape[1:])
         return models.build(part, experiment.model.params, shape, dataset.classes, rng, target)
+
+
+def _start(experiment: Experiment, module: nn.Module) -> str:
+    """Give a model the weights that it starts from, if the experiment names any; return what is to be said of them."""
+    file = experiment.model.file(experiment.home)
+    with experiment.blame("model"):
+        return "" if file is None else warm.started(module, file, experiment.model.strict)
 
 
 def _judge(experiment: Experiment, dataset: Dataset) -> Judge:
     """Return the expert: the same model, on the same samples."""
     device = find_device(experiment.compute.device)
-    x, y = dataset.x.to(device), dataset.y.to(device)
+    y = dataset.y.to(device)
     if dataset.y.dim() > 1 or dataset.loss not in ("cross_entropy", "half_square"):
         raise BadValue("expert", MISSING, f"has no scores for targets like those of {dataset.name}")
-    module = _model(experiment, dataset).to(device, torch.float32 if not x.is_floating_point() else x.dtype)
+    kinds = [part.dtype for part in leaves(dataset.x) if part.is_floating_point()]
+    dtype = kinds[0] if kinds else torch.float32
+    x, module = cast(dataset.x, device, dtype), _model(experiment, dataset).to(device, dtype)
     return Judge(module, x, y, experiment.expert, experiment.seed, dataset.loss)
 
 
@@ -266,16 +320,6 @@ def _check_deal(name: str, dealt: Any, clients: int, samples: int) -> list[np.nd
     if not (kind and whole and len(np.unique(together)) == len(together)):
         raise BadValue("name", name, f"must give each of the {samples} samples to exactly one client")
     return [own.reshape(-1).astype(np.int64) for own in owned]
-
-
-def find_device(name: str) -> torch.device:
-    """Return the device with this name; ``auto`` is the first accelerator, or else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise BadValue("device", name, "there is no such device here", "use auto or cpu")
-    return device
 
 
 def _cast(values: torch.Tensor, task: Task) -> torch.Tensor:

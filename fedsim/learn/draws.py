@@ -23,16 +23,33 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     >>> torch.equal(draw(), draw()), torch.equal(torch.get_rng_state(), before)
     (True, True)
     """
-    on_card = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_card else []):
+    cards = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cards, device_type="cuda"), _apples(device):
         torch.default_generator.manual_seed(seed)
-        if on_card:
+        if cards:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
+        if device.type == "mps":
+            torch.mps.manual_seed(seed)
         yield
+
+
+@contextmanager
+def _apples(device: torch.device) -> Iterator[None]:
+    """Let the generator of Apple's card go on afterwards where it was before."""
+    if device.type != "mps":
+        yield
+        return
+    before = torch.mps.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.mps.set_rng_state(before)
 
 
 def states(device: torch.device) -> list[torch.Tensor]:
     """Return the states of torch's generators on the CPU and on a device."""
     found = [torch.get_rng_state()]
+    if device.type == "mps":
+        return [*found, torch.mps.get_rng_state()]
     return [*found, torch.cuda.get_rng_state(device)] if device.type == "cuda" else found

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from fedsim.beside import own_name
 from fedsim.errors import FedsimError
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever what fedsim computes, or how it names that, changes: values of other formats are not taken over."""
 
 OURS = ("fedsim", "strategies", "topologies")

@@ -25,6 +25,7 @@ from fedsim.learn.local import LocalUpdate, State
 from fedsim.learn.names import Names
 from fedsim.learn.raised import passes, told
 from fedsim.learn.schedules import Schedule
+from fedsim.learn.several import X
 from fedsim.rng import stream
 
 
@@ -60,7 +61,7 @@ class Learner:
     """
 
     engine: Engine
-    x_test: Tensor
+    x_test: X
     y_test: Tensor
     seed: int
     chunk: int = 1000
@@ -71,7 +72,7 @@ class Learner:
     why: str = ""
     schedule: Schedule | None = None
     tests: Sequence[Tensor] = ()
-    final: tuple[Tensor, Tensor] | None = None
+    final: tuple[X, Tensor] | None = None
     book: Book = field(default_factory=Book)
 
     def outline(self) -> list[str]:
@@ -201,10 +202,8 @@ class Train:
 
     def missing(self) -> RunError:
         """Return the error of a run that may compute nothing and would have to compute this."""
-        place, reason = (
-            self.place,
-            "no run has computed this update before: other choices were made until here",
-        )
+        place = self.place
+        reason = "no run has left this update in the store: other choices were made, or it was computed without one"
         return RunError(reason, place.node, place.round, place.sim_time_s, "reuse")
 
     def named_by(self) -> object:
@@ -318,12 +317,13 @@ class Evaluate:
         return "evaluate", id(self.learner), self.client, self.on
 
     def named_by(self) -> object:
-        """Name model, data and how many samples are evaluated at a time."""
+        """Name model, data, how many samples are evaluated at a time, and what is measured."""
         names, own = self.learner.names, self.client
         other = (self.on, *self._data()) if self.on else ()
-        return names.basis, names.test if own is None else names.client(own), self.learner.chunk, *other
+        data = (names.test, self.learner.engine.task.metrics) if own is None else (names.client(own),)
+        return names.basis, *data, self.learner.chunk, *other
 
-    def _data(self) -> tuple[Tensor, Tensor]:
+    def _data(self) -> tuple[X, Tensor]:
         """Return inputs and labels."""
         learner, data = self.learner, self.learner.engine.data
         if self.client is not None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from fedsim.learn.book import Book
 from fedsim.learn.engines import Engine
 from fedsim.learn.local import LocalUpdate
+from fedsim.learn.several import X
 
 
 class Names:
@@ -22,7 +23,7 @@ class Names:
         book: names what has no name of its own.
     """
 
-    def __init__(self, engine: Engine, x_test: Tensor, y_test: Tensor, book: Book) -> None:
+    def __init__(self, engine: Engine, x_test: X, y_test: Tensor, book: Book) -> None:
         self._engine, self._test, self._book = engine, (x_test, y_test), book
         self._clients: dict[int, bytes] = {}
         self._judged: dict[int, bytes] = {}

@@ -16,18 +16,19 @@ from fedsim.learn.contents import Leaf
 from fedsim.learn.losses import Loss, loss_of
 from fedsim.learn.masks import Draws
 from fedsim.learn.measured import Metric
+from fedsim.learn.several import Several, X
 
 
 class Batch(NamedTuple):
     """Samples of one step.
 
     Args:
-        x: inputs [B, …].
+        x: inputs [B, …]; several where a model takes several.
         y: labels or targets [B].
         weight: 1 for a sample, 0 for padding [B].
     """
 
-    x: Tensor
+    x: X
     y: Tensor
     weight: Tensor
 
@@ -35,7 +36,7 @@ class Batch(NamedTuple):
 Gradient = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
 """From weights [W] and a batch to the mean gradient [W] and the mean loss []."""
 
-Augment = Callable[[Tensor, Draws], Tensor]
+Augment = Callable[[X, Draws], X]
 """From inputs [B, …] to others of the same shape."""
 
 Held = Literal["average", "local", "fedbn", "server"]
@@ -96,6 +97,10 @@ class Task:
         self.initial = torch.cat([p.reshape(-1).to(dtype) for p in (named | kept).values()])
         self._sizes = [p.numel() for p in (named | kept).values()]
         self._types = {name: buffer.dtype for name, buffer in kept.items()}
+
+    def named_by(self) -> object:
+        """Name all that a local update depends on; what is measured beside loss and accuracy is not among that."""
+        return {name: one for name, one in vars(self).items() if name != "metrics"}
 
     @property
     def classifies(self) -> bool:
@@ -159,15 +164,15 @@ class Task:
                 trained[source] if source in trained else held[name].detach().cpu().contiguous().numpy()
             )
             if name in self._types:
-                whole[name] = self._typed(name, torch.as_tensor(whole[name])).numpy()
+                whole[name] = self.typed(name, torch.as_tensor(whole[name])).numpy()
         return whole
 
-    def predict(self, vector: Tensor, x: Tensor, training: bool = False) -> Tensor:
+    def predict(self, vector: Tensor, x: X, training: bool = False) -> Tensor:
         """Return the model's outputs for inputs [B, …] with a vector [P], or with weights [W] alone."""
         outputs, _ = self.call(vector[: self.trained], x, vector[self.trained :], training)
         return outputs
 
-    def call(self, weights: Tensor, x: Tensor, buffers: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+    def call(self, weights: Tensor, x: X, buffers: Tensor, training: bool) -> tuple[Tensor, Tensor]:
         """Return the model's outputs for inputs [B, …], and the buffers afterwards.
 
         Args:
@@ -179,12 +184,12 @@ class Task:
         held = dict(zip((name for name, _ in self.layout), self.split(weights), strict=False))
         if buffers.numel():
             held |= {
-                name: self._typed(name, piece).clone() for name, piece in self.split_buffers(buffers).items()
+                name: self.typed(name, piece).clone() for name, piece in self.split_buffers(buffers).items()
             }
         elif self.buffers:
             held |= {name: self.module.get_buffer(name).clone() for name in self.buffers}
         with self.mode(training):
-            outputs: Tensor = functional_call(self.module, held, (x,))
+            outputs: Tensor = functional_call(self.module, held, *_arguments(x))
         if not buffers.numel():
             return outputs, buffers
         after = [held[name].detach().reshape(-1).to(buffers.dtype) for name in self.buffers]
@@ -204,7 +209,7 @@ class Task:
             name: piece.view(shape) for (name, shape), piece in zip(self.layout[count:], pieces, strict=True)
         }
 
-    def _typed(self, name: str, values: Tensor) -> Tensor:
+    def typed(self, name: str, values: Tensor) -> Tensor:
         """Return numbers of a vector in the type of the buffer that they belong to: counters are averaged, too."""
         dtype = self._types[name]
         return values.to(dtype) if dtype.is_floating_point else values.round().to(dtype)
@@ -251,7 +256,7 @@ class Task:
         return (sums * batch.weight).sum() / weight.sum().clamp(min=1.0)
 
     @torch.no_grad()
-    def scores(self, vector: Tensor, x: Tensor, y: Tensor, measure: str = "loss") -> Tensor:
+    def scores(self, vector: Tensor, x: X, y: Tensor, measure: str = "loss") -> Tensor:
         """Return how hard each sample is [B], without a trace in the model.
 
         Args:
@@ -282,3 +287,8 @@ class Task:
         """Return the same as :meth:`carried`, as a function that can be mapped over clients."""
         gradient, (loss, after) = grad_and_value(self.loss, has_aux=True)(weights, batch, buffers)
         return gradient, loss, after
+
+
+def _arguments(x: X) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what a module is called with."""
+    return (x.args, x.kwargs) if isinstance(x, Several) else ((x,), {})

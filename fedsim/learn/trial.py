@@ -28,6 +28,7 @@ from fedsim.learn.lasting import SHARED, lasting
 from fedsim.learn.losses import Loss, loss_of
 from fedsim.learn.masks import Draws, Masked
 from fedsim.learn.raised import passes, told
+from fedsim.learn.several import called, cast, joined, leaves
 from fedsim.learn.task import Batch, Held, Task
 
 log = logging.getLogger("fedsim")
@@ -214,7 +215,7 @@ class Trial:
         with _phase(self.name, "fails in training"), seeded(SEED, self.task.device), self.fresh.mode(True):
             own = [weight for weight in module.parameters() if weight.requires_grad]
             nn.utils.vector_to_parameters(weights.clone(), own)
-            loss = self.fresh.mean(module(batch.x), batch)
+            loss = self.fresh.mean(called(module, batch.x), batch)
             pieces = torch.autograd.grad(loss, own, allow_unused=True, materialize_grads=True)
         with _phase(self.name, "fails in training"), seeded(SEED, self.task.device):
             found, mean = self.task.gradient(weights, batch)
@@ -242,7 +243,7 @@ class Trial:
             try:
                 draws = Draws(torch.tensor(SEED, device=self.task.device))
                 with Masked(draws), seeded(1, self.task.device), torch.no_grad():
-                    two.append(self.task.predict(self.weights.clone(), torch.cat([first, beside]), True)[:1])
+                    two.append(self.task.predict(self.weights.clone(), joined([first, beside]), True)[:1])
             except Exception:  # one that cannot do with two samples looks at all of them
                 return True
         one, other = two
@@ -253,7 +254,7 @@ class Trial:
         with torch.no_grad(), contextlib.suppress(Exception):  # some cannot do with one sample at all
             few = self.used.x[:2]
             together = self.task.predict(self.weights.clone(), few)
-            alone = [self.task.predict(self.weights.clone(), x[None]) for x in few]
+            alone = [self.task.predict(self.weights.clone(), few[i : i + 1]) for i in range(len(few))]
             if not torch.allclose(together, torch.cat(alone), rtol=1e-3, atol=1e-4):
                 text = "the outputs of %s depend on what else is in a batch: results depend on evaluate.batch_size"
                 log.warning(text, self.name)
@@ -305,10 +306,9 @@ class Trial:
         index = range(len(self.data.y))[first:][:count]
         task = self.task
         x, y = (
-            v[index.start : index.stop].to(task.device, task.dtype if v.is_floating_point() else v.dtype)
-            for v in (self.data.x, self.data.y)
+            cast(v[index.start : index.stop], task.device, task.dtype) for v in (self.data.x, self.data.y)
         )
-        return Batch(x, y, torch.ones(count, dtype=task.dtype, device=task.device))
+        return Batch(x, leaves(y)[0], torch.ones(count, dtype=task.dtype, device=task.device))
 
 
 @contextmanager
@@ -339,7 +339,7 @@ def _moving(module: nn.Module, data: Dataset, device: torch.device, dtype: torch
         try:
             with _aside(device), torch.no_grad(), task.mode(training):
                 for samples in (trial.used, trial.other):
-                    module(samples.x)
+                    called(module, samples.x)
         except BaseException as error:
             if passes(error):
                 raise

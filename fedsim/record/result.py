@@ -12,7 +12,7 @@ import numpy as np
 
 from fedsim.errors import ValueNeeded
 from fedsim.record.store import metrics
-from fedsim.record.weights import FILE, read_arrays
+from fedsim.record.weights import FILE, of_round, read_arrays
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,11 @@ class Result:
         """
         return metrics(self.path, every_round)
 
-    def weights(self) -> dict[str, np.ndarray]:
+    def weights(self, round: int | None = None) -> dict[str, np.ndarray]:
         """Return the final model by name, as in the model's ``state_dict``; of peers, their average model.
+
+        Args:
+            round: the round whose model is wanted; ``record.weights_every`` says which are kept. None is the end.
 
         Frozen weights and buffers are there, too: so ``load_state_dict`` takes it, strict, as tensors.
         Buffers that are not persistent are not: torch leaves it to a module's constructor to make them.
@@ -50,7 +53,9 @@ class Result:
             own = "the app has saved its model itself, or nowhere: only what strategy.start aggregates is kept here"
             is_app = self.summary.get("engine") == "flower"
             raise ValueNeeded(own if is_app else "a timing-only run has no weights")
-        file = Path(self.path) / FILE
+        file = Path(self.path) / FILE if round is None else of_round(Path(self.path), round)
+        if round is not None and not file.exists():
+            raise ValueNeeded(f"{file} is not there: record.weights_every says which rounds' models are kept")
         if not file.exists():
             raise ValueNeeded(
                 f"{file} is not there: the model has arrays that cannot be saved, or somebody deleted it"

@@ -18,7 +18,19 @@ from fedsim.record.files import replaced
 
 FILE = "weights.safetensors"
 
+ROUNDS = "models"
+"""The folder of a run in which the models of rounds are."""
+
 Arrays = dict[str, npt.NDArray[np.generic]]
+
+
+def of_round(run: Path, round: int) -> Path:
+    """Return the file for the model of a round.
+
+    >>> of_round(Path("run"), 40).as_posix()
+    'run/models/000040.safetensors'
+    """
+    return run / ROUNDS / f"{round:06d}.safetensors"
 
 
 def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[np.generic]], order: Sequence[str]) -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsim.errors import BadValue, ConfigError, Problem, RunError
+from fedsim.errors import MISSING, BadValue, ConfigError, Problem, RunError, short
 from fedsim.learn.book import Book
-from fedsim.learn.build import find_device
+from fedsim.learn.engines.device import find_device
 from fedsim.learn.identity import FORMAT
 from fedsim.record.files import write_text
 from fedsim.record.result import Result
@@ -29,6 +29,7 @@ from fedsim.running.run import ORIGIN, run_setup
 from fedsim.running.signals import terminable
 from fedsim.running.store import GIGABYTE, Store
 from fedsim.spec.experiment import Experiment
+from fedsim.spec.yamlfile import flat
 from fedsim.version import __version__
 
 FREE = ("stop", "record", "evaluate")
@@ -71,20 +72,26 @@ def fresh(
         reuse: what need not be computed, or None.
     """
     with threads.limited(experiment.compute.threads):
-        setup = prepare(experiment, dry, None if reuse is None or dry else _book(experiment, reuse))
+        setup = prepare(experiment, dry, None if dry else _book(experiment, reuse))
         path = make_folder(out, experiment, dry)
         with locked(path):
             return _begun(path, setup, progress, began)
 
 
-def _book(experiment: Experiment, reuse: Reuse) -> Book:
+def _book(experiment: Experiment, reuse: Reuse | None) -> Book:
+    book = Book(store=_store(experiment, reuse))
+    book.only_reuses = reuse is not None and reuse.only
+    return book
+
+
+def _store(experiment: Experiment, reuse: Reuse | None) -> Store | None:
+    if reuse is None:
+        return None
     try:
         device = find_device(experiment.compute.device)
-        book = Book(store=Store(reuse.folder, device, reuse.limit_gb * GIGABYTE))
+        return Store(reuse.folder, device, reuse.limit_gb * GIGABYTE)
     except BadValue as error:
         raise ConfigError([Problem(error.key, error.value, error.rule, error.hint)]) from error
-    book.only_reuses = reuse.only
-    return book
 
 
 def _begun(path: Path, setup: Setup, progress: Told, began: float) -> Result:
@@ -94,7 +101,14 @@ def _begun(path: Path, setup: Setup, progress: Told, began: float) -> Result:
         return run_setup(setup, ending, progress, keeper, origin_of(setup))
 
 
-def again(run: Path, experiment: Experiment, progress: Told, began: float, longer: bool) -> Result:
+def again(
+    run: Path,
+    experiment: Experiment,
+    progress: Told,
+    began: float,
+    longer: bool,
+    reuse: Reuse | None = None,
+) -> Result:
     """Let a run go on that was stopped, or one that has ended, if it is to be longer now.
 
     Args:
@@ -103,6 +117,7 @@ def again(run: Path, experiment: Experiment, progress: Told, began: float, longe
         progress: called after every round, or None.
         began: when whoever waits for the run began to wait.
         longer: whether the run may have ended.
+        reuse: what need not be computed, or None.
 
     Raises:
         BadValue: if the folder holds no run that can go on with this experiment.
@@ -111,15 +126,21 @@ def again(run: Path, experiment: Experiment, progress: Told, began: float, longe
         origin = origin_in(run)
         if origin is None:
             with threads.limited(experiment.compute.threads):
-                return _begun(run, prepare(experiment, is_timing(run)), progress, began)
+                dry = is_timing(run)
+                setup = prepare(experiment, dry, None if dry else _book(experiment, reuse))
+                return _begun(run, setup, progress, began)
         check_same(run, origin, experiment)
         if (run / "summary.json").exists() and not longer:
             hint = "let it be longer with --extend rounds=+N"
             raise BadValue("run", str(run), "has ended; there is nothing to go on with", hint)
-        write_text(run / "experiment.yaml", written(experiment))
-        (run / "summary.json").unlink(missing_ok=True)
+        store = None if origin["timing_only"] else _store(experiment, reuse)
+        try:
+            write_text(run / "experiment.yaml", written(experiment))
+            (run / "summary.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise BadValue("run", str(run), f"cannot be written ({error.strerror})") from error
         with threads.limited(experiment.compute.threads):
-            return _Again(run, experiment, origin, progress, began).run()
+            return _Again(run, experiment, origin, progress, began, store).run()
 
 
 @dataclass
@@ -131,11 +152,12 @@ class _Again:
     origin: Mapping[str, Any]
     progress: Told
     began: float
+    store: Store | None
 
     def run(self) -> Result:
         journal = Journal(rows(self.folder, "journal"))
         for goal in self._goals(journal):
-            book = Book(journal.numbers, None if goal is None else goal.past)
+            book = Book(journal.numbers, None if goal is None else goal.past, self.store)
             book.lenient = self.experiment.evaluate.model_dump() != self.origin["experiment"]["evaluate"]
             try:
                 return self._attempt(goal, book, journal)
@@ -220,17 +242,30 @@ def check_same(run: Path, origin: Mapping[str, Any], experiment: Experiment) -> 
     """Refuse an experiment that is not the one with which the run began.
 
     Raises:
-        ConfigError: naming the blocks that are others.
+        ConfigError: naming the keys that are others.
     """
     given = json.loads(experiment.model_dump_json(exclude={"beside"}))
-    now, before = _compared(given), _compared(origin["experiment"])
-    others = [key for key in now if key not in FREE and now[key] != before.get(key)]
-    rule = f"must be what it was when the run began; only {', '.join(FREE[:-1])} and {FREE[-1]} may change"
-    if others:
-        raise ConfigError([Problem(key, now[key], rule, source=str(run)) for key in others])
+    now, before = (dict(flat(_compared(one))) for one in (given, origin["experiment"]))
+    others = [key for key in {**now, **before} if now.get(key, MISSING) != before.get(key, MISSING)]
+    rule = "must be {}, as when the run began; only " + f"{', '.join(FREE[:-1])} and {FREE[-1]} may change"
+    problems = [
+        Problem(key, now.get(key, MISSING), rule.format(_said(before.get(key, MISSING))), source=str(run))
+        for key in others
+        if key.partition(".")[0] not in FREE
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _said(value: Any) -> str:
+    return "left out" if value is MISSING else short(value)
 
 
 def _compared(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must be equal; weights lie elsewhere for a run's folder, and are compared by what is in them."""
+    model = given["model"]
+    if isinstance(model, dict):
+        given = {**given, "model": {key: value for key, value in model.items() if key != "weights"}}
     return {**given, "compute": {key: value for key, value in given["compute"].items() if key not in IDLE}}
 
 
@@ -244,5 +279,5 @@ def check_data(origin: Mapping[str, Any], setup: Setup) -> None:
     if now.get("data") != origin.get("data"):
         raise BadValue("data", setup.experiment.data.name, "are not the data with which the run began")
     if now.get("model") != origin.get("model"):
-        rule = "is not that of the run: its code or the engine has changed"
+        rule = "is not that of the run: its code, its weights or the engine has changed"
         raise BadValue("model", setup.experiment.model.name, rule, "begin a new run")

@@ -17,7 +17,7 @@ from fedsim.record.store import facts
 from fedsim.running.redo import Job, jobs
 from fedsim.running.replay import Found, Plan, planned
 from fedsim.running.run import ORIGIN
-from fedsim.spec.yamlfile import read
+from fedsim.spec.yamlfile import flat, read
 
 OWN_KEYS = ("name", "beside")
 """What says nothing of what is done."""
@@ -61,7 +61,7 @@ def _keys(one: Path, two: Path) -> Iterator[str]:
     versions = [_origin(run).get("version") for run in (one, two)]
     if versions[0] != versions[1]:
         yield f"fedsim: {versions[0]} | {versions[1]}"
-    first, second = (dict(_flat(read(run / "experiment.yaml").data)) for run in (one, two))
+    first, second = (dict(flat(read(run / "experiment.yaml").data)) for run in (one, two))
     for key in {**first, **second}:
         if key not in OWN_KEYS and first.get(key, ()) != second.get(key, ()):
             said = [short(given[key]) if key in given else "(missing)" for given in (first, second)]
@@ -72,16 +72,6 @@ def _origin(run: Path) -> Mapping[str, Any]:
     """Return how a run began, as far as it says so."""
     found = facts(run).get(ORIGIN)
     return found if isinstance(found, dict) else {}
-
-
-def _flat(given: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every value of a file by its dotted key."""
-    if isinstance(given, dict | list) and given:
-        pairs = given.items() if isinstance(given, dict) else enumerate(given)
-        for key, inner in pairs:
-            yield from _flat(inner, f"{path}.{key}".lstrip("."))
-    else:
-        yield path, given
 
 
 def _events(one: Path, two: Path) -> Iterator[str]:

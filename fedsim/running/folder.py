@@ -49,4 +49,5 @@ def written(experiment: Experiment) -> str:
     folder = experiment.folder
     if folder is not None and place(folder).files():
         experiment = experiment.model_copy(update={"beside": str(folder.absolute())})
-    return experiment.dump()
+    model = experiment.model.settled(experiment.home)
+    return experiment.model_copy(update={"model": model}).dump()

@@ -15,6 +15,7 @@ from fedsim.learn.learner import Learner
 from fedsim.record.store import Record
 from fedsim.rng import stream
 from fedsim.running.checkpoint import Keeper
+from fedsim.running.models import keep
 from fedsim.running.progress import Progress
 from fedsim.running.spread import Spread
 from fedsim.spec.experiment import Experiment
@@ -112,6 +113,9 @@ class Observer:
         elif round - self._computed >= PENDING and not self.learner.dry:
             compute(models.values())
             self._computed = round
+        every = self.experiment.record.weights_every
+        if self.keeper is not None and every and round and round % every == 0 and not self.learner.dry:
+            keep(self.keeper.folder, round, self.learner.engine.task, models)
         if self.progress is not None:
             self.progress(self._progress(updates, totals))
         if self.keeper is not None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import BadValue
-from fedsim.learn.build import find_device
 from fedsim.learn.cheap import Pick
 from fedsim.learn.engines import Sequential
+from fedsim.learn.engines.device import find_device
 from fedsim.learn.identity import identity
 from fedsim.learn.learner import Failed
 from fedsim.record.rows import rows

@@ -23,6 +23,7 @@ from fedsim.running.build import Setup, adapter, describe, ordering, places
 from fedsim.running.checkpoint import Keeper
 from fedsim.running.ending import Ending
 from fedsim.running.garbage import settled
+from fedsim.running.models import write_models
 from fedsim.running.observer import Observer
 from fedsim.running.patience import limited
 from fedsim.running.peers import PeerRun
@@ -242,18 +243,6 @@ def _save_weights(setup: Setup, observer: Observer, ending: Ending) -> str:
     """Write the final weights and return their SHA-256."""
     check_unchanged(setup.learner.engine.task)
     vectors = {node: model.value().detach().cpu().numpy() for node, model in sorted(observer.models.items())}
-    stack = np.stack(list(vectors.values()))
-    average = stack[0] if len(stack) == 1 else stack.mean(0, dtype=np.float64).astype(stack.dtype)
-    tensors, start = {}, 0
-    for name, shape in setup.learner.engine.task.layout:
-        size = int(np.prod(shape, dtype=np.int64))
-        tensors[name] = np.asarray(average[start : start + size].reshape(shape), order="C")
-        start += size
-    whole = setup.learner.engine.task.state(tensors)
-    tensors = dict(whole)
-    if not setup.has_server:
-        tensors["peers/weights"] = stack
-        tensors["peers/ids"] = np.array(list(vectors), dtype=np.int64)
     with ending.tried(weights.FILE):
-        weights.save_arrays(ending.folder / weights.FILE, tensors, list(whole))
-    return hashlib.sha256(stack.tobytes()).hexdigest()
+        write_models(ending.folder / weights.FILE, setup.learner.engine.task, vectors, not setup.has_server)
+    return hashlib.sha256(np.stack(list(vectors.values())).tobytes()).hexdigest()

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 from rich.table import Column
 
+from fedsim.running.live import Live
 from fedsim.running.progress import Progress
 
 Told = Callable[[Progress], None]
@@ -116,6 +117,29 @@ def shown(quiet: bool = False) -> Iterator[Told | None]:
             yield lines
         finally:
             lines.flush()
+
+
+@contextmanager
+def also_live(told: Told | None, name: str, wanted: bool) -> Iterator[Told | None]:
+    """Yield what tells of the progress, and shows it on a page as well, if that is wanted.
+
+    Args:
+        told: what tells of it already, or None.
+        name: what the page is called.
+        wanted: whether there is to be a page; its address is printed on standard error.
+    """
+    if not wanted:
+        yield told
+        return
+    with Live(name) as live:
+        print(f"live: {live.address}", file=sys.stderr, flush=True)  # noqa: T201
+
+        def both(now: Progress) -> None:
+            live(now)
+            if told is not None:
+                told(now)
+
+        yield both
 
 
 def telling(progress: Told | bool | None) -> AbstractContextManager[Told | None]:

@@ -48,7 +48,7 @@ class Store:
     def __init__(self, folder: Path, device: torch.device | str, limit_bytes: float = 10 * GIGABYTE) -> None:
         self._folder, self._device, self._limit = folder, device, limit_bytes
         self._full = False
-        _check(folder)
+        check(folder)
         self._own = folder / machine(device)
         self._size = sum(size for _, size, _ in self._files())
 
@@ -110,7 +110,12 @@ class Store:
             self._size -= size
 
 
-def _check(folder: Path) -> None:
+def check(folder: Path) -> None:
+    """Make a store, if there is none yet.
+
+    Raises:
+        BadValue: if the folder holds something else, or cannot be written.
+    """
     mark = folder / MARK
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ BLOCKS: dict[str, tuple[str | None, ...]] = {
     "partitions": ("data", "partition"),
     "churn": ("churn",),
     "faults": ("faults", None),
+    "data_faults": ("data", "faults", None),
     "engines": ("compute", "engine"),
     "losses": ("loss",),
     "metrics": ("evaluate", "metrics", None),

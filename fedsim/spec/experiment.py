@@ -23,7 +23,6 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
-    model_validator,
 )
 
 from fedsim import parts
@@ -33,8 +32,10 @@ from fedsim.ranges import Count, Duration, NonNegative, Number, Seed, Threads, W
 from fedsim.spec.blocks import Block, Constant, Draw, OpenBlock, Part, matching
 from fedsim.spec.explain import explain, locate
 from fedsim.spec.local import Expert, Local
+from fedsim.spec.model import Model
 from fedsim.spec.objects import is_object, path_of
 from fedsim.spec.record import Record
+from fedsim.spec.stop import Stop
 from fedsim.spec.world import Devices, Network
 from fedsim.spec.yamlfile import Document, Steps, read, write
 
@@ -46,9 +47,8 @@ Name = Annotated[
         r"\.*[A-Za-z0-9_-][A-Za-z0-9_.-]*", "may only contain letters, digits, dots, dashes and underscores"
     ),
 ]
-Device = Annotated[str, matching(r"auto|cpu|cuda(:\d{1,3})?", "must be auto, cpu, cuda or cuda:N")]
+Device = Annotated[str, matching(r"auto|cpu|cuda(:\d{1,3})?|mps", "must be auto, cpu, cuda, cuda:N or mps")]
 DEBUG = "fedsim --debug shows the traceback"
-
 
 Weighting = Literal["samples", "uniform"]
 """How replies count in an average: by their clients' numbers of samples, or all the same."""
@@ -59,9 +59,7 @@ class Data(OpenBlock):
 
     name: str = Field(default="digits", description="the dataset")
     clients: Count = Field(description="number of clients that hold data")
-    partition: Part = Field(
-        default=Part(name="iid"), description="how the samples are divided among the clients"
-    )
+    partition: Part = Field(default=Part(name="iid"), description="how samples are divided among clients")
     val_share: float = Field(
         default=0.0,
         ge=0,
@@ -79,6 +77,7 @@ class Data(OpenBlock):
     root: str | None = Field(
         default=None, description="folder of the downloaded files; None is the dataset's own choice"
     )
+    faults: list[Part] = Field(default_factory=list, description="what is wrong with some clients' samples")
 
 
 class Strategy(OpenBlock):
@@ -136,26 +135,6 @@ class Evaluate(Block):
     )
 
 
-class Target(Block):
-    """A result that is good enough to stop."""
-
-    accuracy: float = Field(gt=0, le=1, description="share of the test samples that are classified correctly")
-
-
-class Stop(Block):
-    """When the run ends: at whatever comes first."""
-
-    rounds: Count | None = Field(default=None, description="number of rounds")
-    sim_time_s: Duration | None = Field(default=None, description="simulated seconds")
-    target: Target | None = Field(default=None, description="the result to reach")
-
-    @model_validator(mode="after")
-    def _some(self) -> Stop:
-        if self.rounds is None and self.sim_time_s is None and self.target is None:
-            raise ValueError("give at least one of rounds, sim_time_s and target")
-        return self
-
-
 class Assume(Block):
     """Numbers that stand in for those of training where only time is kept; any other metric may be a key, too.
 
@@ -186,7 +165,7 @@ class Compute(Block):
     engine: str = Field(
         default="auto", description="how clients are trained: auto, an engine's name, or a dotted path"
     )
-    device: Device = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    device: Device = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
     dtype: Literal["float32", "float64"] = Field(default="float32", description="type of weights and data")
     slots: Count | None = Field(
         default=None, description="clients trained in one stacked batch; null is automatic"
@@ -228,7 +207,7 @@ class Experiment(Block):
         "the current folder; null is the folder of this file",
     )
     data: Data = Field(description="the data and how they are divided")
-    model: Part = Field(default=Part(name="mlp"), description="the model")
+    model: Model = Field(default=Model(name="mlp"), description="the model")
     loss: Part | None = Field(
         default=None,
         description="what training makes small, by name or dotted path; null is the dataset's own",
@@ -273,9 +252,14 @@ class Experiment(Block):
 
     def digest(self) -> str:
         """Return the SHA-256 of the resolved experiment as 64 hexadecimal digits."""
-        given = self.model_dump(exclude={"beside"})  # where the parts lie is not what is done
+        given = self.model_dump(exclude={"beside"}) | self.model.told(self.home)  # by content, not by place
         text = json.dumps(given, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def home(self) -> Path | None:
+        """The folder of the experiment's file, from which its paths count; None without one."""
+        return self._folder
 
     @property
     def folder(self) -> Path | None:

@@ -90,7 +90,7 @@ def _words(model: Model, document: Document, error: Mapping[str, Any]) -> tuple[
         return (*path, "distribution"), value, words, _near(value, _quoted(context.get("expected_tags", "")))
     if kind == "literal_error":
         return path, value, words, _near(value, _quoted(context["expected"]))
-    if kind == "model_type" and context["class_name"] == "Part":
+    if kind == "model_type" and context["class_name"] in ("Part", "Model"):
         return path, value, "must be a name or a block with a name", ""
     if kind == "missing":
         return _missing(document, path, known(model, error["loc"][:-1]))

@@ -28,6 +28,10 @@ class Record(Block):
 
     events: bool = Field(default=True, description="keep every message and computation")
     report: bool = Field(default=True, description="write a report at the end")
+    weights_every: Count | None = Field(
+        default=None,
+        description="rounds between two whose models are kept, in the folder models; null keeps the last one alone",
+    )
     checkpoint: Checkpoints | None = Field(
         default=Checkpoints(),
         description="how often the run is saved, so that it can go on; null never saves it",

@@ -18,12 +18,12 @@ DRAFT = "http://json-schema.org/draft-07/schema#"
 """The draft that editors know best."""
 
 PLACES = {
-    ("", "model"): "models",
     ("", "loss"): "losses",
     ("", "topology"): "topologies",
     ("", "churn"): "churn",
     ("", "faults"): "faults",
     ("Data", "partition"): "partitions",
+    ("Data", "faults"): "data_faults",
     ("Strategy", "select"): "selectors",
     ("Strategy", "around"): "transforms",
     ("Evaluate", "metrics"): "metrics",
@@ -33,7 +33,7 @@ PLACES = {
 }
 """The kind of part that stands at a key of a block."""
 
-OPEN = {"Data": "datasets", "Strategy": "strategies"}
+OPEN = {"Data": "datasets", "Strategy": "strategies", "Model": "models"}
 """Blocks with keys of their own that also hold the parameters of the part that they name."""
 
 DOTTED = {"type": "string", "pattern": "[.:]"}
@@ -90,8 +90,8 @@ def _forms(
     blocks = [_block(kind, name, known, shared, must) for name in parts.names(kind)]
     bare = [one["properties"]["name"]["const"] for one in blocks if one["required"] == ["name"]]
     own = {"type": "object", "properties": {"name": DOTTED, **shared}, "required": ["name", *must]}
-    if kind == "datasets":  # digits is the default
-        bare, own["required"] = [], must
+    if kind in ("datasets", "models"):  # digits is the default, and mlp
+        bare, own["required"] = [] if must else bare, must
         blocks.append({**own, "properties": shared, "additionalProperties": False})
     texts = [{"enum": bare}] if bare else []
     return [*texts, *([] if must else [DOTTED]), *blocks, own]

@@ -6,6 +6,7 @@ is ten. Keys are always text. Whatever is wrong is a :class:`~fedsim.errors.Conf
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,19 @@ def write(data: dict[str, Any]) -> str:
     "name: '1e3'\nsizes:\n- 1\n- 2.5\n"
     """
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=10**9)
+
+
+def flat(data: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value of a file by its dotted key; an empty block or list is a value, too.
+
+    >>> dict(flat({"data": {"clients": 8}, "faults": [], "around": ["clip"]}))
+    {'data.clients': 8, 'faults': [], 'around.0': 'clip'}
+    """
+    if isinstance(data, dict | list) and data:
+        for step, inner in data.items() if isinstance(data, dict) else enumerate(data):
+            yield from flat(inner, f"{key}.{step}".lstrip("."))
+    else:
+        yield key, data
 
 
 def set_value(data: dict[str, Any], key: str, value: Any) -> Steps:

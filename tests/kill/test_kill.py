@@ -66,7 +66,7 @@ ROWS = {
     "dpsgd-curriculum": experiment("dpsgd_curriculum", GRAPH, timeout_s=20, rounds=12),
     "adpsgd": experiment("adpsgd", GRAPH, timeout_s=20),
 }
-LONG = {"fedamd-disk", "dpsgd-curriculum", "adpsgd", "krum", "scaffold"}
+LONG = {"dpsgd-curriculum", "adpsgd", "krum"}
 """Run with the slow ones."""
 
 

@@ -13,7 +13,7 @@ from fedsim.errors import ConfigError
 from fedsim.learn import buffers
 from fedsim.learn import build as learning
 from fedsim.learn.deferred import Deferred
-from fedsim.learn.engines import BUFFERS
+from fedsim.learn.engines import BUFFERS, Lean, Sequential, Shard, Stacked, TrainJob
 from fedsim.learn.local import LocalSGD, MeanGradient
 from fedsim.learn.task import Batch, Task
 from fedsim.spec.experiment import Local
@@ -312,3 +312,15 @@ def test_a_buffer_that_changes_seldom_stops_the_run_when_it_does(engine, workers
     )
     with pytest.raises(fedsim.RunError, match=words):
         fedsim.run(made, out=tmp_path)
+
+
+def test_an_average_of_counters_is_rounded_alike_by_all_engines():
+    task = task_of("average")
+    data = points(clients=1, seed=0)
+    shard = Shard(data.x.double(), data.y, [torch.arange(8)])
+    update = LocalSGD(Local(steps=1, batch_size=8))
+    begin = torch.tensor([0.0, 0.0, 2.6], dtype=torch.float64)  # a third of a batch of others
+    job = TrainJob(update, 0, np.arange(8)[None], {"arrays": task.initial[:SENT]}, buffers=begin)
+    for engine in (Sequential, Lean, Stacked):
+        [found] = engine(task_of("average"), shard).train([job])
+        assert found[BUFFERS][-1] == 4  # 2.6 batches are 3, and one more

@@ -7,11 +7,12 @@ import tempfile
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, reject, settings
 from hypothesis import given as hypothesis_given
 from hypothesis import strategies as st
 
 import fedsim
+from fedsim.errors import FedsimError
 from fedsim.record.store import facts
 
 LOCAL = {"steps": 2, "batch_size": 4, "lr": 0.1}
@@ -62,6 +63,10 @@ NEVER: list[dict[str, Any]] = [
     {"evaluate.every": 2},
     {"evaluate.batch_size": 7},
     {"evaluate.nodes": 0.5},
+    {"evaluate.metrics": ["macro_f1"]},
+    {"record.weights_every": 1},
+    {"compute.workers": 2},
+    {"assume.loss": 1.0},
     {"expert.epochs": 3},
     {"compute.patience_s": 100.0},
 ]
@@ -91,12 +96,84 @@ def check(method: str, one: dict[str, Any], two: dict[str, Any]) -> None:
     assert identity == other or weights != others or engines, (one, two)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @hypothesis_given(
     st.sampled_from(list(METHODS)), st.sampled_from([*MATTERS, *PERHAPS]), st.sampled_from([*MATTERS, {}])
 )
 def test_equal_identities_are_equal_models(method: str, one: dict[str, Any], two: dict[str, Any]) -> None:
     check(method, one, two)
+
+
+KEYS: dict[str, list[Any]] = {
+    "seed": [0, 1, 2**40],
+    "data.clients": [3, 4, 5],
+    "data.alpha": [0.0, 0.5, 1.0],
+    "data.partition": ["iid", {"name": "dirichlet", "alpha": 0.5}],
+    "data.val_share": [0.0, 0.2],
+    "data.client_test_share": [0.0, 0.3],
+    "model": ["softmax", {"name": "mlp", "hidden": 3}, {"name": "mlp", "hidden": [3, 3]}],
+    "strategy.local.lr": [0.01, 0.1, 0.3],
+    "strategy.local.batch_size": [2, 4],
+    "strategy.local.steps": [1, 2],
+    "stop.rounds": [1, 2, 3],
+    "compute.dtype": ["float32", "float64"],
+    "compute.engine": ["sequential", "lean"],
+    "network.latency_ms": [0.0, 50.0],
+    "network.up_mbps": [None, 0.01],
+    "devices.seconds_per_sample": [0.001, 0.3],
+    "churn": ["always", {"name": "exponential", "online_s": 2.0, "offline_s": 1.0}],
+    "faults": [
+        [],
+        [{"name": "corrupt", "kind": "sign_flip", "nodes": [1]}],
+        [{"name": "message_loss", "probability": 0.2}],
+    ],
+    "strategy.timeout_s": [5.0, 3600.0],
+    "evaluate.every": [1, 2],
+    "evaluate.batch_size": [7, 1000],
+    "evaluate.metrics": [[], ["macro_f1"]],
+    "record.events": [False, True],
+    "record.checkpoint": [None, {"every_rounds": 1}],
+    "record.weights_every": [None, 1],
+    "name": ["one", "two"],
+}
+IDLE = {key for key in KEYS if key.partition(".")[0] in ("name", "record", "evaluate")}
+"""Keys that cannot matter."""
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
+    """Return a method, a key, and two experiments that differ in that key."""
+    method, key = draw(st.sampled_from(list(METHODS))), draw(st.sampled_from(list(KEYS)))
+    others = draw(st.lists(st.sampled_from([one for one in KEYS if one != key]), max_size=4, unique=True))
+    shared = {other: draw(st.sampled_from(KEYS[other])) for other in others}
+    one, two = draw(st.permutations(range(len(KEYS[key]))))[:2]
+    return method, key, {**shared, key: KEYS[key][one]}, {**shared, key: KEYS[key][two]}
+
+
+def check_pair(pair: tuple[str, str, dict[str, Any], dict[str, Any]]) -> None:
+    """Compare two experiments that differ in one key; one that is refused or diverges has no models."""
+    method, key, *both = pair
+    try:
+        (identity, weights, _), (other, others, _) = (outcome(method, one) for one in both)
+    except FedsimError:
+        reject()
+    assert identity != other or weights == others
+    assert identity == other or key not in IDLE
+    engines = key == "compute.engine"  # engines may agree to the last bit, and have names of their own
+    assert identity == other or weights != others or engines
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@hypothesis_given(pairs())
+def test_a_key_makes_other_models_or_the_same_identities(pair: Any) -> None:
+    check_pair(pair)
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@hypothesis_given(pairs())
+def test_a_key_makes_other_models_or_the_same_identities_in_many_pairs(pair: Any) -> None:
+    check_pair(pair)
 
 
 @pytest.mark.slow

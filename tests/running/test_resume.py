@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -225,6 +226,18 @@ def test_other_rounds_may_be_measured_from_then_on(
     assert sum(trained) == 2 * 3
 
 
+def test_other_metrics_may_be_measured_from_then_on(
+    tmp_path: Path, whole: fedsim.Result, trained: list[int]
+) -> None:
+    """The checkpoint is of round 4: what was measured until then stays as it was."""
+    folder = stopped(tmp_path, 5)
+    trained.clear()
+    found = fedsim.resume(folder, overrides={"evaluate.metrics": ["macro_f1"]})
+    assert found.summary["run_hash"] == whole.summary["run_hash"]
+    assert sum(trained) == 2 * 3
+    assert {5, 6} <= set(read(folder, "metrics", name="macro_f1")["round"])
+
+
 def test_a_run_that_keeps_time_only_is_repeated(tmp_path: Path) -> None:
     def progress(now: fedsim.api.Progress) -> None:
         if now.round == 3:
@@ -279,8 +292,12 @@ def test_what_cannot_go_on_is_refused(tmp_path: Path, whole: fedsim.Result) -> N
 def test_another_experiment_is_refused_by_its_blocks(tmp_path: Path) -> None:
     folder = stopped(tmp_path, 3)
     told = resumed(folder, "--set", "strategy.local.lr=0.2", "--set", "seed=4", "--set", "stop.rounds=9")
-    assert [line.split(": ")[1] for line in told.splitlines()] == ["seed", "strategy"]
+    assert [line.split(": ")[1] for line in told.splitlines()] == ["seed", "strategy.local.lr"]
+    assert "strategy.local.lr: 0.2: must be 0.1, as when the run began" in told
     assert "only stop, record and evaluate may change" in told
+    told = resumed(folder, "--set", "churn={name: exponential, online_s: 5, offline_s: 1}")
+    assert "churn.name: exponential: must be left out, as when the run began" in told
+    assert "churn: must be always" in told
 
 
 def test_a_run_of_another_format_is_refused_with_its_version(tmp_path: Path) -> None:
@@ -293,6 +310,34 @@ def test_a_run_of_another_format_is_refused_with_its_version(tmp_path: Path) -> 
     with closing(sqlite3.connect(folder / "record.sqlite")) as db, db:
         db.execute("DELETE FROM facts WHERE key = 'origin'")
     assert "whose runs cannot be resumed" in resumed(folder)
+
+
+def test_a_run_of_another_version_with_the_same_format_goes_on(tmp_path: Path, whole: fedsim.Result) -> None:
+    folder = stopped(tmp_path, 3)
+    origin = facts(folder)["origin"]
+    with closing(sqlite3.connect(folder / "record.sqlite")) as db, db:
+        db.execute(
+            "UPDATE facts SET value = ? WHERE key = 'origin'", (json.dumps({**origin, "version": "0.0.7"}),)
+        )
+        db.execute("DROP TABLE jobs")  # which earlier versions did not have
+    assert not read(folder, "jobs")["node"].size
+    assert fedsim.resume(folder).summary["run_hash"] == whole.summary["run_hash"]
+    assert read(folder, "jobs")["node"].size == 6 * 3
+
+
+def test_data_that_are_no_longer_there_are_missed_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "samples.npz"
+    draw = np.random.default_rng(3)
+    np.savez(file, x=draw.normal(size=(60, 4)).astype(np.float32), y=np.arange(60) % 3)
+    folder = stopped(tmp_path / "runs", 3, data={"name": "arrays", "path": str(file), "clients": 6})
+    kept = file.read_bytes()
+    file.unlink()
+    assert "data.path: " in (told := resumed(folder))
+    assert "there is no such file; nothing is downloaded" in told
+    np.savez(file, x=draw.normal(size=(60, 4)).astype(np.float32), y=np.arange(60) % 3)
+    assert "data: arrays: are not the data with which the run began" in resumed(folder)
+    file.write_bytes(kept)
+    assert fedsim.resume(folder).summary["rounds"] == 6
 
 
 def test_other_data_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,28 @@ def test_some_runs_alone(tmp_path):
     assert only_of(["a.b=c=d"]) == {"a.b": "c=d"}
 
 
+def test_runs_leave_for_each_other_what_they_have_computed(tmp_path):
+    """Three bandwidths under which nobody is waited for in vain: two of the three runs train nothing."""
+    study = {"base": {**BASE, "stop": {"rounds": 3}}, "vary": {"network.up_mbps": [0.5, 1.0, 2.0]}}
+    plain = fedsim.sweep(study, out=tmp_path / "plain")
+    found = fedsim.sweep(study, out=tmp_path / "shared", store=tmp_path / "store")
+    assert [(one.summary["jobs"], one.summary["jobs_reused"]) for one in found] == [(6, 0), (0, 6), (0, 6)]
+    assert [one.summary["run_hash"] for one in found] == [one.summary["run_hash"] for one in plain]
+    assert "jobs" not in plain[0].summary
+
+
+def test_the_command_line_takes_a_store_and_refuses_what_is_none(tmp_path):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    asked = ["sweep", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "runs"), "--jobs", "1", "--quiet"]
+    done = CliRunner().invoke(app, [*asked, "--store", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "is no store: it holds other files" in done.stderr
+    assert not (tmp_path / "runs").exists()
+    done = CliRunner().invoke(app, asked, env={"FEDSIM_STORE": str(tmp_path / "store")})
+    assert done.exit_code == 0
+    assert len(list((tmp_path / "store").glob("*/*/*.safetensors"))) >= 3 * 2  # seeds and participants
+
+
 @pytest.mark.slow
 def test_several_at_a_time_give_the_same(tmp_path):
     one = fedsim.sweep(STUDY, out=tmp_path / "one")

@@ -28,6 +28,19 @@ CODES = {
 """Flower's error codes by how an instruction ends; a client's own error is a whole Error."""
 
 
+class Line(Exchange):
+    """Lets clients work while a server waits without disturbing the generators that it draws from."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._spare = np.random.MT19937(0)  # clients seed it
+
+    def wait(self, wait: Wait, timeout_s: float | None = None) -> None:
+        """Let time pass until what is waited for has happened, or until the timeout."""
+        with compat.undisturbed(self._spare):
+            super().wait(wait, timeout_s)
+
+
 class SimGrid(Grid):
     """Sends a server's messages through the simulated world and brings back the replies.
 
@@ -49,6 +62,8 @@ class SimGrid(Grid):
     A message whose time to live is shorter than Flower's 12 hours gives an error reply (code 3) when it is over.
     """
 
+    _line: type[Line] = Line
+
     def __init__(
         self,
         world: World,
@@ -62,7 +77,7 @@ class SimGrid(Grid):
         lift: Lift | None = None,
     ) -> None:
         translated = _Translated(clients, watches)
-        self.line = _Line(world, translated, detect_s, time_limit_s, quorum, retries)
+        self.line = self._line(world, translated, detect_s, time_limit_s, quorum, retries)
         self.world, self.clients, self.server = world, clients, self.line.server
         self.dropped: list[Dropped] = []
         self._watches, self._drop, self._lift = watches, drop, lift
@@ -182,18 +197,6 @@ class SimGrid(Grid):
         for watch in self._watches if replies else ():
             watch.pulled(replies)
         return replies
-
-
-class _Line(Exchange):
-    """Lets clients work while a server waits without disturbing the generators that it draws from."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._spare = np.random.MT19937(0)  # clients seed it
-
-    def wait(self, wait: Wait, timeout_s: float | None = None) -> None:
-        with compat.undisturbed(self._spare):
-            super().wait(wait, timeout_s)
 
 
 class _Translated:

@@ -20,6 +20,7 @@ from fedsim import rng
 from fedsim.errors import MISSING, BadValue
 from fedsim.learn.draws import seeded
 from fedsim.learn.raised import passes, told
+from fedsim.learn.several import X, called, leaves
 from fedsim.spec.local import Expert
 
 log = logging.getLogger("fedsim")
@@ -48,7 +49,7 @@ class Judge:
     def __init__(
         self,
         module: nn.Module,
-        x: Tensor,
+        x: X,
         y: Tensor,
         settings: Expert,
         seed: int,
@@ -67,7 +68,7 @@ class Judge:
                 return found
         log.info("training the expert for %d epochs", self.settings.epochs)
         try:
-            with seeded(int(rng.stream(self.seed, "expert draws").integers(2**63)), self.x.device):
+            with seeded(int(rng.stream(self.seed, "expert draws").integers(2**63)), self.y.device):
                 self._train()
             found = self._judge()
         except BaseException as error:
@@ -79,9 +80,10 @@ class Judge:
 
     def digest(self) -> str:
         """Return the SHA-256 of all that the losses depend on."""
-        named = [str(self.module), self.settings.model_dump(), self.seed, self.classifies, str(self.x.dtype)]
+        kinds = "+".join(str(part.dtype) for part in leaves(self.x))
+        named = [str(self.module), self.settings.model_dump(), self.seed, self.classifies, kinds]
         digest = hashlib.sha256(json.dumps([VERSION, *named], sort_keys=True).encode())
-        for tensor in (self.x, self.y, *self.module.state_dict().values()):
+        for tensor in (*leaves(self.x), self.y, *self.module.state_dict().values()):
             digest.update(str(tuple(tensor.shape)).encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -97,7 +99,7 @@ class Judge:
             order = rng.stream(self.seed, "expert", round=epoch).permutation(len(self.y))
             for index in torch.split(torch.from_numpy(order).to(self.y.device), settings.batch_size):
                 optimizer.zero_grad()
-                outputs = self.module(self.x[index])
+                outputs = called(self.module, self.x[index])
                 loss = _losses(outputs, self.y[index], self.classifies, smoothing).mean()
                 torch.autograd.backward(loss)
                 optimizer.step()
@@ -108,8 +110,8 @@ class Judge:
     @torch.no_grad()
     def _judge(self) -> NDArray[np.float64]:
         self.module.eval()
-        pieces = zip(torch.split(self.x, 1000), torch.split(self.y, 1000))
-        found = [_losses(self.module(x), y, self.classifies) for x, y in pieces]
+        pieces = zip(self.x.split(1000), torch.split(self.y, 1000))
+        found = [_losses(called(self.module, x), y, self.classifies) for x, y in pieces]
         losses: NDArray[np.float64] = torch.cat(found).double().cpu().numpy()
         return losses
 

@@ -66,6 +66,8 @@ def noisy(
     except BadValue as error:
         key = "of" if error.key == "name" else f"of.{error.key}"
         raise BadValue(key, error.value, error.rule, error.hint) from error
+    if not isinstance(source.x, Tensor):
+        raise BadValue("of", name, "has several inputs, and noise is for one")
     draw = stream(seed, "noise")
     difficulty = np.asarray(levels, dtype=float)[draw.integers(len(levels), size=len(source.y))]
     noise = torch.from_numpy(draw.standard_normal(tuple(source.x.shape), dtype=np.float32)).to(source.x.dtype)

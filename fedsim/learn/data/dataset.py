@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.errors import MISSING, BadValue, did_you_mean
+from fedsim.learn.several import Several, X, leaves, shape_of
 
 LOSSES = ("cross_entropy", "half_square", "mse", "mae", "huber", "bce")
 
@@ -26,10 +28,11 @@ class Dataset:
 
     Args:
         name: what reports call it.
-        x: [N, *shape] the training inputs, floating-point, or whole numbers such as tokens.
+        x: [N, *shape] the training inputs, floating-point, or whole numbers such as tokens; or several such tensors, as
+            a tuple, which a model takes one after the other, or as a dictionary, which it takes by name.
         y: [N, …] the training labels, int64 in 0..classes-1, or floating-point targets; one for each sample, or one
             for each step of a sequence, where :data:`PADDING` stands for padding.
-        x_test: [T, *shape] the test inputs.
+        x_test: [T, *shape] the test inputs, as many as x has.
         y_test: [T, …] the test labels or targets.
         classes: how many classes there are, 0 for regression.
         groups: [N] the natural client of each training sample, numbered 0..G-1, or None if there is none.
@@ -49,9 +52,9 @@ class Dataset:
     """
 
     name: str
-    x: Tensor
+    x: X
     y: Tensor
-    x_test: Tensor
+    x_test: X
     y_test: Tensor
     classes: int
     groups: NDArray[np.int64] | None = None
@@ -61,6 +64,10 @@ class Dataset:
     note: str = ""
 
     def __post_init__(self) -> None:
+        for key in ("x", "x_test"):
+            given = getattr(self, key)
+            if isinstance(given, list | tuple | dict):
+                object.__setattr__(self, key, _together(key, given))
         if self.loss not in LOSSES:
             raise BadValue("loss", self.loss, "unknown loss", did_you_mean(self.loss, LOSSES))
         if not (self.classes > 1 if self.loss == "cross_entropy" else self.classes == 0):
@@ -68,8 +75,8 @@ class Dataset:
             raise BadValue("classes", self.classes, rule)
         _check_samples("x", self.x, "y", self.y)
         _check_samples("x_test", self.x_test, "y_test", self.y_test)
-        if self.x_test.shape[1:] != self.x.shape[1:]:
-            raise BadValue("x_test", tuple(self.x_test.shape[1:]), f"must have the shape of x, {self.shape}")
+        if shape_of(self.x_test) != self.shape:
+            raise BadValue("x_test", shape_of(self.x_test), f"must have the shape of x, {self.shape}")
         _check_targets("y", self.y, self.classes)
         _check_targets("y_test", self.y_test, self.classes)
         if self.groups is not None:
@@ -78,18 +85,33 @@ class Dataset:
             raise BadValue("optimum", self.optimum.tolist(), "must be a flat vector of finite numbers")
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one sample."""
-        return tuple(self.x.shape[1:])
+    def shape(self) -> Any:
+        """The shape of one sample; of several inputs their shapes, in order or by name."""
+        return shape_of(self.x)
 
 
-def _check_samples(x_key: str, x: Tensor, y_key: str, y: Tensor) -> None:
+def _together(key: str, given: Any) -> Several:
+    """Return several inputs as one thing, or refuse what is no such thing."""
+    several = Several(given)
+    if not several.parts or not all(isinstance(part, Tensor) and part.dim() for part in several.parts):
+        raise BadValue(key, MISSING, "must be a tensor, or a tuple or dictionary of tensors")
+    if any(not isinstance(name, str) or not name.isidentifier() for name in several.names):
+        raise BadValue(key, list(several.names), "must have names that a model can take")
+    lengths = [len(part) for part in several.parts]
+    if len(set(lengths)) > 1:
+        raise BadValue(key, lengths, "all inputs must have as many samples")
+    return several
+
+
+def _check_samples(x_key: str, x: X, y_key: str, y: Tensor) -> None:
     if len(x) == 0:
-        raise BadValue(x_key, tuple(x.shape), "there must be at least 1 sample")
-    if x.is_complex() or x.dtype == torch.bool:
-        raise BadValue(x_key, str(x.dtype), "inputs must be floating-point or whole numbers")
-    _check_finite(x_key, x, "inputs")
-    if y.shape[:1] != x.shape[:1]:
+        raise BadValue(x_key, 0, "there must be at least 1 sample")
+    names = x.names or range(len(x.parts)) if isinstance(x, Several) else ()
+    for name, part in zip([f"{x_key}.{name}" for name in names] or [x_key], leaves(x), strict=True):
+        if part.is_complex() or (part.dtype == torch.bool and part is x):
+            raise BadValue(name, str(part.dtype), "inputs must be floating-point or whole numbers")
+        _check_finite(name, part, "inputs")
+    if y.shape[:1] != (len(x),):
         raise BadValue(
             y_key, tuple(y.shape), f"there must be one for each of the {len(x)} samples of {x_key}"
         )

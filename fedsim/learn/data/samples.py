@@ -11,11 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedsim.errors import MISSING, BadValue, clip, few
 from fedsim.learn.data.dataset import PADDING, Dataset
 from fedsim.learn.data.partition import stratified_split
+from fedsim.learn.several import Several
 from fedsim.machine import require_room
+from fedsim.parts import needed
 from fedsim.rng import stream
 
 Array = NDArray[Any]
@@ -25,12 +28,12 @@ class Samples(NamedTuple):
     """Samples as a file holds them.
 
     Args:
-        x: inputs [N, *shape], numbers.
+        x: inputs [N, *shape], numbers; or several arrays of such.
         y: labels [N] as whole numbers or text, or targets as floating-point numbers.
         groups: whose each sample is [N], as whole numbers or text, or None.
     """
 
-    x: Array
+    x: Array | Several
     y: Array
     groups: Array | None = None
 
@@ -106,7 +109,8 @@ def dataset(
         require_room("name", name, 2.0 * train.x.nbytes, "its samples, divided into training and test")
         inputs, labels = [train.x[kept], train.x[held]], [labels[0][kept], labels[0][held]]
         groups = None if groups is None else np.unique(groups[kept], return_inverse=True)[1]
-    x, x_test, y, y_test = (torch.from_numpy(_plain(one)) for one in (*inputs, *labels))
+    x, x_test = (one.map(_tensor) if isinstance(one, Several) else _tensor(one) for one in inputs)
+    y, y_test = map(_tensor, labels)
     loss = "cross_entropy" if count else "half_square"
     said = "; ".join(filter(None, (note, gap)))
     return Dataset(name, x, y, x_test, y_test, count, groups, loss, note=said)
@@ -127,9 +131,13 @@ def pictures(x: Array) -> Array:
 
 def _check_lengths(part: Samples) -> None:
     for key, held in (("y", part.y), ("groups", part.groups)):
-        if held is not None and held.shape[:1] != part.x.shape[:1]:
+        if held is not None and held.shape[:1] != (len(part.x),):
             rule = f"there must be one for each of the {len(part.x)} samples, and there are {len(held)}"
             raise BadValue(key, MISSING, rule)
+
+
+def _tensor(values: Array) -> Tensor:
+    return torch.from_numpy(_plain(values))
 
 
 def _plain(values: Array) -> Array:
@@ -197,21 +205,23 @@ def damaged(key: str, path: str, error: BaseException) -> BadValue:
     return BadValue(key, path, f"cannot be read ({text})")
 
 
-def library(module: str, extra: str) -> Any:
+def library(module: str) -> Any:
     """Return a library that only some datasets need.
 
     Raises:
         BadValue: with the key ``name``, if it is not installed.
 
-    >>> library("no_such_library", "tables")
+    >>> library("no_such_library")
     Traceback (most recent call last):
-    fedsim.errors.BadValue: name: needs no_such_library, which is not installed; pip install 'fedsim[tables]'
+    fedsim.errors.BadValue: name: needs no_such_library, which is not installed
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        rule = f"needs {(error.name or module).partition('.')[0]}, which is not installed"
-        raise BadValue("name", MISSING, rule, f"pip install 'fedsim[{extra}]'") from error
+        missing = (error.name or module).partition(".")[0]
+        raise BadValue(
+            "name", MISSING, f"needs {missing}, which is not installed", needed(missing)
+        ) from error
     except (ImportError, OSError, RuntimeError) as error:  # as where it was built for another torch
         rule = f"needs {module}, which cannot be imported ({clip(str(error))})"
-        raise BadValue("name", MISSING, rule, f"pip install --force-reinstall 'fedsim[{extra}]'") from error
+        raise BadValue("name", MISSING, rule, needed(module, "--force-reinstall ")) from error

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fedsim.errors import BadValue, clip, did_you_mean
 from fedsim.learn.data.dataset import Dataset
 from fedsim.learn.data.samples import Samples, damaged, dataset, library, located
+from fedsim.learn.several import leaves
 from fedsim.machine import require_room
 
 Kind = Literal["number", "category"]
@@ -132,7 +133,7 @@ def _read(path: str, key: str, place: Path) -> Any:
     ending = place.suffix.lower()
     if ending not in ENDINGS:
         raise BadValue(key, path, f"must end in {', '.join(ENDINGS)}")
-    arrow, reader = (library(name, "tables") for name in ("pyarrow", f"pyarrow.{ENDINGS[ending]}"))
+    arrow, reader = (library(name) for name in ("pyarrow", f"pyarrow.{ENDINGS[ending]}"))
     try:
         size = place.stat().st_size
         require_room(key, path, 4.0 * size, "its rows")
@@ -189,7 +190,8 @@ def _label(values: Array, name: str, kind: Kind | None) -> Array:
 
 def _standardise(made: Dataset, columns: list[int]) -> None:
     """Shift and scale columns by what they are in training; one that never changes becomes 0."""
-    mean, deviation = made.x[:, columns].mean(0), made.x[:, columns].std(0, correction=0)
+    [whole], [test] = leaves(made.x), leaves(made.x_test)
+    mean, deviation = whole[:, columns].mean(0), whole[:, columns].std(0, correction=0)
     deviation[deviation == 0] = 1
-    for x in (made.x, made.x_test):
+    for x in (whole, test):
         x[:, columns] = (x[:, columns] - mean) / deviation

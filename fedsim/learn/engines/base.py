@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from fedsim.errors import FedsimError
 from fedsim.learn.local import LocalUpdate, State
 from fedsim.learn.masks import Draws, Masked
+from fedsim.learn.several import X
 from fedsim.learn.task import Batch, Task
 
 BUFFERS = "model.buffers"
@@ -31,18 +33,18 @@ class Shard:
     """Data on the device, and which samples belong to whom.
 
     Args:
-        x: inputs [N, …].
+        x: inputs [N, …]; several where a model takes several.
         y: labels or targets [N].
         owned: for each client its samples' positions [n_i].
         difficulty: returns how hard an expert finds each sample [N]; called where that is asked for.
         test: held-out inputs [M, …] and their labels or targets [M], if there are any.
     """
 
-    x: Tensor
+    x: X
     y: Tensor
     owned: list[Tensor]
     difficulty: Callable[[], Tensor] | None = None
-    test: tuple[Tensor, Tensor] | None = None
+    test: tuple[X, Tensor] | None = None
 
     def expert_losses(self) -> Tensor:
         """Return how hard the expert finds each sample [N].
@@ -54,9 +56,19 @@ class Shard:
             raise FedsimError("these data have no expert to score them")
         return self.difficulty()
 
-    def is_test(self, x: Tensor) -> bool:
+    def is_test(self, x: X) -> bool:
         """Tell whether inputs are the held-out ones."""
         return self.test is not None and x is self.test[0]
+
+    @cached_property
+    def everybody(self) -> Tensor:
+        """All clients' samples, one client after the other [n_0 + n_1 + …]."""
+        return torch.cat(self.owned)
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Where each client's samples begin among those of everybody."""
+        return [0, *accumulate(self.sizes)][:-1]
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -115,6 +127,11 @@ class Engine(ABC):
         return type(self).__name__.lower()
 
     @property
+    def members(self) -> Sequence[Engine]:
+        """The engines that it is made of: itself, for most."""
+        return [self]
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What makes the same engine again, beside model and data."""
         return {}
@@ -137,7 +154,7 @@ class Engine(ABC):
         """Do jobs, and return what each client sends back and keeps, and its buffers under the name ``BUFFERS``."""
 
     @abstractmethod
-    def evaluate(self, weights: Sequence[Tensor], x: Tensor, y: Tensor, chunk: int) -> list[dict[str, float]]:
+    def evaluate(self, weights: Sequence[Tensor], x: X, y: Tensor, chunk: int) -> list[dict[str, float]]:
         """Return loss (and accuracy, for a classifier) of several weight vectors on data [N, …], [N]."""
 
     def close(self) -> None:  # noqa: B027  # most have nothing to do, and need not say so

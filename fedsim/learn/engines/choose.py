@@ -19,6 +19,7 @@ from fedsim.learn.engines.sequential import Sequential
 from fedsim.learn.engines.stacked import SLOW, Stacked
 from fedsim.learn.local import LocalSGD, State
 from fedsim.learn.raised import passes, told
+from fedsim.learn.several import cast
 from fedsim.learn.task import Task
 from fedsim.rng import stream
 from fedsim.spec.experiment import Local
@@ -165,7 +166,8 @@ def _some(task: Task, data: Shard) -> tuple[Shard, list[TrainJob]]:
     some = [own[:few] for own in data.owned[:2]]
     used = torch.cat(some)
     places = torch.split(torch.arange(len(used), device=used.device), [len(own) for own in some])
-    x, y = (v.to(task.dtype) if v.is_floating_point() else v for v in (data.x[used], data.y[used]))
+    x = cast(data.x[used], task.device, task.dtype)
+    y = data.y[used].to(task.dtype) if data.y.is_floating_point() else data.y[used]
     update = LocalSGD(Local(steps=2, batch_size=width, lr=0.1))
     rows = [update.batches(len(own), stream(0, "probe", i)) for i, own in enumerate(some)]
     weights = task.initial[: task.trained]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedsim.learn.engines.base import Shard, Unfit
 from fedsim.learn.engines.layers import Convolve, Dense, Flat, Layer, PoolPairs, Rectify
 from fedsim.learn.engines.sequential import Sequential
+from fedsim.learn.several import leaves
 from fedsim.learn.task import Batch, Task
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -35,7 +36,7 @@ class Closed(Sequential):
 
     def __init__(self, task: Task, data: Shard) -> None:
         super().__init__(task, data)
-        if data.y.dim() > 1 or not data.x.is_floating_point():
+        if not isinstance(data.x, Tensor) or data.y.dim() > 1 or not data.x.is_floating_point():
             raise Unfit("its layers take numbers, and one target for each sample")
         if task.augment is not None:
             raise Unfit("inputs are augmented")
@@ -46,7 +47,7 @@ class Closed(Sequential):
     @torch.no_grad()
     def carried(self, weights: Tensor, batch: Batch, buffers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the mean gradient [W] and the mean loss [] of a batch, which has no padding, and no buffers."""
-        x, kept, parts = batch.x, [], self.task.split(weights)
+        x, kept, parts = leaves(batch.x)[0], [], self.task.split(weights)
         for layer in self._layers:
             x, needed = layer.forward(parts, x)
             kept.append(needed)

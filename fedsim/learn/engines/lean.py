@@ -10,6 +10,7 @@ from torch import Tensor
 from fedsim.learn.engines.base import Shard, TrainJob
 from fedsim.learn.engines.sequential import Sequential
 from fedsim.learn.local import State
+from fedsim.learn.several import called
 from fedsim.learn.task import Batch, Task
 
 
@@ -43,14 +44,14 @@ class Lean(Sequential):
         self._flat.copy_(weights)
         self._lay(buffers)
         with self.task.mode(training=True):
-            loss = self.task.mean(self.task.module(batch.x), batch)
+            loss = self.task.mean(called(self.task.module, batch.x), batch)
             pieces = torch.autograd.grad(loss, self._own, materialize_grads=True)
         gradient = torch.cat([piece.reshape(-1) for piece in pieces])
         return gradient, loss.detach(), self._found(buffers)
 
     def _lay(self, buffers: Tensor) -> None:
         for name, values in self.task.split_buffers(buffers).items():
-            self.task.module.get_buffer(name).copy_(values)
+            self.task.module.get_buffer(name).copy_(self.task.typed(name, values))
 
     def _found(self, buffers: Tensor) -> Tensor:
         """Return what the forward has left in the module; without buffers that is nothing."""

@@ -10,7 +10,9 @@ from torch import Tensor
 from fedsim.learn.curriculum.order import Order
 from fedsim.learn.draws import seeded
 from fedsim.learn.engines.base import BUFFERS, Engine, TrainJob, Walk, metrics
+from fedsim.learn.engines.device import steady
 from fedsim.learn.local import CHUNK, State
+from fedsim.learn.several import X
 from fedsim.learn.task import Batch, Task
 from fedsim.pulse import beat
 
@@ -21,7 +23,7 @@ class Sequential(Engine):
     def train(self, jobs: Sequence[TrainJob]) -> list[State]:
         """Do one job after another; what the model draws in a job depends on that job's seed alone."""
         results = []
-        with self.task.mode(training=True):
+        with self.task.mode(training=True), steady(self.task.device):
             for job in jobs:
                 with seeded(job.seed, self.task.device):
                     results.append(self._one(job))
@@ -33,14 +35,14 @@ class Sequential(Engine):
 
     def _one(self, job: TrainJob) -> State:
         x, y, own = self.data.x, self.data.y, self.data.owned[job.client]
-        key = torch.tensor(job.seed, device=x.device)
+        key = torch.tensor(job.seed, device=self.task.device)
         walk = Walk(self.task, self.carried, self.buffers(job), key)
         given = {**job.given, **self.scalars(job)}
         if job.update.order is not None:
             scores = self.scores(job.update.order, job)
             own, given["score"] = own[job.update.order.arrange(scores)], scores.mean()
         state = job.update.init(given)
-        ones = torch.ones(job.rows.shape[-1], dtype=self.task.dtype, device=x.device)
+        ones = torch.ones(job.rows.shape[-1], dtype=self.task.dtype, device=self.task.device)
         for step, row in enumerate(job.rows):
             index = own[torch.from_numpy(row[row >= 0]).to(own.device)]
             batch = Batch(x.index_select(0, index), y.index_select(0, index), ones[: len(index)])
@@ -62,15 +64,22 @@ class Sequential(Engine):
 
         return order.scores(judge, job.given)
 
-    def evaluate(self, weights: Sequence[Tensor], x: Tensor, y: Tensor, chunk: int) -> list[dict[str, float]]:
+    def evaluate(self, weights: Sequence[Tensor], x: X, y: Tensor, chunk: int) -> list[dict[str, float]]:
         """Score one weight vector after another."""
         measured = self.data.is_test(x)
-        return [score(self.task, vector, x, y, chunk, measured) for vector in weights]
+        with steady(self.task.device):
+            return [score(self.task, vector, x, y, chunk, measured) for vector in weights]
+
+
+def _total(values: Tensor) -> float:
+    """Return a sum in float64, which Apple's cards do not have."""
+    there = values.cpu() if values.device.type == "mps" else values
+    return float(there.sum(dtype=torch.float64))
 
 
 @torch.no_grad()
 def score(
-    task: Task, weights: Tensor, x: Tensor, y: Tensor, chunk: int, measured: bool = False
+    task: Task, weights: Tensor, x: X, y: Tensor, chunk: int, measured: bool = False
 ) -> dict[str, float]:
     """Return loss (and accuracy, for a classifier) of one weight vector [P] on data [N, …], [N, …].
 
@@ -84,11 +93,11 @@ def score(
     """
     losses = hits = targets = 0.0
     kept: list[Tensor] = []
-    for inputs, labels in zip(torch.split(x, chunk), torch.split(y, chunk), strict=True):
+    for inputs, labels in zip(x.split(chunk), torch.split(y, chunk), strict=True):
         outputs = task.predict(weights, inputs)
         beat()
         sums, counts = task.totals(outputs, labels)
-        losses += float(sums.sum(dtype=torch.float64))
+        losses += _total(sums)
         targets += len(labels) if counts is None else float(counts.sum())
         if task.classifies:
             hits += float(task.criterion.hits(outputs, labels).sum())

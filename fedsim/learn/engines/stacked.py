@@ -14,8 +14,10 @@ from torch.func import vmap
 
 from fedsim.learn.curriculum.order import Order
 from fedsim.learn.engines.base import BUFFERS, Engine, Shard, TrainJob, Walk, metrics
+from fedsim.learn.engines.device import steady
 from fedsim.learn.engines.sequential import score
 from fedsim.learn.local import CHUNK, LocalUpdate, State
+from fedsim.learn.several import X
 from fedsim.learn.task import Batch, Task
 from fedsim.pulse import beat
 
@@ -58,7 +60,7 @@ class Stacked(Engine):
         stacks = [
             some[i : i + self.slots] for some in alike.values() for i in range(0, len(some), self.slots)
         ]
-        with _quiet(), self.task.mode(training=True):
+        with _quiet(), self.task.mode(training=True), steady(self.task.device):
             for places in stacks:
                 for place, result in zip(places, self.stack([jobs[i] for i in places]), strict=True):
                     results[place] = result
@@ -66,20 +68,18 @@ class Stacked(Engine):
 
     def stack(self, jobs: Sequence[TrainJob]) -> list[State]:
         """Do jobs of one update, no more than there are slots; torch warns of what it cannot do for all at once."""
-        update = jobs[0].update
-        given = [{**job.given, **self.scalars(job)} for job in jobs]
-        given += given[:1] * (self.slots - len(jobs))
-        stack = {name: torch.stack([one[name] for one in given]) for name in given[0]}
-        owned = [self.data.owned[job.client] for job in jobs]
+        update, stack = jobs[0].update, self._given(jobs)
+        ranked: list[Tensor] | None = None
         if update.order is not None:
             scores = self.scores(update.order, jobs, stack)
-            owned = [own[update.order.arrange(found)] for own, found in zip(owned, scores, strict=True)]
+            owned = [self.data.owned[job.client] for job in jobs]
+            ranked = [own[update.order.arrange(found)] for own, found in zip(owned, scores, strict=True)]
             means = [found.mean() for found in scores]
             stack["score"] = torch.stack(means + means[:1] * (self.slots - len(jobs)))
         state, buffers, keys = vmap(update.init)(stack), self._buffers(jobs), self._keys(jobs)
-        index, weight, steps = self._plan(update, jobs, owned)
+        index, weight, counts = self._plan(update, jobs, ranked)
         for step in range(index.shape[1]):
-            for width, active in self._widths(weight[:, step], steps > step):
+            for width, active in self._widths(weight.shape[-1], counts[:, step]):
                 picked = index[:, step, :width]
                 batch = Batch(self.data.x[picked], self.data.y[picked], weight[:, step, :width])
                 new, after = self._step(update, step)(state, batch, buffers, keys)
@@ -90,6 +90,22 @@ class Stacked(Engine):
         if self.task.buffers:
             final[BUFFERS] = buffers
         return [{name: rows[i].clone() for name, rows in final.items()} for i in range(len(jobs))]
+
+    def _given(self, jobs: Sequence[TrainJob]) -> State:
+        """Return what the slots are given, by name; numbers go to the device together."""
+        own = [job.update.scalars(job.client, self.data.sizes[job.client]) for job in jobs]
+        dtype, device = self.task.dtype, self.task.device
+        found = {}
+        for name in {**jobs[0].given, **own[0]}:
+            values = [job.given.get(name, numbers.get(name)) for job, numbers in zip(jobs, own, strict=True)]
+            values += values[:1] * (self.slots - len(jobs))
+            if any(isinstance(one, Tensor) for one in values):
+                found[name] = torch.stack(
+                    [torch.as_tensor(one, dtype=dtype, device=device) for one in values]
+                )
+            else:
+                found[name] = torch.tensor(values, dtype=dtype, device=device)
+        return found
 
     def _step(
         self, update: LocalUpdate, step: int
@@ -102,16 +118,23 @@ class Stacked(Engine):
 
         return vmap(one)
 
-    def _widths(self, weight: Tensor, active: Tensor) -> list[tuple[int, Tensor]]:
+    def _widths(self, widest: int, counts: np.ndarray) -> list[tuple[int, Tensor]]:
         """Return how many samples of their rows the slots are to be given, and which slots.
 
         A model that looks at its batch as a whole must not see padding: then rows of each length go by themselves,
         through as many slots as ever, so that nobody's numbers depend on the others.
+
+        Args:
+            widest: the length of a row.
+            counts: the samples of each slot in this step [slots], -1 where there is no step. They are known on the
+                host, so that nothing waits for the device.
         """
         if not self.task.mixes:
-            return [(weight.shape[-1], active)]
-        counts = weight.sum(-1)
-        return [(int(n), active & (counts == n)) for n in sorted(set(counts[active].tolist()))]
+            return [(widest, self._told(counts >= 0))]
+        return [(int(n), self._told(counts == n)) for n in np.unique(counts[counts >= 0])]
+
+    def _told(self, chosen: np.ndarray) -> Tensor:
+        return torch.from_numpy(chosen).to(self.task.device)
 
     def _buffers(self, jobs: Sequence[TrainJob]) -> Tensor:
         """Return the buffers that the slots begin with [slots, P - W]."""
@@ -142,7 +165,7 @@ class Stacked(Engine):
 
         buffers = self._buffers(jobs)
 
-        def score(given: State, buffers: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        def score(given: State, buffers: Tensor, x: X, y: Tensor) -> Tensor:
             def judge(weights: Tensor) -> Tensor:
                 return self.task.scores(torch.cat([weights, buffers]), x, y, order.measure)
 
@@ -156,54 +179,70 @@ class Stacked(Engine):
         return [found[slot, :size] for slot, size in enumerate(sizes)]
 
     def _plan(
-        self, update: LocalUpdate, jobs: Sequence[TrainJob], owned: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return samples [slots, steps, width], their weights, and the number of steps of each slot [slots]."""
+        self, update: LocalUpdate, jobs: Sequence[TrainJob], ranked: Sequence[Tensor] | None
+    ) -> tuple[Tensor, Tensor, np.ndarray]:
+        """Return samples [slots, steps, width], their weights, and how many there are [slots, steps], -1 for no step.
+
+        Args:
+            update: has the width.
+            jobs: have the positions.
+            ranked: the clients' samples in their order, where that is another than the data's own.
+        """
         width = update.width(max(self.data.sizes))
         longest = max(len(job.rows) for job in jobs)
         rows = np.full((self.slots, longest, width), -1, dtype=np.int64)
+        counts = np.full((self.slots, longest), -1)
         for slot, job in enumerate(jobs):
             rows[slot, : job.rows.shape[0], : job.rows.shape[1]] = job.rows
-        positions = torch.from_numpy(rows).to(self.task.device)
-        index = torch.zeros_like(positions)
-        for slot, own in enumerate(owned):
-            index[slot] = own[positions[slot].clamp(min=0)]
-        steps = torch.tensor([len(job.rows) for job in jobs] + [0] * (self.slots - len(jobs)))
-        return index, (positions >= 0).to(self.task.dtype), steps.to(self.task.device)
+            counts[slot, : job.rows.shape[0]] = (job.rows >= 0).sum(-1)
+        weight = self._told(rows >= 0).to(self.task.dtype)
+        places, starts = rows.clip(min=0), self.data.starts
+        if ranked is None:
+            places += np.array([starts[job.client] for job in jobs] + [0] * (self.slots - len(jobs)))[
+                :, None, None
+            ]
+            return self.data.everybody[self._told(places)], weight, counts
+        index = torch.zeros(rows.shape, dtype=torch.long, device=self.task.device)
+        for slot, own in enumerate(ranked):
+            index[slot] = own[self._told(places[slot])]
+        return index, weight, counts
 
     @torch.no_grad()
-    def evaluate(self, weights: Sequence[Tensor], x: Tensor, y: Tensor, chunk: int) -> list[dict[str, float]]:
+    def evaluate(self, weights: Sequence[Tensor], x: X, y: Tensor, chunk: int) -> list[dict[str, float]]:
         """Score weight vectors, in stacks where that is faster: not on a CPU."""
-        if self.task.device.type == "cpu" or (self.task.metrics and self.data.is_test(x)):
+        if self.task.device.type in ("cpu", "mps") or (self.task.metrics and self.data.is_test(x)):
             measured = self.data.is_test(x)
-            return [score(self.task, vector, x, y, chunk, measured) for vector in weights]
+            with steady(self.task.device):
+                return [score(self.task, vector, x, y, chunk, measured) for vector in weights]
         return self.evaluate_stacked(weights, x, y, chunk)
 
     @torch.no_grad()
     def evaluate_stacked(
-        self, weights: Sequence[Tensor], x: Tensor, y: Tensor, chunk: int
+        self, weights: Sequence[Tensor], x: X, y: Tensor, chunk: int
     ) -> list[dict[str, float]]:
         """Score weight vectors in stacks."""
         scores = []
-        with _quiet():
+        with _quiet(), steady(self.task.device):
             for first in range(0, len(weights), self.slots):
                 some = list(weights[first : first + self.slots])
                 stack = torch.stack(some + some[:1] * (self.slots - len(some)))
                 scores += self._scores(stack, x, y, chunk)[: len(some)]
         return scores
 
-    def _scores(self, stack: Tensor, x: Tensor, y: Tensor, chunk: int) -> list[dict[str, float]]:
+    def _scores(self, stack: Tensor, x: X, y: Tensor, chunk: int) -> list[dict[str, float]]:
+        """Score a stack of weight vectors; the device is asked for its numbers once, at the end."""
         losses = torch.zeros(len(stack), dtype=torch.float64, device=stack.device)
-        hits, targets = torch.zeros_like(losses), 0.0
-        for inputs, labels in zip(torch.split(x, chunk), torch.split(y, chunk), strict=True):
+        hits, targets = torch.zeros_like(losses), torch.zeros_like(losses[0])
+        for inputs, labels in zip(x.split(chunk), torch.split(y, chunk), strict=True):
             outputs = vmap(self.task.predict, in_dims=(0, None))(stack, inputs)
             beat()
             sums = vmap(lambda out, right: self.task.totals(out, right)[0], in_dims=(0, None))
             losses += sums(outputs, labels).sum(-1, dtype=torch.float64)
-            targets += float(self.task.criterion.counts(labels, torch.float64).sum())
+            targets += self.task.criterion.counts(labels, torch.float64).sum()
             if self.task.classifies:
                 hits += vmap(self.task.criterion.hits, in_dims=(0, None))(outputs, labels).sum(-1)
-        return [metrics(self.task, float(a), float(b), targets) for a, b in zip(losses, hits, strict=True)]
+        *found, total = torch.stack([losses, hits, targets.expand_as(losses)]).cpu().tolist()
+        return [metrics(self.task, a, b, total[0]) for a, b in zip(*found, strict=True)]
 
 
 @contextmanager

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fedsim.errors import BadValue, FedsimError
+from fedsim.errors import MISSING, BadValue, FedsimError
 from fedsim.learn.raised import passes, told
+from fedsim.learn.several import Shape
 from fedsim.machine import require_room
 from fedsim.parts import call
 
@@ -243,7 +244,7 @@ def resnet9_gn(*, shape: tuple[int, ...], classes: int) -> nn.Module:
 def build(
     make: Callable[..., nn.Module],
     params: Mapping[str, Any],
-    shape: tuple[int, ...],
+    shape: Shape,
     classes: int,
     rng: np.random.Generator,
     target: tuple[int, ...] = (),
@@ -254,7 +255,7 @@ def build(
         make: a function of this module, or anybody's module class or function; ``shape`` and ``classes`` are
             supplied if it names them.
         params: the user's parameters for it.
-        shape: one sample's shape.
+        shape: one sample's shape; of several inputs their shapes, in order or by name.
         classes: how many classes there are, 0 for regression.
         target: the shape of one sample's targets, () if it has one; supplied, too.
         rng: the only thing the initial weights depend on; torch's own generator is left as it was.
@@ -327,6 +328,9 @@ def _conv_norm(inputs: int, outputs: int, side: int = 3, stride: int = 1) -> nn.
 
 
 def _size(shape: tuple[int, ...]) -> int:
+    if not isinstance(shape, tuple) or not all(isinstance(one, int) for one in shape):
+        rule = f"takes one input, and these samples have several: {shape}"
+        raise BadValue("name", MISSING, rule, "take a model of your own, whose forward takes them")
     return int(np.prod(shape, dtype=np.int64))
 
 

@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fedsim.chosen import Chosen, check_named
 from fedsim.errors import MISSING, BadValue
-from fedsim.parts import Count, NotNegative, Positive, Share
+from fedsim.parts import NotNegative, Positive
 from fedsim.ranges import MOST_S, Times
 from fedsim.world.clock import Process, micros
 from fedsim.world.node import Node
@@ -24,23 +25,8 @@ Step = tuple[int, Callable[[], None]]
 
 
 @dataclass(kw_only=True)
-class Who:
-    """Whom a fault hits.
-
-    Args:
-        nodes: which nodes; or
-        count: how many of the clients or peers, chosen at random each time; or
-        fraction: what share of them, to the nearest whole number, chosen at random each time.
-    """
-
-    nodes: list[int] | None = None
-    count: Count | None = None
-    fraction: Share | None = None
-
-    @property
-    def everybody(self) -> bool:
-        """Whether nobody in particular is named."""
-        return self.nodes is None and self.count is None and self.fraction is None
+class Who(Chosen):
+    """Whom a fault hits."""
 
     def choose(self, world: World, rng: np.random.Generator) -> list[Node]:
         """Return the nodes that are hit, sorted by id.
@@ -48,20 +34,8 @@ class Who:
         Raises:
             BadValue: unless exactly one of nodes, count and fraction is given and the world has such nodes.
         """
-        if sum(choice is not None for choice in (self.nodes, self.count, self.fraction)) != 1:
-            raise BadValue("nodes", MISSING, "give exactly one of nodes, count and fraction")
-        members, fraction = world.members, self.fraction or 0.0
-        if self.nodes is not None:
-            check_known("nodes", self.nodes, world)
-            return [world.nodes[id] for id in sorted(set(self.nodes))]
-        size = self.count if self.count is not None else round(fraction * len(members))
-        if size > len(members):
-            raise BadValue("count", size, f"at most {len(members)}, the number of clients or peers")
-        if fraction and not size:
-            least = f"must be at least {0.5 / len(members):.3g} to hit one of {len(members)} clients or peers"
-            raise BadValue("fraction", fraction, f"{least}, or 0")
-        picked = rng.choice(len(members), size=size, replace=False)
-        return [members[int(index)] for index in sorted(picked)]
+        members, known = ([node.id for node in nodes] for nodes in (world.members, world.nodes))
+        return [world.nodes[id] for id in self.among(members, known, rng)]
 
 
 @dataclass(kw_only=True)
@@ -149,11 +123,7 @@ class Window(Fault):
 
 def check_known(key: str, nodes: Sequence[int], world: World) -> None:
     """Refuse a list of nodes that is empty or names one that does not exist."""
-    if not nodes:
-        raise BadValue(key, nodes, "must name at least one node")
-    unknown = sorted(set(nodes) - {node.id for node in world.nodes})
-    if unknown:
-        raise BadValue(key, nodes, f"no such node: {unknown[0]}", f"nodes are 0 to {len(world.nodes) - 1}")
+    check_named(key, nodes, [node.id for node in world.nodes])
 
 
 def span(key: str, seconds: float) -> int:
