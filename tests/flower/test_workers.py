@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from flwr.app import Message, RecordDict
@@ -16,8 +15,7 @@ from fedsim.flower import compat, run_app
 from fedsim.flower.apps import workers as module
 from fedsim.flower.apps.project import importable, read_project
 from fedsim.flower.apps.workers import Died, Raised, Task, Unfit, Workers, workers_of
-
-SHARED = Path("/dev/shm")
+from fedsim.learn.engines import desk
 
 CLIENT = """
 import os, signal, time
@@ -121,11 +119,14 @@ def test_who_a_dead_process_was_at_work_for(place, make):
 
 
 @pytest.mark.slow
-def test_nothing_is_left_in_shared_memory(place, make):
-    before = {path.name for path in SHARED.glob("fedsim-*")}
+def test_nothing_is_left_in_shared_memory(place, make, tmp_path, monkeypatch):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    monkeypatch.setattr(desk, "SHARED", str(shared))
     workers = make(1, "talk:app", 0)
+    assert len(list(shared.iterdir())) == 1
     ready(workers)
-    assert {path.name for path in SHARED.glob("fedsim-*")} <= before  # though it is in use
+    assert not list(shared.iterdir())  # though it is in use
     asked = task(0, "who")
     workers.submit(asked)
     found = workers.fetch(asked, never).content["c"]["pid"]
@@ -275,6 +276,20 @@ def test_no_number_depends_on_the_processes(app, tmp_path, monkeypatch):
     assert all(one == found[0] for one in found)
 
 
+def test_what_clients_say_in_other_processes_is_in_the_log(app, tmp_path):
+    """Once, though Flower's logger has handlers of its own; DEBUG is for nobody."""
+    says = "    import logging\n    logging.getLogger('mine').info('here %d', context.node_id)\n"
+    says += "    logging.getLogger('flwr').warning('there')\n    logging.getLogger('mine').debug('hush')\n"
+    folder = app(
+        "plain", {"client.py": ("    target = float", f"{says}    target = float")}, fedsim="workers = 1"
+    )
+    lines = (run(folder, tmp_path / "out").path / "app.log").read_text().splitlines()
+    assert sorted(line.partition(" s ")[2] for line in lines if "mine" in line) == sorted(
+        f"INFO mine: here {node}" for node in range(4) for _ in range(3)
+    )
+    assert sum(line.endswith("WARNING flwr: there") for line in lines) == 12
+
+
 def test_an_app_that_asks_for_processes_and_cannot_have_them_is_told(app, tmp_path):
     change = {
         "client.py": (
@@ -296,6 +311,8 @@ def test_a_run_that_is_killed_leaves_nothing_in_shared_memory(place, tmp_path):
         "from flwr.app import Message, RecordDict\n"
         "from fedsim.flower import compat\n"
         "from fedsim.flower.apps.workers import Task, Workers\n"
+        "from fedsim.learn.engines import desk\n"
+        "desk.SHARED = sys.argv[2]\n"
         "with compat.session(0, 99, lambda _: None):\n"
         "    workers = Workers(1, 'talk:app', 0)\n"
         "    workers.is_open(lambda: 0)\n"
@@ -308,11 +325,13 @@ def test_a_run_that_is_killed_leaves_nothing_in_shared_memory(place, tmp_path):
         "    print(workers.processes[0]._process.pid, flush=True)\n"
         "    workers.fetch(task, None)\n"
     )
-    before = {path.name for path in SHARED.glob("fedsim-*")}
-    process = subprocess.Popen([sys.executable, str(script), str(place)], stdout=subprocess.PIPE, text=True)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    command = [sys.executable, str(script), str(place), str(shared)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     worker = int(process.stdout.readline())
     process.kill()
     process.wait()
     process.stdout.close()
-    assert {path.name for path in SHARED.glob("fedsim-*")} <= before
+    assert not list(shared.iterdir())
     os.kill(worker, signal.SIGKILL)  # it would notice after its hour

@@ -241,7 +241,9 @@ class Workers:
         elif how == "unfit":
             self._alone(*what)
         else:
-            number, place, data = what
+            number, place, data, said = what
+            for name, level, text in said:
+                logging.getLogger(name).log(level, "%s", text)
             self._at[process].pop(number).result = loads(data, process.desks[place][1])
             process.free.append(place)
 
