@@ -336,7 +336,11 @@ def test_a_list_of_one_kind():
 def test_the_shell_completes_commands():
     asked = {"_FEDSIM_COMPLETE": "complete_bash", "COMP_WORDS": "fedsim re", "COMP_CWORD": "1"}
     done = subprocess.run(
-        [Path(sys.executable).with_name("fedsim")], env={**os.environ, **asked}, capture_output=True, text=True, check=False
+        [Path(sys.executable).with_name("fedsim")],
+        env={**os.environ, **asked},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert {"resume", "retime", "report"} <= set(done.stdout.split())
     assert "run" not in done.stdout.split()
