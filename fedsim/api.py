@@ -312,7 +312,8 @@ def sweep(
         with _told():  # once for all runs, before the first of them
             _late("running.store").check(Path(folder))
         begin = functools.partial(run, store=folder, store_gb=store_gb)
-    how: dict[str, Any] = {"jobs": jobs, "together": together, "only": only, "retry": retry, "told": told}
+    advance = _late("running.together").advance if together else None
+    how: dict[str, Any] = {"jobs": jobs, "together": advance, "only": only, "retry": retry, "told": told}
     return sweeps.sweep(plan, begin, resume, Path(out), **how)
 
 
