@@ -324,7 +324,8 @@ def sweep(
             _late("running.store").check(Path(folder))
         given: dict[str, Any] = {"store": folder, "store_gb": store_gb}
         ways = functools.partial(run, **given), functools.partial(resume, **given)
-    how: dict[str, Any] = {"jobs": jobs, "together": together, "only": only, "retry": retry, "told": told}
+    advance = _late("running.together").advance if together else None
+    how: dict[str, Any] = {"jobs": jobs, "together": advance, "only": only, "retry": retry, "told": told}
     return sweeps.sweep(plan, *ways, Path(out), **how)
 
 

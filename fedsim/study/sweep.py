@@ -18,12 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fedsim.errors import BadValue, ConfigError, FedsimError, Problem
-from fedsim.learn.data.kept import keep, kept
-from fedsim.learn.engines.together import Group
 from fedsim.record.files import to_json, write_text
-from fedsim.running import threads
-from fedsim.running.garbage import settled
-from fedsim.running.signals import terminable
 from fedsim.spec.experiment import Experiment
 from fedsim.study.file import METHOD, Compare, Plan, Point, Settings, dump, load
 
@@ -32,6 +27,9 @@ DONE, FAILED, WAITING = "done", "failed", "waiting"
 
 Run = Callable[..., Any]
 """Runs an experiment: :func:`fedsim.run`, which is handed in, since this room lies below it."""
+
+Advance = Callable[[Sequence[Callable[[], Any]], int], Iterator[tuple[int, Callable[[], Any]]]]
+"""Lets runs advance together, all with so many threads; handed in for the same reason."""
 
 Ways = tuple[Run, Run]
 """How to run, and how to go on with what was stopped."""
@@ -70,7 +68,7 @@ def sweep(
     *,
     jobs: int = 1,
     only: Mapping[str, Any] | None = None,
-    together: bool = False,
+    together: Advance | None = None,
     retry: bool = False,
     told: Told | None = None,
 ) -> list[Outcome]:
@@ -82,7 +80,7 @@ def sweep(
         resume: :func:`fedsim.resume`, for runs that were stopped.
         out: the folder in which the study gets a folder of its own, with one for each run.
         jobs: how many run at a time, each in a process of its own if there are several.
-        together: let as many as that advance in this process, and compute at once what is ready in any of them.
+        together: lets as many as that advance in this process: :func:`fedsim.running.together.advance`, or None.
         only: run those alone that have these settings.
         retry: run again what failed before.
         told: hears of each outcome.
@@ -114,7 +112,7 @@ class _How:
 
     ways: Ways
     jobs: int
-    together: bool
+    together: Advance | None
     retry: bool
     told: Told | None
 
@@ -159,14 +157,14 @@ class _Sweep:
     def do(self, points: Sequence[Point]) -> list[Outcome]:
         """Do what has not been done."""
         outcomes, jobs = [self._start(point) for point in points], self.how.jobs
-        with kept():
+        if self.how.together is not None:
+            ends = self._together(outcomes, jobs, self.how.together)
+        else:
             ends = self._in_turn(outcomes) if jobs == 1 else self._at_once(outcomes, jobs)
-            if self.how.together:
-                ends = self._together(outcomes, jobs)
-            for count, outcome in enumerate(ends, 1):
-                self._write(outcomes)
-                if self.how.told is not None:
-                    self.how.told(outcome, count, len(outcomes))
+        for count, outcome in enumerate(ends, 1):
+            self._write(outcomes)
+            if self.how.told is not None:
+                self.how.told(outcome, count, len(outcomes))
         return outcomes
 
     def _start(self, point: Point) -> Outcome:
@@ -191,7 +189,7 @@ class _Sweep:
                 self._take(outcome, functools.partial(_run, *self._given(outcome.point)))
             yield outcome
 
-    def _together(self, outcomes: Sequence[Outcome], jobs: int) -> Iterator[Outcome]:
+    def _together(self, outcomes: Sequence[Outcome], jobs: int, advance: Advance) -> Iterator[Outcome]:
         """Let runs advance together, as many as there may be at a time, all with the same number of threads."""
         yield from (outcome for outcome in outcomes if outcome.status != WAITING)
         alike: dict[int, list[Outcome]] = {}
@@ -201,10 +199,9 @@ class _Sweep:
             for first in range(0, len(some), jobs):
                 now = some[first : first + jobs]
                 runs = [functools.partial(_run, *self._given(outcome.point)) for outcome in now]
-                with terminable(), threads.limited(count), settled():
-                    for number, result in Group(runs).results():
-                        self._take(now[number], result)
-                        yield now[number]
+                for number, result in advance(runs, count):
+                    self._take(now[number], result)
+                    yield now[number]
 
     def _at_once(self, outcomes: Sequence[Outcome], jobs: int) -> Iterator[Outcome]:
         yield from (outcome for outcome in outcomes if outcome.status != WAITING)
@@ -325,7 +322,6 @@ def _pool(jobs: int) -> ProcessPoolExecutor:
 def _prepare() -> None:
     """Make a process ready: the runs share the cores already."""
     os.environ.setdefault("FEDSIM_WORKERS", "1")
-    keep()
 
 
 def _run(

@@ -20,6 +20,7 @@ from fedsim.learn.data.kept import kept, made_once
 from fedsim.learn.engines.own import Own, belongs
 from fedsim.learn.engines.together import GROUP, Group
 from fedsim.learn.engines.workers import Workers
+from fedsim.running.together import advance
 from fedsim.study.file import load
 from fedsim.study.sweep import DONE, FAILED, sweep
 
@@ -126,7 +127,7 @@ def falling(source, *, overrides, out):
 
 
 def test_a_run_that_fails_stops_no_other(tmp_path):
-    found = sweep(load(SEEDS), falling, fedsim.resume, tmp_path, jobs=3, together=True)
+    found = sweep(load(SEEDS), falling, fedsim.resume, tmp_path, jobs=3, together=advance)
     assert [one.status for one in found] == [DONE, FAILED, DONE]
     assert "the sky falls" in found[1].reason
     rates = {"base": BASE, "vary": {"strategy.local.lr": [0.1, 1e30, 0.2]}}
@@ -153,7 +154,7 @@ def test_an_error_of_the_program_itself_is_told_and_the_others_are_stopped_where
 
     before = random.getstate(), torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()
     with pytest.raises(Broken):
-        sweep(load(SEEDS), breaking, fedsim.resume, tmp_path, jobs=3, together=True)
+        sweep(load(SEEDS), breaking, fedsim.resume, tmp_path, jobs=3, together=advance)
     assert (random.getstate(), torch.get_rng_state().tolist()) == before[:2]
     assert np.random.get_state()[1].tolist() == before[2]
     assert GROUP.get() is None

@@ -26,11 +26,6 @@ def kept() -> Iterator[None]:
         KEPT.reset(before)
 
 
-def keep() -> None:
-    """Let all runs of this process have their data in common."""
-    KEPT.set({})
-
-
 def made_once(
     part: parts.Part, given: Mapping[str, Any], supplied: Mapping[str, Any], make: Callable[[], Any]
 ) -> Any:
