@@ -87,7 +87,10 @@ def outline(
     """Check an experiment, and return that it is fine, what a run of it would use, and what it is warned of, by line.
 
     Args:
-        source, overrides, timing_only, more: as for :func:`check`.
+        source: as for :func:`run`.
+        overrides: as for :func:`run`.
+        timing_only: as for :func:`check`.
+        more: as for :func:`run`.
 
     Raises:
         ConfigError: with the line, the value and the rule of what is wrong.
@@ -166,11 +169,9 @@ def run(
     """
     began = clock()
     experiment = _load(source, {**(overrides or {}), **_dotted(more)})
-    folder = store or os.environ.get("FEDSIM_STORE")
-    begin = _late("running.begin")
-    reuse = begin.Reuse(Path(folder), store_gb) if folder else None
+    how = began, _reuse(store, store_gb)
     with telling(progress) as told:
-        result: Result = begin.fresh(experiment, Path(out), timing_only, told, began, reuse)
+        result: Result = _late("running.begin").fresh(experiment, Path(out), timing_only, told, *how)
     return result
 
 
@@ -214,6 +215,8 @@ def resume(
     overrides: Mapping[str, Any] | None = None,
     extend: Mapping[str, float] | None = None,
     progress: Callable[[Progress], None] | bool | None = None,
+    store: str | Path | None = None,
+    store_gb: float = 10.0,
 ) -> Result:
     """Let a run go on that was stopped, killed, or has ended and is to be longer.
 
@@ -225,6 +228,8 @@ def resume(
         overrides: values by dotted key, of ``stop``, ``record`` and ``evaluate``.
         extend: how much longer it is to be, such as ``{"rounds": 50}`` or ``{"sim_time_s": 600}``.
         progress: called after every round; True shows a bar.
+        store: as for :func:`run`.
+        store_gb: how much the store may hold.
 
     Raises:
         ConfigError: if the folder holds no run that can go on.
@@ -247,9 +252,16 @@ def resume(
         experiment = _load(file, overrides)
         changes = {f"stop.{key}": _longer(experiment, key, more) for key, more in (extend or {}).items()}
         experiment = _load(file, {**(overrides or {}), **changes})
+        how = began, bool(extend), _reuse(store, store_gb)
         with telling(progress) as told:
-            result: Result = _late("running.begin").again(Path(folder), experiment, told, began, bool(extend))
+            result: Result = _late("running.begin").again(Path(folder), experiment, told, *how)
         return result
+
+
+def _reuse(store: str | Path | None, limit_gb: float) -> Any:
+    """Return what need not be computed, or None."""
+    folder = store or os.environ.get("FEDSIM_STORE")
+    return _late("running.begin").Reuse(Path(folder), limit_gb) if folder else None
 
 
 def _longer(experiment: Experiment, key: str, more: float) -> float:
@@ -265,6 +277,7 @@ def sweep(
     overrides: Mapping[str, Any] | None = None,
     out: str | Path = "runs",
     jobs: int = 1,
+    together: bool = False,
     only: Mapping[str, Any] | None = None,
     retry: bool = False,
     told: Told | None = None,
@@ -279,10 +292,13 @@ def sweep(
         out: the folder in which the study gets a folder of its own.
         jobs: how many run at a time, each in a process of its own; with more than one, a script that calls this needs
             ``if __name__ == "__main__":``, as with any pool of processes.
+        together: let that many runs advance in this process instead, and compute at once what is ready in any of them,
+            in the processes that ``compute.workers`` says; each ends as it would have ended alone, bit for bit.
         only: run those alone that have these settings.
         retry: run again what failed before.
         told: called with each outcome, how many there are by then, and how many there will be.
-        store, store_gb: as for :func:`run`: what one run of the study has computed, the others need not.
+        store: as for :func:`run`; what one run of the study has computed, the others need not.
+        store_gb: as for :func:`run`.
 
     Returns:
         What became of each run; those that fail do not stop the others.
@@ -304,12 +320,14 @@ def sweep(
     if jobs < 1:
         raise ConfigError([Problem("jobs", jobs, "must be at least 1")])
     plan = studies.load(source, overrides)
-    begin: Callable[..., Result] = run
+    ways: tuple[Callable[..., Result], Callable[..., Result]] = run, resume
     if folder := store or os.environ.get("FEDSIM_STORE"):
         with _told():  # once for all runs, before the first of them
             _late("running.store").check(Path(folder))
-        begin = functools.partial(run, store=folder, store_gb=store_gb)
-    return sweeps.sweep(plan, begin, resume, Path(out), jobs=jobs, only=only, retry=retry, told=told)
+        given: dict[str, Any] = {"store": folder, "store_gb": store_gb}
+        ways = functools.partial(run, **given), functools.partial(resume, **given)
+    how: dict[str, Any] = {"jobs": jobs, "together": together, "only": only, "retry": retry, "told": told}
+    return sweeps.sweep(plan, *ways, Path(out), **how)
 
 
 def compare(

@@ -23,7 +23,8 @@ def differences(first: str | Path, second: str | Path) -> Iterator[str]:
     that is another one, with those of its inputs that make it so. Runs may have been stopped.
 
     Args:
-        first, second: the folders of the runs.
+        first: the folder of a run.
+        second: that of another one.
 
     Raises:
         ConfigError: if one of them holds no run.

@@ -75,8 +75,32 @@ KINDS = (
 )
 
 
-NEEDS = {"flwr": "flwr>=1.33", "torchvision": "torchvision>=0.21", "ray": "ray>=2.40"}
-"""What to install for a part, by the module that is missing."""
+NEEDS = {
+    "flwr": "flwr>=1.33",
+    "ray": "ray>=2.40",
+    "torchvision": "torchvision>=0.21",
+    "pandas": "pandas>=2.0",
+    "pyarrow": "pyarrow>=15",
+    "h5py": "h5py>=3.10",
+    "datasets": "datasets>=2.19",
+    "flwr_datasets": "flwr-datasets>=0.5",
+    "topohub": "topohub>=1.5",
+    "timm": "timm>=1.0",
+    "transformers": "transformers>=4.50",
+    "peft": "peft>=0.15",
+    "torchmetrics": "torchmetrics>=1.4",
+}
+"""What to install, by the module that is missing: as the extras say, and by the libraries' own names."""
+
+
+def needed(module: str, options: str = "") -> str:
+    """Return how to install a library that is missing, or nothing if it is none of those known here.
+
+    >>> needed("h5py"), needed("numbers")
+    ("pip install 'h5py>=3.10'", '')
+    """
+    top = module.partition(".")[0]
+    return f"pip install {options}'{NEEDS[top]}'" if top in NEEDS else ""
 
 
 @functools.cache
@@ -122,8 +146,7 @@ def _load(entry: EntryPoint, name: str) -> Part:
         return typing.cast(Part, entry.load())
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        hint = f"pip install '{NEEDS[missing]}'" if missing in NEEDS else ""
-        raise BadValue("name", name, f"needs {missing}, which is not installed", hint) from error
+        raise BadValue("name", name, f"needs {missing}, which is not installed", needed(missing)) from error
 
 
 def _one(kind: str) -> str:
@@ -145,6 +168,8 @@ def _dotted(path: str, where: Place) -> Part:
         hint = f"it was looked up in {' and '.join(where.folders)}; write package.module:attribute"
         hidden = where.hidden(top)
         hint = f"{top} is installed, which comes before {hidden}; rename that file" if hidden else hint
+        gone = isinstance(error, ModuleNotFoundError) and error.name == top
+        hint = needed(top) or hint if gone else hint
         raise BadValue("name", path, f"cannot be imported ({where.explain(error)})", hint) from error
     if where.hidden(top):
         log.warning("%s: the installed %s is used, and not %s", path, top, where.hidden(top))

@@ -308,3 +308,25 @@ def test_every_former_path_leads_somewhere():
 
     for module in strategies.MOVED.values():
         importlib.import_module(module)
+
+
+def test_what_is_to_be_installed_is_named_as_the_extras_name_it():
+    from configparser import ConfigParser
+    from pathlib import Path
+
+    root, file = Path(__file__).parents[1], ConfigParser()
+    file.read(root / "setup.cfg")
+    extras = file["options.extras_require"]
+    wanted = {line for name in extras if name not in ("dev", "docs") for line in extras[name].split()}
+    assert set(parts.NEEDS.values()) == {line.replace("15.0", "15") for line in wanted}
+    texts = [
+        path for top in ("fedsim", "strategies", "topologies", "docs") for path in (root / top).rglob("*")
+    ]
+    named = [path for path in texts if path.suffix in (".py", ".md") and "fedsim[" in path.read_text("utf-8")]
+    assert named == [root / "fedsim" / "flower" / "__init__.py"]  # which says why not
+
+
+def test_a_metric_of_a_library_that_is_missing_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    with pytest.raises(BadValue, match=r"pip install 'torchmetrics>=1\.4'"):
+        parts.find("metrics", "torchmetrics.functional.classification:multiclass_accuracy")

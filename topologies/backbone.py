@@ -7,10 +7,10 @@ import json
 from typing import Any
 
 from fedsim.errors import MISSING, BadValue, did_you_mean
-from fedsim.parts import NotNegative, Positive
+from fedsim.parts import NotNegative, Positive, needed
 from topologies.files import Values, degrees, read, simple
 from topologies.graphs import Graph, require_connected
-from topologies.sites import Spread, attach, check_places, distance_km
+from topologies.sites import PerSite, Spread, attach, check_places, distance_km
 
 US_PER_KM = 5.0
 """Light in glass takes about 5 microseconds for a kilometre."""
@@ -28,6 +28,7 @@ def topohub(
     us_per_km: NotNegative = US_PER_KM,
     mbps: Positive | None = None,
     access_ms: NotNegative = 0.0,
+    clients_per_site: PerSite | None = None,
     has_server: bool,
     seed: int,
 ) -> Graph:
@@ -44,6 +45,8 @@ def topohub(
         us_per_km: microseconds per kilometre; fibres are longer than they would have to be: 7.5 allows for half more.
         mbps: capacity of each link of the backbone in Mbit/s; null is network.edge_mbps, or unlimited.
         access_ms: latency between anybody and the router of its site in milliseconds.
+        clients_per_site: how many are at each site, in place of a spread: 3 everywhere, [3, 0, 2] in the order of the
+            sites, or {Chicago: 3} by their names.
         has_server: whether the last node is a server.
         seed: where random clients are.
 
@@ -67,9 +70,8 @@ def topohub(
     for edge in found["edges"]:
         latency_ms = float(edge["dist"]) * us_per_km / 1000
         sites.add_edge(number[edge["source"]], number[edge["target"]], latency_ms=latency_ms, **_limit(mbps))
-    return attach(
-        sites, n, has_server=has_server, spread=spread, server=server, access_ms=access_ms, seed=seed
-    )
+    how: dict[str, Any] = {"spread": spread, "server": server, "clients_per_site": clients_per_site}
+    return attach(sites, n, has_server=has_server, access_ms=access_ms, seed=seed, **how)
 
 
 def backbone(
@@ -82,6 +84,7 @@ def backbone(
     us_per_km: NotNegative = US_PER_KM,
     mbps: Positive | None = None,
     access_ms: NotNegative = 0.0,
+    clients_per_site: PerSite | None = None,
     has_server: bool,
     seed: int,
 ) -> Graph:
@@ -91,7 +94,7 @@ def backbone(
         n: how many clients or peers there are, and one more if there is a server.
         path: the file, of one of the formats in docs/networks.md. Where it gives links no latency, their lengths come
             from the places of their ends, in degrees.
-        spread, server, access_ms, has_server, seed: as for topohub.
+        spread, server, access_ms, clients_per_site, has_server, seed: as for topohub.
         values: what numbers are that a format does not name: latency_ms or mbps; null leaves them out.
         us_per_km: microseconds per kilometre, for links without a latency.
         mbps: capacity of links that the file gives none, in Mbit/s; null is network.edge_mbps, or unlimited.
@@ -109,9 +112,8 @@ def backbone(
         if "latency_ms" not in data:
             data["latency_ms"] = _length(path, labels[a], labels[b], places) * us_per_km / 1000
         data.setdefault("mbps", mbps) if mbps is not None else None
-    return attach(
-        sites, n, has_server=has_server, spread=spread, server=server, access_ms=access_ms, seed=seed
-    )
+    how: dict[str, Any] = {"spread": spread, "server": server, "clients_per_site": clients_per_site}
+    return attach(sites, n, has_server=has_server, access_ms=access_ms, seed=seed, **how)
 
 
 def _length(path: str, a: str, b: str, places: dict[str, tuple[float, float]]) -> float:
@@ -131,8 +133,8 @@ def _load(key: str) -> dict[str, Any]:
         # Its own topohub.get leaves files open, and takes as long.
         text = (importlib.resources.files("topohub") / "data" / f"{key}.json").read_text(encoding="utf-8")
     except ModuleNotFoundError as error:
-        hint = "pip install 'fedsim[topologies]'"
-        raise BadValue("name", MISSING, "needs topohub, which is not installed", hint) from error
+        rule = "needs topohub, which is not installed"
+        raise BadValue("name", MISSING, rule, needed("topohub")) from error
     except (OSError, ValueError) as error:
         raise BadValue("key", key, "topohub has no such network", did_you_mean(key, _keys(key))) from error
     found: dict[str, Any] = json.loads(text)

@@ -12,13 +12,18 @@ from typing import Any, Literal
 
 import networkx as nx
 import numpy as np
+from scipy.sparse.csgraph import dijkstra
 
 from fedsim.errors import BadValue, did_you_mean
 from fedsim.machine import LINK_BYTES, require_room
+from fedsim.parts import Count
+from fedsim.ranges import Whole
 from fedsim.rng import stream
 from fedsim.world.graph import TALK, Graph
 
 Spread = Literal["even", "random", "links", "population"]
+PerSite = Count | list[Whole] | dict[str, Whole]
+"""How many clients are at each site: as many at all of them, so many in the order of sites, or by their names."""
 
 EARTH_KM = 6371.0088
 """The mean radius of the Earth."""
@@ -56,6 +61,7 @@ def attach(
     spread: Spread = "even",
     server: str | int = "best",
     access_ms: float = 0.0,
+    clients_per_site: PerSite | None = None,
     seed: int,
 ) -> Graph:
     """Put clients or peers, and a server, at the sites of a backbone.
@@ -71,13 +77,15 @@ def attach(
         server: the name or the number of the server's site, or best: the site from which the mean latency to the
             clients is the least.
         access_ms: latency of the link between anybody and the router of its site.
+        clients_per_site: how many are at each site, in place of a spread: as many everywhere, so many in the order of
+            sites, or by the sites' names, where those that are not named have none.
         seed: where clients are drawn from.
 
     Returns:
         The graph with its routers.
 
     Raises:
-        BadValue: if there is no such site, or not every site has a population.
+        BadValue: if there is no such site, not every site has a population, or clients do not add up.
 
     >>> line = nx.path_graph(3)
     >>> nx.set_edge_attributes(line, 10.0, "latency_ms")
@@ -86,7 +94,10 @@ def attach(
     [0, 1, 2, 1]
     """
     members = n - has_server
-    homes = _homes(sites, members, spread, stream(seed, "sites"))
+    if clients_per_site is None:
+        homes = _homes(sites, members, spread, stream(seed, "sites"))
+    else:
+        homes = _placed(sites, members, clients_per_site)
     if has_server:
         homes.append(_server(sites, homes, server))
     graph = Graph()
@@ -123,21 +134,55 @@ def _homes(sites: Graph, members: int, spread: Spread, rng: np.random.Generator)
     return [int(site) for site in np.repeat(np.arange(count), placed)]
 
 
+def _placed(sites: Graph, members: int, per_site: PerSite) -> list[int]:
+    """Return the site of each client, where it is said how many each site has."""
+    count = len(sites)
+    if isinstance(per_site, dict):
+        found = [0] * count
+        for site, here in per_site.items():
+            found[_named(sites, site, "clients_per_site")] = here
+    else:
+        found = [per_site] * count if isinstance(per_site, int) else per_site
+    if len(found) != count:
+        raise BadValue("clients_per_site", found, f"must have a number for each of the {count} sites")
+    if sum(found) != members:
+        rule = f"makes {sum(found)} clients or peers, and there are {members}"
+        raise BadValue("clients_per_site", per_site, rule, f"say data.clients: {sum(found)}")
+    return [site for site, here in enumerate(found) for _ in range(here)]
+
+
 def _server(sites: Graph, homes: list[int], server: str | int) -> int:
     """Return the site of the server."""
     if server == "best":
-        away = dict(nx.all_pairs_dijkstra_path_length(sites, weight="latency_ms"))
-        return min(range(len(sites)), key=lambda site: (math.fsum(away[site][home] for home in homes), site))
-    names = [str(sites.nodes[site].get("name", site)) for site in range(len(sites))]
+        return _best(sites, homes)
     if isinstance(server, int):
         if not 0 <= server < len(sites):
             raise BadValue("server", server, f"sites are 0 to {len(sites) - 1}")
         return server
-    if names.count(server) != 1:
-        rule = "there are several sites of that name" if server in names else "there is no such site"
-        hint = f"give its number: {[i for i, name in enumerate(names) if name == server]}"
-        raise BadValue("server", server, rule, hint if server in names else did_you_mean(server, names))
-    return names.index(server)
+    return _named(sites, server, "server")
+
+
+def _best(sites: Graph, homes: list[int]) -> int:
+    """Return the site with the least mean latency to the clients; of equal ones the first."""
+    taken, counts = np.unique(homes, return_counts=True)
+    # A row for each site with clients, all in one call: links of no latency are there, too, as tiny ones.
+    lengths = nx.to_scipy_sparse_array(sites, range(len(sites)), weight="latency_ms", dtype=np.dtype(float))
+    lengths.data = np.maximum(lengths.data, np.finfo(float).tiny)
+    away = dijkstra(lengths, directed=sites.is_directed(), indices=taken)
+    sums = [math.fsum(counts * column) for column in np.round(away.T, 9)]
+    return min(range(len(sites)), key=lambda site: (sums[site], site))
+
+
+def _named(sites: Graph, name: str, key: str) -> int:
+    """Return the number of the site with a name."""
+    names = [str(sites.nodes[site].get("name", site)) for site in range(len(sites))]
+    if names.count(name) == 1:
+        return names.index(name)
+    if name not in names:
+        raise BadValue(key, name, "there is no such site", did_you_mean(name, names))
+    places = [i for i, one in enumerate(names) if one == name]
+    hint = f"give its number: {places}" if key == "server" else "give a list in the order of the sites"
+    raise BadValue(key, name, "there are several sites of that name", hint)
 
 
 def _talk(sites: Graph, homes: list[int]) -> Graph:

@@ -1,9 +1,10 @@
 """How fast one and the same Flower app runs: in fedsim, in Flower's own engine, and as plain loops beside them.
 
 The app is ``flower_app``: FedAvg with plain PyTorch training. ``plain`` does the same arithmetic in a loop without
-Flower, ``pool`` in a pool of two processes; ``fedsim`` runs the app in one process, ``fedsim-2`` with two worker
-processes, and ``flwr`` in Flower's simulation engine on two cores, where ``flwr[simulation]`` is installed. Every
-repeat is a process of its own: ``startup_s`` is from its start to the first round, imports included.
+Flower, ``pool`` in a pool of two processes; ``fedsim`` runs the app as it does by default, ``fedsim-1`` in one
+process, ``fedsim-2`` with two worker processes, and ``flwr`` in Flower's simulation engine on two cores, where
+``flwr[simulation]`` is installed. Every repeat is a process of its own: ``startup_s`` is from its start to the first
+round, imports included, and ``cpu_s`` the processor time of all its processes, from the start to the end.
 ``overhead_us`` is the processor time that a message and its reply take in SimGrid when a ClientApp does nothing,
 ClientApp included; ``overhead_single_us`` is the same where the server takes the replies one at a time, as an
 asynchronous one does.
@@ -25,7 +26,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -52,8 +55,10 @@ def main() -> None:
     for name in given.cases:
         found[name] = {}
         # in turn, because a shared machine is busier now than then
-        turns = [{one: measure(one, CASES[name], given) for one in engines()} for _ in range(given.repeats)]
-        for engine in engines():
+        turns = [
+            {one: measure(one, CASES[name], given) for one in engines(given)} for _ in range(given.repeats)
+        ]
+        for engine in engines(given):
             runs = [turn[engine] for turn in turns]
             table = {key: spread([run[key] for run in runs]) for key in runs[0]}
             found[name][engine] = table
@@ -65,6 +70,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--samples", type=int, help="images of each client, where a case has another number")
@@ -77,9 +83,9 @@ def arguments() -> argparse.Namespace:
     return given
 
 
-def engines() -> list[str]:
+def engines(given: argparse.Namespace) -> list[str]:
     """Return what can be measured here; without Ray, Flower's own engine cannot."""
-    return [name for name in ENGINES if name != "flwr" or importlib.util.find_spec("ray")]
+    return [name for name in given.engines if name != "flwr" or importlib.util.find_spec("ray")]
 
 
 def measure(engine: str, case: dict[str, Any], given: argparse.Namespace) -> dict[str, float]:
@@ -92,7 +98,8 @@ def measure(engine: str, case: dict[str, Any], given: argparse.Namespace) -> dic
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(APP), env.get("PYTHONPATH"))))
         began = time.clock_gettime(time.CLOCK_REALTIME)
         command = [sys.executable, __file__, "--only", engine]
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        with Used(folder) as used:
+            done = subprocess.run(command, env=env, capture_output=True, text=True)
         marks = [float(line.split()[1]) for line in (Path(folder) / "marks").read_text().splitlines()]
         if done.returncode or len(marks) != given.rounds + 1:
             raise SystemExit(f"{engine}: {done.stderr}")
@@ -102,7 +109,44 @@ def measure(engine: str, case: dict[str, Any], given: argparse.Namespace) -> dic
         "first_round_s": rounds[0],
         "round_s": statistics.median(rounds[1:]),
         "total_s": marks[-1] - began,
+        "cpu_s": used.seconds,
     }
+
+
+class Used:
+    """Adds up the processor time of all processes that have a text in their environment, whoever started them.
+
+    It looks four times a second, on Linux alone; what a process does after the last look is missed.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text, self._own, self._ticks = text.encode(), {}, {}
+        self._over, self._thread = threading.Event(), threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Used:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    @property
+    def seconds(self) -> float:
+        return sum(self._ticks.values()) / os.sysconf("SC_CLK_TCK")
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.25):
+            for place in Path("/proc").glob("[0-9]*"):
+                with suppress(OSError):  # it has ended meanwhile
+                    self._look(place)
+
+    def _look(self, place: Path) -> None:
+        if not self._own.get(place.name):  # its environment is its own only once it runs a program of its own
+            self._own[place.name] = self._text in (place / "environ").read_bytes()
+        if self._own[place.name]:
+            fields = (place / "stat").read_text().rpartition(")")[2].split()
+            self._ticks[place.name] = int(fields[11]) + int(fields[12])
 
 
 def write_images(case: dict[str, Any], mnist: bool) -> None:
@@ -155,7 +199,7 @@ def _visit(given: tuple[Any, int, int]) -> Any:
     return task.train(*given)
 
 
-def fedsim(workers: int = 0) -> None:
+def fedsim(workers: int | None = None) -> None:
     from fedsim.flower import run_app
 
     case = json.loads(os.environ[SETTING])
@@ -163,8 +207,12 @@ def fedsim(workers: int = 0) -> None:
         app = Path(folder) / "app"
         shutil.copytree(APP, app)
         with (app / "pyproject.toml").open("a") as file:
-            file.write(f"\n[tool.fedsim]\nworkers = {workers}\n")
+            file.write("" if workers is None else f"\n[tool.fedsim]\nworkers = {workers}\n")
         run_app(app, nodes=case["clients"], overrides={"record.report": False}, out=folder)
+
+
+def fedsim_1() -> None:
+    fedsim(0)
 
 
 def fedsim_2() -> None:
@@ -188,8 +236,9 @@ def overhead_us(take: Any, nodes: int = 100, rounds: int = 30) -> float:
     from fedsim.flower import compat
     from fedsim.flower.apps.app import build
     from fedsim.flower.apps.client import AppClients
-    from fedsim.flower.apps.project import Project, Settings
+    from fedsim.flower.apps.project import Project
     from fedsim.flower.simulate.grid import SimGrid
+    from fedsim.spec.app import App
     from fedsim.spec.experiment import load
 
     app = ClientApp()
@@ -201,7 +250,7 @@ def overhead_us(take: Any, nodes: int = 100, rounds: int = 30) -> float:
     pace = {"distribution": "lognormal", "median": 1.0, "sigma": 0.5}  # so replies come one after another
     given = {"data": {"clients": nodes}, "devices": {"seconds_per_sample": pace}}
     world = build(load({**given, "strategy": "fedavg", "stop": {"rounds": 1}}))
-    project = Project(Path(), "idle", "none:app", "none:app", {}, Settings())
+    project = Project(Path(), "idle", "none:app", "none:app", {}, App())
     grid = SimGrid(world, AppClients(app, project, nodes, 0, world.clock))
     with compat.session(0, grid.server.id, grid.sleep):
         take(grid, nodes, 1)  # warms up
@@ -244,7 +293,14 @@ def show(value: dict[str, float]) -> str:
     return "{median:.{0}f} [{min:.{0}f}-{max:.{0}f}]".format(digits, **value)
 
 
-ENGINES = {"plain": plain, "pool": pool, "fedsim": fedsim, "fedsim-2": fedsim_2, "flwr": flwr}
+ENGINES = {
+    "plain": plain,
+    "pool": pool,
+    "fedsim": fedsim,
+    "fedsim-1": fedsim_1,
+    "fedsim-2": fedsim_2,
+    "flwr": flwr,
+}
 
 if __name__ == "__main__":
     main()

@@ -127,12 +127,15 @@ def resume(
     ] = None,
     settings: Settings = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    store: StoreOf = None,
+    store_gb: StoreSize = 10.0,
 ) -> None:
     """Let a run go on that was stopped or killed, or is to be longer; it ends as it would have without a break."""
     with show.explained():
         overrides, more = show.overrides_of(settings), show.extension_of(extend)
         with shown(quiet) as told:
-            result = api.resume(run, overrides=overrides, extend=more, progress=told)
+            how: dict[str, Any] = {"progress": told, "store": store, "store_gb": store_gb}
+            result = api.resume(run, overrides=overrides, extend=more, **how)
         show.print_result(result)
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 PLACE = "comparison"
 
+TOGETHER = 16
+"""So many runs advance together; each holds its own models, while data are held once."""
+
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -35,8 +38,14 @@ def sweep(
     settings: Settings = None,
     out: Annotated[Path, typer.Option(help="Folder in which each study gets its own folder.")] = Path("runs"),
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time; by default one for each core.")
+        int | None, typer.Option(min=1, help="Runs at a time; by default one for each core, or 16 together.")
     ] = None,
+    together: Annotated[
+        bool,
+        typer.Option(
+            "--together", help="Let the runs advance in one process, which computes for all at once."
+        ),
+    ] = False,
     only: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Only runs with this setting; may be repeated."),
@@ -53,7 +62,13 @@ def sweep(
         failed = 0
         for file in files:
             told = None if quiet else teller()
-            how: dict[str, Any] = {"jobs": jobs or cores(), "only": wanted, "retry": retry, "told": told}
+            how: dict[str, Any] = {
+                "jobs": jobs or (TOGETHER if together else cores()),
+                "together": together,
+                "only": wanted,
+                "retry": retry,
+                "told": told,
+            }
             how |= {"store": store, "store_gb": store_gb}
             done = api.sweep(file, overrides=overrides, out=out, **how)
             failed += _report(done)

@@ -12,25 +12,32 @@ import inspect
 import logging
 import random
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Error, Message, MessageType, Metadata, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp.strategy import Strategy
 from flwr.supercore.run import Run
 from numpy.random import mtrand
 
 from fedsim import rng
+from fedsim.learn.engines.own import belongs
 from fedsim.logs import quiet
 from fedsim.running.garbage import settled
 
+try:
+    TaskIdentity: Any = importlib.import_module("flwr.supercore.task_identity").TaskIdentity
+except ImportError:  # older than 1.38: messages need no identity
+    TaskIdentity = None
+
+time_s = time.time  # a server's own code sees another one
 RUN_ID, TASK_ID = 1, 1
 AWAIT_PROCESSES = ("subprocess", "multiprocessing", "concurrent")
 """Modules of Python that sleep between two looks at another process."""
@@ -52,9 +59,44 @@ def make_run() -> Run:
 
 def name_message(message: Message, message_id: str, src_node_id: int) -> None:
     """Give a message its id and its sender, as a SuperLink does when it takes a message in."""
-    message.metadata.__dict__["_message_id"] = message_id
-    message.metadata.__dict__["_src_node_id"] = src_node_id
-    message.metadata.__dict__["_run_id"] = RUN_ID
+    message.metadata.__dict__.update(_message_id=message_id, _src_node_id=src_node_id, _run_id=RUN_ID)
+
+
+def delivered(message: Message, content: RecordDict) -> Message:
+    """Return a message as its receiver gets it, with content of its own.
+
+    Flower's constructor checks what has been checked when the message was made, which takes longer than all of this.
+    """
+    about = message.metadata.__dict__
+    copy = _made(about, content, None)
+    copy.metadata.delivered_at = iso(about["_created_at"])
+    return copy
+
+
+def answered(message: Message, message_id: str, src_node_id: int, content: RecordDict) -> Message:
+    """Return the reply to a message, as :class:`Message` makes it, with its id and its sender."""
+    asked, now_s = message.metadata.__dict__, time_s()
+    own = {
+        "_run_id": RUN_ID,
+        "_message_id": message_id,
+        "_src_node_id": src_node_id,
+        "_dst_node_id": asked["_src_node_id"],
+        "_reply_to_message_id": asked["_message_id"],
+        "_created_at": now_s,
+        "_ttl": asked["_created_at"] + asked["_ttl"] - now_s,
+    }
+    if "_dst_task_id" in asked:  # not in all versions
+        own |= {"_src_task_id": asked["_dst_task_id"], "_dst_task_id": asked["_src_task_id"]}
+    reply = _made({**asked, **own}, content, None)
+    reply.metadata.delivered_at = ""
+    return reply
+
+
+def _made(about: Mapping[str, Any], content: RecordDict | None, error: Error | None) -> Message:
+    message, metadata = Message.__new__(Message), Metadata.__new__(Metadata)
+    metadata.__dict__.update(about)
+    message.__dict__.update(_metadata=metadata, _content=content, _error=error)
+    return message
 
 
 def iso(time_s: float) -> str:
@@ -75,11 +117,19 @@ def lost_reply(message_id: str, server_id: int, code: int, reason: str) -> Messa
     return reply
 
 
-def make_context(node_id: int, node_config: dict[str, Any], run_config: dict[str, Any]) -> Context:
-    """Return the context of a ServerApp or of one client's ClientApp, with an empty state."""
+def make_context(
+    node_id: int, node_config: dict[str, Any], run_config: dict[str, Any], state: RecordDict | None = None
+) -> Context:
+    """Return the context of a ServerApp or of one client's ClientApp; None is an empty state."""
+    state = RecordDict() if state is None else state
     return Context(
-        run_id=RUN_ID, node_id=node_id, node_config=node_config, state=RecordDict(), run_config=run_config
+        run_id=RUN_ID, node_id=node_id, node_config=node_config, state=state, run_config=run_config
     )
+
+
+def set_receiver(message: Message, node_id: int) -> None:
+    """Let a message go to another node."""
+    message.metadata.__dict__["_dst_node_id"] = node_id
 
 
 def set_sender(message: Message, node_id: int) -> None:
@@ -116,20 +166,37 @@ def seeded_server(seed: int) -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def identity(node_id: int) -> Iterator[None]:
     """Let messages that are made in this process belong to the simulated run, and come from this node."""
+    before = _identify((TASK_ID, RUN_ID, node_id))
     try:
-        from flwr.supercore.task_identity import TaskIdentity  # not there before 1.38
-    except ImportError:  # older than 1.38: messages need no identity
-        yield
-        return
-    names = {"_task_id": TASK_ID, "_run_id": RUN_ID, "_node_id": node_id}
-    before = {name: getattr(TaskIdentity, name) for name in names}
-    try:
-        for name, value in names.items():
-            setattr(TaskIdentity, name, value)
         yield
     finally:
-        for name, old in before.items():
-            setattr(TaskIdentity, name, old)
+        _identify(before)
+
+
+def _identify(whose: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Set the task, the run and the node that messages of this process come from, and return the former ones."""
+    if TaskIdentity is None:
+        return whose
+    before = TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id
+    TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = whose
+    return before
+
+
+def _belong() -> None:
+    """Let each of several runs that advance together have its own of what a session puts in place."""
+    strategy: Any = importlib.import_module("flwr.serverapp.strategy.strategy")
+    waiting: Any = importlib.import_module("flwr.serverapp.strategy.strategy_utils")
+    belongs(lambda: strategy.Result, lambda result: setattr(strategy, "Result", result))
+    belongs(lambda: waiting.sleep, lambda sleep: setattr(waiting, "sleep", sleep))
+    logger = logging.getLogger("flwr")
+    belongs(lambda: logger.level, logger.setLevel)
+    with contextlib.suppress(ImportError):  # as in identity
+        task: Any = importlib.import_module("flwr.supercore.task_identity").TaskIdentity
+        for name in ("_task_id", "_run_id", "_node_id"):
+            belongs(partial(getattr, task, name), partial(setattr, task, name))
+
+
+_belong()
 
 
 @contextlib.contextmanager
@@ -222,15 +289,16 @@ def client(node_id: int, key: int) -> Iterator[None]:
         node_id: the node id that its messages carry.
         key: what the global generators follow from.
     """
-    mark = _IN_CLIENT.set(True)
+    mark, before = _IN_CLIENT.set(True), _identify((TASK_ID, RUN_ID, node_id))
     try:
-        with identity(node_id), contextlib.ExitStack() as stack:
-            if _AWAITED.get():
-                _seed(key)
-            else:
-                stack.enter_context(seeded(key))
+        if _AWAITED.get():
+            _seed(key)
             yield
+        else:
+            with seeded(key):
+                yield
     finally:
+        _identify(before)
         _IN_CLIENT.reset(mark)
 
 
@@ -240,18 +308,17 @@ def in_client() -> bool:
 
 
 @contextlib.contextmanager
-def slow_time(pause: Callable[[float], None]) -> Iterator[None]:
-    """Let ``time.sleep`` of a server's own code pass simulated time; other threads sleep as before.
+def slow_time(pause: Callable[[float], None], own: Callable[[], bool]) -> Iterator[None]:
+    """Let ``time.sleep`` of a server's own code, where ``own`` holds, pass simulated time; others sleep as before.
 
     A module that is imported meanwhile may keep the replacement; outside of here it sleeps as usual, and so do a
     client and what Python waits for other processes with: how long they take is no simulated time.
     """
-    before, thread, active = time.sleep, threading.get_ident(), True
+    before, active = time.sleep, True
 
     def sleep(seconds: Any) -> None:
-        simulated = active and threading.get_ident() == thread and not in_client()
         caller = sys._getframe(1).f_globals.get("__name__", "")
-        simulated = simulated and caller.partition(".")[0] not in AWAIT_PROCESSES
+        simulated = active and own() and caller.partition(".")[0] not in AWAIT_PROCESSES
         (pause if simulated else before)(seconds)
 
     time.sleep = sleep

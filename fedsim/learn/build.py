@@ -22,12 +22,13 @@ from fedsim.learn.curriculum.expert import Judge
 from fedsim.learn.data import holdout
 from fedsim.learn.data.datasets import Dataset
 from fedsim.learn.data.faults import DataFault
+from fedsim.learn.data.kept import made_once
 from fedsim.learn.data.partition import Some
 from fedsim.learn.draws import seeded
 from fedsim.learn.engines import Shard
 from fedsim.learn.engines.choose import choose
 from fedsim.learn.engines.device import find_device
-from fedsim.learn.engines.workers import shared
+from fedsim.learn.engines.together import seated
 from fedsim.learn.learner import Learner
 from fedsim.learn.losses import Loss, cross_entropy, loss_of
 from fedsim.learn.measured import metrics_of
@@ -88,7 +89,7 @@ def build(experiment: Experiment, dry: bool = False) -> tuple[Learner, Dataset, 
     with experiment.blame("compute"):
         engine, reason = choose(task, shard, settings.engine, settings.slots, experiment.folder)
     log.info("engine: %s (%s)", engine.name, reason)
-    engine = shared(engine, settings.workers)
+    engine = seated(engine, settings.workers)
     with experiment.blame("strategy"):
         rates = schedule(experiment.strategy.local)
     seed, chunk = experiment.seed, experiment.evaluate.batch_size
@@ -177,7 +178,7 @@ def load(experiment: Experiment) -> Dataset:
             "root": Path(folder) if folder else None,
             "beside": experiment.folder,
         }
-        dataset = parts.call(source, data.params, supplied)
+        dataset = made_once(source, data.params, supplied, lambda: parts.call(source, data.params, supplied))
         if not isinstance(dataset, Dataset):
             raise BadValue("name", data.name, f"must return a Dataset, not {type(dataset).__name__}")
     if dataset.note:
@@ -189,7 +190,7 @@ def deal(experiment: Experiment, dataset: Dataset, difficulty: Callable[[], np.n
     """Deal the training samples out to the clients; ``difficulty`` returns how hard an expert finds each [N]."""
     data = experiment.data
     supplied: dict[str, Any] = {
-        "labels": np.asarray(dataset.y),
+        "labels": np.asarray(dataset.y).copy(),  # a copy, since other runs may have the same data
         "clients": data.clients,
         "rng": stream(experiment.seed, "partition"),
         "groups": dataset.groups,

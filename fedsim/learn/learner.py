@@ -202,10 +202,8 @@ class Train:
 
     def missing(self) -> RunError:
         """Return the error of a run that may compute nothing and would have to compute this."""
-        place, reason = (
-            self.place,
-            "no run has computed this update before: other choices were made until here",
-        )
+        place = self.place
+        reason = "no run has left this update in the store: other choices were made, or it was computed without one"
         return RunError(reason, place.node, place.round, place.sim_time_s, "reuse")
 
     def named_by(self) -> object:

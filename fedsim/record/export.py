@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from fedsim.errors import BadValue
+from fedsim.parts import needed
 from fedsim.record.files import replaced, to_json, write_text
 from fedsim.record.store import TABLES, Table, facts, read
 
@@ -72,7 +73,7 @@ def _write_parquet(file: Path, table: Table) -> None:
         from pyarrow import Table as Columns  # an extra, which few need
         from pyarrow import parquet  # so is this
     except ImportError as error:
-        hint = "pip install 'fedsim[export]'"
-        raise BadValue("format", "parquet", "needs pyarrow, which is not installed", hint) from error
+        rule = "needs pyarrow, which is not installed"
+        raise BadValue("format", "parquet", rule, needed("pyarrow")) from error
     with replaced(file) as part:
         parquet.write_table(Columns.from_pydict(table), part)

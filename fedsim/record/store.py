@@ -62,7 +62,8 @@ class Record:
         self._open = True
         self._file = located(path)
         with _told():
-            self._db = sqlite3.connect(self._file)
+            # A server may have threads; one of them runs at a time.
+            self._db = sqlite3.connect(self._file, check_same_thread=False)
             self._place = _place(self._file)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")

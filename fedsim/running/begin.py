@@ -71,20 +71,26 @@ def fresh(
         reuse: what need not be computed, or None.
     """
     with threads.limited(experiment.compute.threads):
-        setup = prepare(experiment, dry, None if reuse is None or dry else _book(experiment, reuse))
+        setup = prepare(experiment, dry, None if dry else _book(experiment, reuse))
         path = make_folder(out, experiment, dry)
         with locked(path):
             return _begun(path, setup, progress, began)
 
 
-def _book(experiment: Experiment, reuse: Reuse) -> Book:
+def _book(experiment: Experiment, reuse: Reuse | None) -> Book:
+    book = Book(store=_store(experiment, reuse))
+    book.only_reuses = reuse is not None and reuse.only
+    return book
+
+
+def _store(experiment: Experiment, reuse: Reuse | None) -> Store | None:
+    if reuse is None:
+        return None
     try:
         device = find_device(experiment.compute.device)
-        book = Book(store=Store(reuse.folder, device, reuse.limit_gb * GIGABYTE))
+        return Store(reuse.folder, device, reuse.limit_gb * GIGABYTE)
     except BadValue as error:
         raise ConfigError([Problem(error.key, error.value, error.rule, error.hint)]) from error
-    book.only_reuses = reuse.only
-    return book
 
 
 def _begun(path: Path, setup: Setup, progress: Told, began: float) -> Result:
@@ -94,7 +100,14 @@ def _begun(path: Path, setup: Setup, progress: Told, began: float) -> Result:
         return run_setup(setup, ending, progress, keeper, origin_of(setup))
 
 
-def again(run: Path, experiment: Experiment, progress: Told, began: float, longer: bool) -> Result:
+def again(
+    run: Path,
+    experiment: Experiment,
+    progress: Told,
+    began: float,
+    longer: bool,
+    reuse: Reuse | None = None,
+) -> Result:
     """Let a run go on that was stopped, or one that has ended, if it is to be longer now.
 
     Args:
@@ -103,6 +116,7 @@ def again(run: Path, experiment: Experiment, progress: Told, began: float, longe
         progress: called after every round, or None.
         began: when whoever waits for the run began to wait.
         longer: whether the run may have ended.
+        reuse: what need not be computed, or None.
 
     Raises:
         BadValue: if the folder holds no run that can go on with this experiment.
@@ -111,18 +125,21 @@ def again(run: Path, experiment: Experiment, progress: Told, began: float, longe
         origin = origin_in(run)
         if origin is None:
             with threads.limited(experiment.compute.threads):
-                return _begun(run, prepare(experiment, is_timing(run)), progress, began)
+                dry = is_timing(run)
+                setup = prepare(experiment, dry, None if dry else _book(experiment, reuse))
+                return _begun(run, setup, progress, began)
         check_same(run, origin, experiment)
         if (run / "summary.json").exists() and not longer:
             hint = "let it be longer with --extend rounds=+N"
             raise BadValue("run", str(run), "has ended; there is nothing to go on with", hint)
+        store = None if origin["timing_only"] else _store(experiment, reuse)
         try:
             write_text(run / "experiment.yaml", written(experiment))
             (run / "summary.json").unlink(missing_ok=True)
         except OSError as error:
             raise BadValue("run", str(run), f"cannot be written ({error.strerror})") from error
         with threads.limited(experiment.compute.threads):
-            return _Again(run, experiment, origin, progress, began).run()
+            return _Again(run, experiment, origin, progress, began, store).run()
 
 
 @dataclass
@@ -134,11 +151,12 @@ class _Again:
     origin: Mapping[str, Any]
     progress: Told
     began: float
+    store: Store | None
 
     def run(self) -> Result:
         journal = Journal(rows(self.folder, "journal"))
         for goal in self._goals(journal):
-            book = Book(journal.numbers, None if goal is None else goal.past)
+            book = Book(journal.numbers, None if goal is None else goal.past, self.store)
             book.lenient = self.experiment.evaluate.model_dump() != self.origin["experiment"]["evaluate"]
             try:
                 return self._attempt(goal, book, journal)

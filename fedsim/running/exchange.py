@@ -57,7 +57,7 @@ class Exchange:
         self._ids = {node.id for node in world.members}
         self._arrived: dict[Instruction, None] = {}  # in the order of their ends
         self._looked: set[frozenset[Instruction]] = set()  # looked for in vain since the last end
-        self._wait: Wait | None = None
+        self._waits: list[Wait] = []
         self._slept_s = 0.0
         self._idle = 0
         self._time_up = False
@@ -188,15 +188,21 @@ class Exchange:
 
     def wait(self, wait: Wait, timeout_s: float | None = None) -> None:
         """Let time pass until what is waited for has happened, or until the timeout."""
-        clock, self._wait = self.world.clock, wait
-        if not self._time_up:
-            if timeout_s is not None and timeout_s < math.inf:
-                self._expect(wait, clock.now + micros(timeout_s))
-            clock.wait(wait.over, wait.__str__)
-        self._wait = None
+        self._waits.append(wait)
+        try:
+            if not self._time_up:
+                self.stay(wait, timeout_s)
+        finally:
+            self._waits.remove(wait)
         self.stand_still()
         if self._time_up:
             raise TimeUp("the simulated time is over")
+
+    def stay(self, wait: Wait, timeout_s: float | None) -> None:
+        """Let time pass; what is waited for is known."""
+        if timeout_s is not None and timeout_s < math.inf:
+            self._expect(wait, self.world.clock.now + micros(timeout_s))
+        self.world.clock.wait(wait.over, wait.__str__)
 
     def stand_still(self) -> None:
         """Let time pass until the server is back, if it is only down for a while."""
@@ -245,8 +251,8 @@ class Exchange:
 
     def _end(self) -> None:
         self._time_up = True
-        if self._wait is not None:
-            happen(self._wait.over)
+        for wait in self._waits:
+            happen(wait.over)
 
     def _push(self, instruction: Instruction) -> None:
         self._slept_s = 0.0
@@ -343,5 +349,5 @@ class Exchange:
         self._arrived.pop(instruction, None)
         self._arrived[instruction] = None
         self._looked.clear()
-        if self._wait is not None:
-            self._wait.settle(instruction)
+        for wait in self._waits:
+            wait.settle(instruction)

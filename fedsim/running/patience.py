@@ -26,10 +26,13 @@ class Watch:
     Args:
         patience_s: how long it may give no sign of life, in seconds of real time.
         signs: returns a number that changes whenever something happens.
+        runs: returns the id of the thread that this one waits for, if it does.
     """
 
-    def __init__(self, patience_s: float, signs: Callable[[], int]) -> None:
-        self.patience_s, self._signs = patience_s, signs
+    def __init__(
+        self, patience_s: float, signs: Callable[[], int], runs: Callable[[], int] | None = None
+    ) -> None:
+        self.patience_s, self._signs, self._runs = patience_s, signs, runs
         self.scene: scene.Scene | None = None
         self._ident, self._over = threading.get_ident(), threading.Event()
         self._lock = threading.Lock()
@@ -51,13 +54,17 @@ class Watch:
             last = now
             with self._lock:
                 if quiet >= LOOKS and not self._over.is_set():
-                    quiet, self.scene = 0, scene.of_thread(self._ident)
+                    running = self._ident if self._runs is None else self._runs()
+                    quiet, self.scene = 0, scene.of_thread(running)
                     _interrupt(self._ident)
 
 
 @contextmanager
 def limited(
-    patience_s: float | None, signs: Callable[[], int], now: Callable[[], tuple[int, float]]
+    patience_s: float | None,
+    signs: Callable[[], int],
+    now: Callable[[], tuple[int, float]],
+    runs: Callable[[], int] | None = None,
 ) -> Iterator[None]:
     """Stop what runs inside when it gives no sign of life for too long.
 
@@ -65,6 +72,7 @@ def limited(
         patience_s: for how long, in seconds of real time; None waits for ever.
         signs: returns a number that changes whenever something happens.
         now: returns the round and the simulated time in seconds, for the error.
+        runs: returns the id of the thread that this one waits for, if it does.
 
     Raises:
         StalledError: with the node and the line that ran at that moment.
@@ -72,7 +80,7 @@ def limited(
     if patience_s is None:
         yield
         return
-    watch = Watch(patience_s, signs)
+    watch = Watch(patience_s, signs, runs)
     watch.start()
     try:
         yield

@@ -116,7 +116,7 @@ def own_parameters(kind: str, name: str) -> list[inspect.Parameter]:
     """Return the parameters of a part that an experiment file can give.
 
     >>> [one.name for one in own_parameters("metrics", "top_k")]
-    ['k']
+    ['k', 'ignore_index']
     """
     known = [one for one in parts.parameters(made(kind, name)).values() if one.kind not in parts.NAMELESS]
     filled = SUPPLIED | COMPUTED.get(kind, set())

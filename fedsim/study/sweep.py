@@ -18,7 +18,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fedsim.errors import BadValue, ConfigError, FedsimError, Problem
+from fedsim.learn.data.kept import keep, kept
+from fedsim.learn.engines.together import Group
 from fedsim.record.files import to_json, write_text
+from fedsim.running import threads
+from fedsim.running.garbage import settled
+from fedsim.running.signals import terminable
 from fedsim.spec.experiment import Experiment
 from fedsim.study.file import METHOD, Compare, Plan, Point, Settings, dump, load
 
@@ -65,6 +70,7 @@ def sweep(
     *,
     jobs: int = 1,
     only: Mapping[str, Any] | None = None,
+    together: bool = False,
     retry: bool = False,
     told: Told | None = None,
 ) -> list[Outcome]:
@@ -76,6 +82,7 @@ def sweep(
         resume: :func:`fedsim.resume`, for runs that were stopped.
         out: the folder in which the study gets a folder of its own, with one for each run.
         jobs: how many run at a time, each in a process of its own if there are several.
+        together: let as many as that advance in this process, and compute at once what is ready in any of them.
         only: run those alone that have these settings.
         retry: run again what failed before.
         told: hears of each outcome.
@@ -95,20 +102,30 @@ def sweep(
                 [Problem("only", str(dict(only or {})), "no run of the study has these settings")]
             )
         ways = run, resume
-        best = _tune(plan, ways, folder, jobs, retry, told)
+        how = _How(ways, jobs, together, retry, told)
+        best = _tune(plan, how, folder)
         points = [plan.tuned(point, best.get(point.settings.get(METHOD), {})) for point in points]
-        return _Sweep(plan, ways, folder, retry, told).do(points, jobs)
+        return _Sweep(plan, how, folder).do(points)
 
 
-def _tune(
-    plan: Plan, ways: Ways, folder: Path, jobs: int, retry: bool, told: Told | None
-) -> dict[Any, Settings]:
+@dataclass(frozen=True)
+class _How:
+    """How the runs of a study are run; see :func:`sweep`."""
+
+    ways: Ways
+    jobs: int
+    together: bool
+    retry: bool
+    told: Told | None
+
+
+def _tune(plan: Plan, how: _How, folder: Path) -> dict[Any, Settings]:
     """Return the values that were the best for each method."""
     trials = plan.trials()
     if not trials:
         return {}
     best: dict[Any, tuple[float, Settings]] = {}
-    for outcome in _Sweep(plan, ways, folder / "tuning", retry, told).do(trials, jobs):
+    for outcome in _Sweep(plan, how, folder / "tuning").do(trials):
         settings = outcome.point.settings
         score = _score(outcome)
         method = settings.get(METHOD)
@@ -134,19 +151,22 @@ def _score(outcome: Outcome) -> float | None:
 
 
 class _Sweep:
-    def __init__(self, plan: Plan, ways: Ways, folder: Path, retry: bool, told: Told | None) -> None:
-        self.plan, self.ways, self.folder, self.retry, self.told = plan, ways, folder, retry, told
+    def __init__(self, plan: Plan, how: _How, folder: Path) -> None:
+        self.plan, self.how, self.folder = plan, how, folder
         self.before = _earlier(folder)
         folder.mkdir(parents=True, exist_ok=True)
 
-    def do(self, points: Sequence[Point], jobs: int) -> list[Outcome]:
+    def do(self, points: Sequence[Point]) -> list[Outcome]:
         """Do what has not been done."""
-        outcomes = [self._start(point) for point in points]
-        ends = self._in_turn(outcomes) if jobs == 1 else self._at_once(outcomes, jobs)
-        for count, outcome in enumerate(ends, 1):
-            self._write(outcomes)
-            if self.told is not None:
-                self.told(outcome, count, len(outcomes))
+        outcomes, jobs = [self._start(point) for point in points], self.how.jobs
+        with kept():
+            ends = self._in_turn(outcomes) if jobs == 1 else self._at_once(outcomes, jobs)
+            if self.how.together:
+                ends = self._together(outcomes, jobs)
+            for count, outcome in enumerate(ends, 1):
+                self._write(outcomes)
+                if self.how.told is not None:
+                    self.how.told(outcome, count, len(outcomes))
         return outcomes
 
     def _start(self, point: Point) -> Outcome:
@@ -161,7 +181,7 @@ class _Sweep:
         if found is not None:
             outcome.status, outcome.folder = DONE, found
             outcome.summary = json.loads((found / "summary.json").read_text(encoding="utf-8"))
-        elif not self.retry and (reason := self.before.get(point.label)):
+        elif not self.how.retry and (reason := self.before.get(point.label)):
             outcome.status, outcome.reason = FAILED, reason
         return outcome
 
@@ -170,6 +190,21 @@ class _Sweep:
             if outcome.status == WAITING:
                 self._take(outcome, functools.partial(_run, *self._given(outcome.point)))
             yield outcome
+
+    def _together(self, outcomes: Sequence[Outcome], jobs: int) -> Iterator[Outcome]:
+        """Let runs advance together, as many as there may be at a time, all with the same number of threads."""
+        yield from (outcome for outcome in outcomes if outcome.status != WAITING)
+        alike: dict[int, list[Outcome]] = {}
+        for outcome in [outcome for outcome in outcomes if outcome.status == WAITING]:
+            alike.setdefault(self.plan.experiment(outcome.point).compute.threads, []).append(outcome)
+        for count, some in alike.items():
+            for first in range(0, len(some), jobs):
+                now = some[first : first + jobs]
+                runs = [functools.partial(_run, *self._given(outcome.point)) for outcome in now]
+                with terminable(), threads.limited(count), settled():
+                    for number, result in Group(runs).results():
+                        self._take(now[number], result)
+                        yield now[number]
 
     def _at_once(self, outcomes: Sequence[Outcome], jobs: int) -> Iterator[Outcome]:
         yield from (outcome for outcome in outcomes if outcome.status != WAITING)
@@ -198,7 +233,13 @@ class _Sweep:
     def _given(self, point: Point) -> tuple[Any, ...]:
         begun = None if point.label in self.before else stopped(self.folder, self.plan.experiment(point))
         changes = {**self.plan.more, **point.changes}
-        return *self.ways, self.plan.source, changes, str(self.folder), None if begun is None else str(begun)
+        return (
+            *self.how.ways,
+            self.plan.source,
+            changes,
+            str(self.folder),
+            None if begun is None else str(begun),
+        )
 
     def _take(self, outcome: Outcome, result: Callable[[], tuple[str, dict[str, Any]]]) -> None:
         outcome.new = True
@@ -284,6 +325,7 @@ def _pool(jobs: int) -> ProcessPoolExecutor:
 def _prepare() -> None:
     """Make a process ready: the runs share the cores already."""
     os.environ.setdefault("FEDSIM_WORKERS", "1")
+    keep()
 
 
 def _run(

@@ -78,16 +78,6 @@ def test_another_error_does_not_hide_the_first(app, tmp_path):
         run(serve(app("plain", {"client.py": RAISES}), lines), 2, tmp_path, app__on_failure="stop")
 
 
-def test_threads_are_refused(app, tmp_path):
-    lines = """
-from concurrent.futures import ThreadPoolExecutor
-with ThreadPoolExecutor(4) as pool:
-    list(pool.map(lambda node: grid.send_and_receive(ask([node])), grid.get_node_ids()))
-"""
-    with pytest.raises(RunError, match="the grid may be used from the ServerApp's own thread alone"):
-        run(serve(app("plain"), lines), 4, tmp_path)
-
-
 # sys.exit
 
 

@@ -1,4 +1,4 @@
-"""The grid of an app: what ends a run cannot be caught, threads are refused, and looking around is not a stall."""
+"""The grid of an app: what ends a run cannot be caught, a stranger's thread is refused, and looking is no stall."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 
 from fedsim.errors import RunError, StalledError
 from fedsim.flower import compat, run_app
-from fedsim.flower.apps.grid import AppGrid, Ended
+from fedsim.flower.apps.grid import AppGrid
+from fedsim.flower.apps.threads import Ended
 from fedsim.flower.gridview import patient
 from fedsim.running.exchange import TimeUp
 
@@ -143,15 +144,15 @@ def test_a_mistake_of_the_app_itself_is_its_own():
         lambda grid: grid.pull_messages(["1"]),
     ],
 )
-def test_another_thread_is_refused(call):
+def test_a_thread_that_the_app_has_not_started_is_refused(call):
     grid = make(30)
-    with ThreadPoolExecutor(1) as pool, pytest.raises(Ended, match="ServerApp's own thread alone"):
+    with ThreadPoolExecutor(1) as pool, pytest.raises(Ended, match="thread that a library has started"):
         pool.submit(call, grid).result()
     assert type(grid.ended) is RunError
     assert grid.world.clock.now == 0
 
 
-def test_another_thread_may_look_who_is_online():
+def test_any_thread_may_look_who_is_online():
     grid = make(30, 30)
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(look, grid, 10_100).result()[-1] == [0, 1]

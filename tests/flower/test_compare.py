@@ -90,9 +90,16 @@ def test_without_the_engine_the_extra_is_named(monkeypatch):
 
 @needs_engine
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(path.name for path in APPS.iterdir()))
-def test_every_app_gives_the_same_here_and_there(name):
-    found = compare_app(APPS / name, nodes=4)
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        *((path.name, "") for path in sorted(APPS.iterdir())),
+        ("rows", "strategy='FedXgbBagging'"),
+        ("rows", "strategy='DifferentialPrivacyClientSideFixedClipping' mod='fixed'"),
+    ],
+)
+def test_every_app_gives_the_same_here_and_there(name, config):
+    found = compare_app(APPS / name, nodes=4, run_config=config)
     assert found.weights.names + found.metrics.names > 0
     assert (found.weights.worst, found.metrics.worst, found.close) == (0.0, 0.0, True)
 

@@ -267,7 +267,8 @@ def test_half_a_pair_of_normal_numbers_is_forgotten_whoever_works(keys):
 
 def test_a_servers_sleep_passes_simulated_time_and_a_clients_does_not():
     paused, real = [], time.sleep
-    with compat.slow_time(paused.append):
+    server = threading.get_ident()
+    with compat.slow_time(paused.append, lambda: threading.get_ident() == server and not compat.in_client()):
         from time import sleep
 
         time.sleep(100.0)
@@ -286,7 +287,7 @@ def test_a_servers_sleep_passes_simulated_time_and_a_clients_does_not():
 def test_a_server_waits_for_other_processes_in_real_time():
     """How long they take is another number in every run."""
     paused = []
-    with compat.slow_time(paused.append):
+    with compat.slow_time(paused.append, lambda: True):
         subprocess.run([sys.executable, "-c", "import time; time.sleep(0.2)"], timeout=60, check=True)
     assert paused == []
 
@@ -342,3 +343,28 @@ def test_a_context_begins_with_an_empty_state():
     context = compat.make_context(3, {"partition-id": 3}, {"lr": 0.1})
     assert (context.node_id, context.node_config, context.run_config) == (3, {"partition-id": 3}, {"lr": 0.1})
     assert not context.state
+
+
+def test_a_reply_is_the_one_that_flower_makes():
+    """All that it says of itself, except for when it was made."""
+    with compat.session(0, 9, lambda _: None):
+        asked = Message(RecordDict(), 3, "train.own", ttl=50.0, group_id="g")
+        compat.name_message(asked, "7", 9)
+        got = compat.delivered(asked, RecordDict())
+        mine, theirs = compat.answered(got, "7-reply", 3, RecordDict()), Message(RecordDict(), reply_to=got)
+        compat.name_message(theirs, "7-reply", 3)
+    one, two = ({**vars(message.metadata)} for message in (mine, theirs))
+    times = [(about.pop("_created_at"), about.pop("_ttl")) for about in (one, two)]
+    assert one == two
+    assert all(created + ttl == pytest.approx(asked.metadata.created_at + 50.0) for created, ttl in times)
+    assert (mine.has_content(), mine.has_error()) == (True, False)
+
+
+def test_what_is_delivered_has_containers_of_its_own():
+    with compat.session(0, 9, lambda _: None):
+        asked = Message(RecordDict(), 3, "train")
+        got = compat.delivered(asked, RecordDict({"c": ConfigRecord({"a": 1})}))
+    got.metadata.message_type = "query"
+    assert asked.metadata.message_type == "train"
+    assert not asked.content
+    assert asked.metadata.delivered_at == ""

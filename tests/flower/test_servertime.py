@@ -20,6 +20,9 @@ class Grid:
     def __init__(self):
         self.world = SimpleNamespace(clock=SimpleNamespace(now=0))
 
+    def share(self, threads):
+        pass
+
     def pause(self, seconds):
         self.world.clock.now += round(seconds * 1e6)
 

@@ -110,7 +110,7 @@ def test_who_a_dead_process_was_at_work_for(place, make):
     workers = make(2, "talk:app", 0)
     sleeping, dead = task(0, "sleep", 3), task(1, "die", 4)
     paused = []
-    with compat.slow_time(paused.append):  # as in a run of an app
+    with compat.slow_time(paused.append, lambda: True):  # as in a run of an app
         workers.submit(sleeping)
         workers.submit(dead)
         with pytest.raises(Died) as caught:

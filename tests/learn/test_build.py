@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from fedsim.errors import BadValue, ConfigError
-from fedsim.learn.build import build, find_device
+from fedsim.learn.build import build
 from fedsim.learn.engines import Sequential, Stacked
+from fedsim.learn.engines.device import find_device
 from fedsim.spec.experiment import load
 
 BASE = {

@@ -311,3 +311,21 @@ def test_what_divides_classes_refuses_samples_with_several_labels(partition):
     words = r"^data\.partition(\.name)?: \w+: divides classes, and these samples have several labels each; use iid"
     with pytest.raises(ConfigError, match=words):
         fedsim.check(given)
+
+
+def test_a_metric_of_torchmetrics_is_named_by_its_path(tmp_path):
+    theirs = pytest.importorskip("torchmetrics.functional.classification")
+    path = "torchmetrics.functional.classification:multiclass_"
+    classes = points(clients=3, seed=0).classes
+    asked = [
+        {"name": f"{path}{kind}", "num_classes": classes} for kind in ("accuracy", "auroc", "cohen_kappa")
+    ]
+    asked[0]["average"] = "micro"
+    given = experiment("points", "softmax", clients=3, evaluate={"metrics": asked})
+    result = fedsim.run(given, out=tmp_path)
+    assert result.summary["accuracy"] == pytest.approx(result.metrics()["multiclass_accuracy"][-1], abs=1e-6)
+    learner, dataset, _ = learning.build(fedsim.load(given))
+    found = learner.evaluate(learner.initial).value()
+    outputs = learner.engine.task.predict(learner.initial.value(), dataset.x_test.double())
+    wanted = theirs.multiclass_cohen_kappa(outputs, dataset.y_test, num_classes=classes)
+    assert found["multiclass_cohen_kappa"] == pytest.approx(float(wanted), abs=1e-6)

@@ -126,6 +126,35 @@ def test_the_update_that_broke_a_run_breaks_again(tmp_path: Path) -> None:
         redone(path, job.identity)
 
 
+def test_an_update_of_a_model_that_has_no_name_is_found_by_its_place(tmp_path: Path) -> None:
+    """A lambda has no name that would be the same tomorrow; the run's own repetition calls it the same."""
+    (tmp_path / "own_net.py").write_text(NET)
+    file = tmp_path / "own.yaml"
+    file.write_text(fedsim.load({**GIVEN, "model": "own_net:squared"}).dump())
+    path = fedsim.run(file, out=tmp_path / "runs").path
+    found = redone(path, jobs(path)[-1].identity)
+    assert found.compared
+    assert {far for one in found.compared for far in one.apart.values()} == {0.0}
+
+
+NET = """
+from torch import nn
+
+
+class Squared(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.act = nn.Linear(64, 10), lambda x: x * x
+
+    def forward(self, x):
+        return self.layer(self.act(x.flatten(1)))
+
+
+def squared() -> nn.Module:
+    return Squared()
+"""
+
+
 def test_another_engine_may_have_computed_other_last_digits(tmp_path: Path) -> None:
     path = fedsim.run(GIVEN, out=tmp_path, compute__engine="stacked").path
     found = redone(path, jobs(path)[-1].identity)

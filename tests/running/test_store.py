@@ -83,6 +83,29 @@ def test_flowers_own_strategies_use_it_too(tmp_path: Path) -> None:
     assert (cold["run_hash"], warm["jobs"], warm["jobs_reused"]) == (warm["run_hash"], 0, 18)
 
 
+def test_a_run_that_goes_on_uses_it_too(tmp_path: Path) -> None:
+    """Of the six rounds, the whole run has left all in the store; the one that was stopped takes the last two."""
+    store, record = tmp_path / "store", {"report": False, "checkpoint": {"every_rounds": 2}}
+    given = {**GIVEN, "record": record}
+
+    def progress(now: fedsim.api.Progress) -> None:
+        if now.round == 4:
+            raise RunError("as if killed")
+
+    with pytest.raises(RunError) as caught:
+        fedsim.run(given, out=tmp_path, progress=progress)
+    path: Path = caught.value.run_path  # type: ignore[attr-defined]
+    whole = run(tmp_path, store, given)
+    (tmp_path / "file").write_text("dear")
+    with pytest.raises(ConfigError, match=r"store: .* cannot be used"):
+        fedsim.resume(path, store=tmp_path / "file")
+    found = fedsim.resume(path, store=store).summary
+    assert (found["jobs"], found["run_hash"]) == (0, whole["run_hash"])
+    assert 2 * 3 <= found["jobs_reused"] <= 4 * 3
+    longer = fedsim.resume(path, extend={"rounds": 1}, store=store).summary
+    assert (longer["jobs"], longer["jobs_reused"]) == (3, 0)
+
+
 def test_a_damaged_entry_is_dropped_and_computed_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -180,7 +203,7 @@ def test_a_world_with_other_choices_is_refused_where_they_are_made(tmp_path: Pat
     store = tmp_path / "store"
     first = fedsim.run(GIVEN, out=tmp_path, store=store, evaluate__every=6)
     for change, round in (({"strategy.local.lr": 0.2}, 1), ({"stop.rounds": 8}, 7)):
-        with pytest.raises(RunError, match="no run has computed this update before") as caught:
+        with pytest.raises(RunError, match="no run has left this update in the store") as caught:
             retime(first.path, store=store, out=tmp_path, overrides=change)
         assert caught.value.round == round
 

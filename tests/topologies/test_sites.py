@@ -297,3 +297,66 @@ def test_routers_of_ones_own(tmp_path, monkeypatch, given, words):
     with pytest.raises(ConfigError) as caught:
         build.prepare(load({**base, **given}))
     assert words in str(caught.value)
+
+
+def test_so_many_clients_at_each_site():
+    def homes(n, per_site, sites=None):
+        graph = attach(sites or line(1, 9), n + 1, has_server=True, clients_per_site=per_site, seed=0)
+        return [home(graph, node) for node in range(n)]
+
+    assert homes(6, 2) == [0, 0, 1, 1, 2, 2]
+    assert homes(5, [3, 0, 2]) == [0, 0, 0, 2, 2]
+    assert homes(3, {"s2": 2, "s1": 1}) == [1, 2, 2]
+    # all clients are at the far end of 1 ms and 9 ms: so is the best site
+    assert home(attach(line(1, 9), 3, has_server=True, clients_per_site={"s2": 2}, seed=0), 2) == 2
+
+
+@pytest.mark.parametrize(
+    ("per_site", "words"),
+    [
+        (2, r"clients_per_site: 2: makes 6 clients or peers, and there are 4; say data\.clients: 6"),
+        ([4], r"must have a number for each of the 3 sites"),
+        ({"s4": 4}, r"clients_per_site: s4: there is no such site; known: s0"),
+    ],
+)
+def test_clients_that_do_not_add_up_are_refused(per_site, words):
+    with pytest.raises(BadValue, match=words):
+        attach(line(1, 9), 5, has_server=True, clients_per_site=per_site, seed=0)
+
+
+@given(sites=st.integers(2, 9), members=st.integers(1, 12), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=40)
+def test_the_best_site_is_that_of_one_search_for_each(sites, members, seed):
+    graph = nx.gnp_random_graph(sites, 0.7, seed=seed)
+    graph.add_edges_from((a, a + 1) for a in range(sites - 1))
+    for a, b in graph.edges:
+        graph.edges[a, b]["latency_ms"] = float((7 * a + 3 * b + seed) % 5)  # some links have none
+    made = attach(graph, members + 1, has_server=True, spread="random", seed=seed)
+    homes = [home(made, node) for node in range(members)]
+    away = dict(nx.all_pairs_dijkstra_path_length(graph, weight="latency_ms"))
+    wanted = min(range(sites), key=lambda site: (math.fsum(away[site][one] for one in homes), site))
+    assert home(made, members) == wanted
+
+
+def test_two_models_share_a_real_link_in_a_time_that_can_be_worked_out(tmp_path):
+    # New York and Chicago are 1146.16 km apart in topohub: 5.7308 ms; 8 Mbit/s are one byte a microsecond.
+    topology = {"name": "topohub", "key": "topozoo/Abilene", "server": "New York", "mbps": 8}
+    topology |= {"clients_per_site": {"Chicago": 2, "Washington DC": 1}, "access_ms": 1}
+    asked = {**BASE, "data": {"clients": 3}, "topology": topology}
+    asked["devices"] = {"seconds_per_sample": 0.001}
+    result = fedsim.run(asked, out=tmp_path, timing_only=True, network__header_bytes=0)
+    events = read(result.path, "events")
+    first = (events["kind"] == "deliver") & (events["peer"] == 3)
+    arrived = dict(zip(events["node"][first].tolist(), events["time_us"][first].tolist()))
+    (size,) = set(events["size"][first].tolist())
+    graph = hub(4, **{key: value for key, value in topology.items() if key != "name"})
+    by_name = {data["name"]: node for node, data in graph.nodes(data=True) if data.get("router")}
+    washington = graph.edges[by_name["New York"], by_name["Washington DC"]]["latency_ms"]
+    # two models share the way to Chicago, and so take twice as long; the third has the way to Washington for itself
+    chicago_us = 2 * size + 2 * 1000 + 5730.8
+    washington_us = size + 2 * 1000 + 1000 * washington
+    sites = [home(graph, node) + 4 for node in range(3)]
+    for node, site in enumerate(sites):
+        wanted = chicago_us if site == by_name["Chicago"] else washington_us
+        assert arrived[node] == pytest.approx(wanted, abs=3)
+    assert sorted(site == by_name["Chicago"] for site in sites) == [False, True, True]

@@ -8,6 +8,7 @@ import json
 import logging
 import shlex
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from fedsim.errors import MISSING, ConfigError, Problem, RunError
 from fedsim.flower import compat
 from fedsim.flower.apps import applog, legacy
 from fedsim.flower.apps.client import AppClients
-from fedsim.flower.apps.grid import AppGrid, Ended
+from fedsim.flower.apps.grid import AppGrid, watched
 from fedsim.flower.apps.journal import Journal
 from fedsim.flower.apps.project import (
     FILE,
@@ -36,6 +37,7 @@ from fedsim.flower.apps.project import (
 )
 from fedsim.flower.apps.replies import remark
 from fedsim.flower.apps.servertime import ServerTime
+from fedsim.flower.apps.threads import Ended
 from fedsim.flower.apps.worker import import_seeded
 from fedsim.flower.apps.workers import workers_of
 from fedsim.record import store, weights
@@ -328,9 +330,11 @@ def _drive(source: Source, experiment: Experiment, grid: AppGrid, journal: Journ
     heard = journal.take, journal.measure, journal.aggregated
     try:
         with (
+            watched(grid, experiment.compute.patience_s, lambda: journal.round),
             compat.session(experiment.seed, grid.server.id, grid.sleep, logging.INFO),
             compat.observed(*heard),
             legacy.together(grid, grid.sleep, *heard),
+            closing(grid.threads),
         ):
             server = source.server()
             server(grid, compat.make_context(grid.server.id, {}, dict(source.project.run_config)))

@@ -125,13 +125,14 @@ class AppClients(Watch):
 
     def work(self, client: int, message: Message) -> int:
         """Run the ClientApp, and return what it costs in per-sample gradients."""
-        done = self._done[client][message.metadata.message_id] = self._run(client, message)
+        about = message.metadata
+        done = self._done[client][about.message_id] = self._run(client, message)
         self._visits[client] += 1
         fixed = self._project.settings.samples_per_message
         if fixed is not None:
             return fixed
         samples = 0 if done.content is None else math.ceil(examples(done.content))
-        return samples if trains(message.metadata.message_type) else -(-samples // 3)
+        return samples if trains(about.message_type) else -(-samples // 3)
 
     def answer(self, client: int, message: Message, sim_time_s: float) -> RecordDict | Error:
         """Return what the ClientApp has made, and keep its state."""
@@ -153,8 +154,7 @@ class AppClients(Watch):
     def _begin(self, message: Message) -> Visit:
         client = message.metadata.dst_node_id
         before, own = self._state(client), self._contexts[client]
-        context = compat.make_context(client, dict(own.node_config), dict(own.run_config))
-        context.state = isolate(before)
+        context = compat.make_context(client, dict(own.node_config), dict(own.run_config), isolate(before))
         return Visit(self._key(client), context, before)
 
     def _is_valid(self, visit: Visit) -> bool:

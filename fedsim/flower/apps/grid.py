@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import copy
 import logging
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Message
 
 from fedsim.errors import RunError
 from fedsim.flower import compat
+from fedsim.flower.apps.threads import Ended, Threads
 from fedsim.flower.gridview import is_patient
-from fedsim.flower.simulate.grid import SimGrid
-from fedsim.running.exchange import TimeUp
+from fedsim.flower.simulate.grid import Line, SimGrid
+from fedsim.pulse import beats
+from fedsim.running import patience
+from fedsim.running.exchange import Exchange, TimeUp
+from fedsim.running.instruction import Instruction, Wait
+from fedsim.world.clock import Clock
 
 WAITING_LOOKS, BUSY_LOOKS = 1_000, 10_000
 """Looking so often who is online is waiting for somebody to come: with pauses between, and without."""
@@ -27,34 +32,81 @@ POLL_S = 0.1
 log = logging.getLogger("fedsim")
 
 
-class Ended(BaseException):
-    """Carries the end of a run through an app's code, which may go on after every Exception."""
+class _Shared(Line):
+    """Lets several threads of a server wait at the same time."""
+
+    threads: Threads
+
+    @property
+    def clock(self) -> Clock:
+        return self.world.clock
+
+    @property
+    def over(self) -> bool:
+        """Whether the simulated time is over."""
+        return self._time_up
+
+    def wait(self, wait: Wait, timeout_s: float | None = None) -> None:
+        if self.threads.alone:
+            with self.threads.inside():
+                super().wait(wait, timeout_s)
+        else:
+            Exchange.wait(self, wait, timeout_s)
+
+    def stay(self, wait: Wait, timeout_s: float | None) -> None:
+        if self.threads.alone:
+            super().stay(wait, timeout_s)
+        else:
+            self.clock.count_wait()
+            what = str(wait) if wait.missing else "simulated time"
+            self.threads.wait(lambda: bool(wait.over.processed), timeout_s, what, True)
+
+    def stand_still(self) -> None:
+        with self.threads.inside():
+            super().stand_still()
+
+    def pass_time(self, began_us: int, trouble: str) -> None:
+        with self.threads.inside():
+            super().pass_time(began_us, trouble)
 
 
 class AppGrid(SimGrid):
     """A grid for a ServerApp, which may catch exceptions, sleep, and start threads; see :class:`SimGrid`.
 
+    Any thread that the app's own code starts may use it; see :class:`fedsim.flower.apps.threads.Threads`.
+
     Attributes:
-        ended: what has ended the run, and None before; every call raises :class:`Ended` from then on.
         keeps_time: whether the server has looked at a clock since it last pulled.
     """
 
+    line: _Shared
+    _line = _Shared
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.ended: TimeUp | RunError | None = None
-        self._thread = threading.get_ident()
+        self.share(Threads(Path()))
         self._looks = self._waits = 0
         self.keeps_time = False
         self._members = {node.id for node in self.world.members}
         self._selfish: set[str] = set()
         self._vain: tuple[int, set[frozenset[str]]] = (-1, set())
 
+    def share(self, threads: Threads) -> None:
+        """Be the grid of an app's threads."""
+        self.threads = self.line.threads = threads
+        threads.place = self.line
+
+    @property
+    def ended(self) -> TimeUp | RunError | None:
+        """What has ended the run, and None before; every call raises :class:`Ended` from then on."""
+        return self.threads.ended
+
     def get_node_ids(self) -> list[int]:
         """Return the clients that are online, sorted, in any thread.
 
         Time passes only for a server that asks again and again and does nothing else.
         """
-        if threading.get_ident() == self._thread:
+        if self.threads.knows():
             with self._carried():
                 self._looks += 1
                 if self._looks > BUSY_LOOKS:
@@ -180,19 +232,53 @@ class AppGrid(SimGrid):
             else:
                 self.line.pause(seconds)
 
+    def _watch(self, made: Sequence[Instruction]) -> None:
+        with self.threads.inside():
+            super()._watch(made)
+
     @contextmanager
     def _carried(self) -> Iterator[None]:
         """Let nothing that ends a run be caught on its way."""
         if self.ended is not None:
             raise Ended(str(self.ended)) from self.ended
         try:
-            if threading.get_ident() != self._thread:
+            if not self.threads.knows():
                 reason = (
-                    "the grid may be used from the ServerApp's own thread alone; instead of a thread for each client, "
-                    "send all messages with one send_and_receive, or with push_messages and then pull_messages"
+                    "the grid is used from a thread that a library has started, whose order is not known; start it "
+                    "with threading or concurrent.futures in the app's own code"
                 )
                 raise RunError(reason, self.server.id, sim_time_s=self.world.clock.now_s, phase="server")
             yield
         except (TimeUp, RunError) as error:
-            self.ended = error
-            raise Ended(str(error)) from error
+            self.threads.fail(error)
+
+
+@contextmanager
+def watched(grid: AppGrid, patience_s: float | None, round: Callable[[], int]) -> Iterator[None]:
+    """Stop a server that waits for something real for too long.
+
+    Args:
+        grid: the server's.
+        patience_s: for how long, in seconds of real time; None waits for ever.
+        round: returns the round, for the error.
+
+    Raises:
+        StalledError: with the line that ran at that moment, in whatever thread.
+    """
+    clock, threads = grid.world.clock, grid.threads
+    with ExitStack() as stack:
+        with threads.inside():  # it looks from a thread that is not the app's
+            stack.enter_context(
+                patience.limited(
+                    patience_s,
+                    lambda: clock.signs + threads.switches + beats(),
+                    lambda: (round(), clock.now_s),
+                    lambda: threads.running,
+                )
+            )
+        try:
+            yield
+        except Ended:
+            if threads.interrupt is not None:
+                raise threads.interrupt from None
+            raise

@@ -17,9 +17,10 @@ from fedsim.errors import ConfigError, Problem, RunError
 from fedsim.flower import compat
 from fedsim.flower.apps.app import Source, build, read_world, simulated
 from fedsim.flower.apps.client import AppClients
-from fedsim.flower.apps.grid import AppGrid, Ended
+from fedsim.flower.apps.grid import AppGrid
 from fedsim.flower.apps.project import Project
 from fedsim.flower.apps.servertime import ServerTime
+from fedsim.flower.apps.threads import Ended
 from fedsim.record.result import Result
 from fedsim.running.ending import clock
 from fedsim.running.threads import limited

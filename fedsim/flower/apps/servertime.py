@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.flower import compat
+from fedsim.flower.apps.blocking import KEEP_TIME, shared
 from fedsim.flower.apps.grid import AppGrid
+from fedsim.flower.apps.threads import Threads, is_below
 from fedsim.world.clock import MICRO
 
 CLOCKS = ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns")
@@ -34,27 +34,37 @@ class ServerTime:
     _sleep = staticmethod(time.sleep)
 
     def __init__(self, root: Path) -> None:
-        self.grid: AppGrid | None = None
-        self._root = root
+        self._grid: AppGrid | None = None
+        self._root, self._threads = root, Threads(root)
         self._readings = 0, 0  # the moment of the last one in microseconds, and how many there were at it
+
+    @property
+    def grid(self) -> AppGrid | None:
+        """The grid whose time it is, as soon as there is one."""
+        return self._grid
+
+    @grid.setter
+    def grid(self, grid: AppGrid | None) -> None:
+        self._grid = grid
+        if grid is not None:
+            grid.share(self._threads)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Replace ``time.sleep`` and the clocks for this thread's server code."""
+        """Replace ``time.sleep``, the clocks and what threads wait with for the server code of this thread."""
         before = {name: getattr(time, name) for name in CLOCKS}
-        thread, active = threading.get_ident(), True
+        threads = self._threads
 
         def simulated(file: str) -> bool:
-            own = active and threading.get_ident() == thread and not compat.in_client()
-            return own and _is_below(file, self._root)
+            return threads.own() and (file in KEEP_TIME or is_below(file, self._root))
 
-        with compat.slow_time(self.pause):
+        with compat.slow_time(self.pause, threads.own):
             try:
                 for name, real in before.items():
                     setattr(time, name, _clock(name, real, simulated, self._read))
-                yield
+                with shared(threads, self._root):
+                    yield
             finally:
-                active = False
                 for name, real in before.items():
                     setattr(time, name, real)
 
@@ -96,10 +106,3 @@ def _clock(
         return start_ns + us * 1000 if name.endswith("_ns") else start_s + us / MICRO
 
     return clock
-
-
-@functools.cache
-def _is_below(file: str, root: Path) -> bool:
-    """Tell whether a file is an app's own; packages that are installed inside the app's folder are not."""
-    path = Path(file)
-    return root in path.parents and "site-packages" not in path.parts

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -94,7 +95,7 @@ class Ordered(ByPartition):
     updates = 0
 
     def __init__(self, grid: Grid, nodes: int) -> None:
-        self._spare = np.random.MT19937(0)
+        self._spare, self._lock = np.random.MT19937(0), threading.Lock()
         super().__init__(grid, nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
@@ -118,12 +119,14 @@ class Ordered(ByPartition):
         return self._noted(sorted(replies, key=lambda reply: place[reply.metadata.src_node_id]))
 
     def _note(self, messages: list[Message]) -> None:
-        if messages:
-            self.journal.sent(messages)
+        with self._lock:  # the server may have threads
+            if messages:
+                self.journal.sent(messages)
 
     def _noted(self, replies: list[Message]) -> list[Message]:
-        if replies:
-            self.journal.pulled(replies)
+        with self._lock:
+            if replies:
+                self.journal.pulled(replies)
         return replies
 
 
@@ -150,11 +153,15 @@ class AsHere(ClientApp):
         visits = int(str(past["total"]))
         own = compat.make_context(partition, dict(context.node_config), dict(self._run_config))
         own.state = isolate(context.state)
+        node = message.metadata.dst_node_id
         try:
+            compat.set_receiver(message, partition)  # some protocols tell clients each other's ids
             with limited(1), compat.seeded(rng.key(self._seed, "client app", partition, visits)):
                 reply = _load(self._root, self._reference, self._seed)(message, own)
+            compat.set_sender(reply, node)
             context.state = own.state
         except Exception as error:  # an engine that is told of it forgets that there was a visit
+            compat.set_receiver(message, node)
             reply = Message(Error(compat.RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
         context.state[VISITS] = MetricRecord({"total": visits + 1})
         return reply

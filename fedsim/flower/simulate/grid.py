@@ -28,6 +28,19 @@ CODES = {
 """Flower's error codes by how an instruction ends; a client's own error is a whole Error."""
 
 
+class Line(Exchange):
+    """Lets clients work while a server waits without disturbing the generators that it draws from."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._spare = np.random.MT19937(0)  # clients seed it
+
+    def wait(self, wait: Wait, timeout_s: float | None = None) -> None:
+        """Let time pass until what is waited for has happened, or until the timeout."""
+        with compat.undisturbed(self._spare):
+            super().wait(wait, timeout_s)
+
+
 class SimGrid(Grid):
     """Sends a server's messages through the simulated world and brings back the replies.
 
@@ -49,6 +62,8 @@ class SimGrid(Grid):
     A message whose time to live is shorter than Flower's 12 hours gives an error reply (code 3) when it is over.
     """
 
+    _line: type[Line] = Line
+
     def __init__(
         self,
         world: World,
@@ -62,7 +77,7 @@ class SimGrid(Grid):
         lift: Lift | None = None,
     ) -> None:
         translated = _Translated(clients, watches)
-        self.line = _Line(world, translated, detect_s, time_limit_s, quorum, retries)
+        self.line = self._line(world, translated, detect_s, time_limit_s, quorum, retries)
         self.world, self.clients, self.server = world, clients, self.line.server
         self.dropped: list[Dropped] = []
         self._watches, self._drop, self._lift = watches, drop, lift
@@ -148,21 +163,25 @@ class SimGrid(Grid):
     def _write(self, messages: Iterable[Message]) -> list[Instruction]:
         """Make instructions of messages; those of one round share their arrays."""
         lifted: dict[int, ArrayRecord] = {}
-        return [self._instruction(message, lifted) for message in messages]
+        sizes: dict[int, tuple[int, int]] = {}
+        return [self._instruction(message, lifted, sizes) for message in list(messages)]
 
-    def _instruction(self, message: Message, lifted: dict[int, ArrayRecord]) -> Instruction:
-        about, round = message.metadata, round_of(message.content)
+    def _instruction(
+        self, message: Message, lifted: dict[int, ArrayRecord], sizes: dict[int, tuple[int, int]]
+    ) -> Instruction:
+        about, given = message.metadata, message.content
+        known = sizes.get(id(given))
+        round = round_of(given) if known is None else known[1]
         node = self.line.node(about.dst_node_id, round)
         self._count += 1
-        id = str(self._count)
-        content = isolate(message.content, lifted, self._lift)
-        copy = Message(content, node.id, about.message_type, ttl=about.ttl, group_id=about.group_id)
-        for one in (message, copy):
-            compat.name_message(one, id, self.server.id)
-        copy.metadata.delivered_at = compat.iso(copy.metadata.created_at)
+        name = str(self._count)
+        compat.name_message(message, name, self.server.id)
+        content = isolate(given, lifted, self._lift)
+        copy = compat.delivered(message, content)
+        size_bytes, _ = sizes.setdefault(id(given), known or (wire_bytes(content), round))
         ttl_s = about.ttl if about.ttl < compat.DEFAULT_TTL_S else None
-        made = Instruction(node, copy, wire_bytes(content), round, trains(about.message_type), ttl_s)
-        self._open[id] = made
+        made = Instruction(node, copy, size_bytes, round, trains(about.message_type), ttl_s)
+        self._open[name] = made
         return made
 
     def _read(self, ended: Sequence[Instruction]) -> list[Message]:
@@ -178,18 +197,6 @@ class SimGrid(Grid):
         for watch in self._watches if replies else ():
             watch.pulled(replies)
         return replies
-
-
-class _Line(Exchange):
-    """Lets clients work while a server waits without disturbing the generators that it draws from."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._spare = np.random.MT19937(0)  # clients seed it
-
-    def wait(self, wait: Wait, timeout_s: float | None = None) -> None:
-        with compat.undisturbed(self._spare):
-            super().wait(wait, timeout_s)
 
 
 class _Translated:
@@ -222,9 +229,12 @@ def _answer(content: RecordDict) -> Answer:
 def _reply(ended: Instruction) -> Message:
     """Return what a server gets of an instruction."""
     message: Message = ended.payload
-    if ended.end == "answered" or ended.end == "refused":
+    id = f"{message.metadata.message_id}-reply"
+    if ended.end == "answered":
+        return compat.answered(message, id, ended.node.id, ended.content)
+    if ended.end == "refused":
         reply = Message(ended.content, reply_to=message)
     else:
         reply = Message(Error(CODES[str(ended.end)], ended.content), reply_to=message)
-    compat.name_message(reply, f"{message.metadata.message_id}-reply", ended.node.id)
+    compat.name_message(reply, id, ended.node.id)
     return reply

@@ -39,7 +39,9 @@ def arrays(
     """Return samples from a .npz file, or from a folder of .npy files.
 
     The files of a folder are mapped into memory and not read, so that they may be larger than it, as long as they are
-    floating-point numbers, in the type of ``compute.dtype``, with a test of their own and a scale of 1.
+    floating-point numbers, in the type of ``compute.dtype``, or tokens of int64, with a test of their own and a scale
+    of 1. Then only what clients train on comes into memory. Data of more than a quarter of it are trained on by one
+    process.
 
     Args:
         path: the file or the folder, from the current folder or from ``data.root``.
@@ -159,6 +161,6 @@ def _numbers(name: str, x: Array, inputs: str, scale: float, alone: bool = True)
     if inputs == "tokens":
         if x.dtype.kind not in "iu":
             raise BadValue("inputs", inputs, f"tokens are whole numbers, and {name} holds {x.dtype}")
-        return x.astype(np.int64)
+        return x.astype(np.int64, copy=False)
     x = x if x.dtype.kind == "f" else x.astype(np.float32)
     return x if scale == 1 else x / x.dtype.type(scale)

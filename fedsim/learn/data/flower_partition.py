@@ -55,7 +55,7 @@ def flower(
     References:
         Flower Datasets, https://flower.ai/docs/datasets.
     """
-    known = library("flwr_datasets.partitioner", "partitioners")
+    known = library("flwr_datasets.partitioner")
     names = {_short(name): name for name in known.__all__ if _short(name) not in NOT_SAMPLES}
     if _short(partitioner) not in names:
         hint = did_you_mean(_short(partitioner), names)
@@ -68,7 +68,7 @@ def flower(
     by = given.get("partition_by")
     if by is not None and by not in columns:
         raise BadValue("options.partition_by", by, "must be label, or group where the dataset has groups")
-    table = library("datasets", "partitioners").Dataset.from_dict(columns)
+    table = library("datasets").Dataset.from_dict(columns)
     try:
         with warnings.catch_warnings():  # it warns of samples that are left out; those are counted here
             warnings.simplefilter("ignore")

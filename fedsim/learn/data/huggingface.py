@@ -68,7 +68,7 @@ def huggingface(
 
 
 def _load(path: str, config: str | None, root: Path | None) -> Any:
-    hub = library("datasets", "huggingface")
+    hub = library("datasets")
     for place in [Path(path), *([root / path] if root is not None else [])]:
         if place.is_dir():
             try:

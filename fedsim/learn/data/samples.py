@@ -18,6 +18,7 @@ from fedsim.learn.data.dataset import PADDING, Dataset
 from fedsim.learn.data.partition import stratified_split
 from fedsim.learn.several import Several
 from fedsim.machine import require_room
+from fedsim.parts import needed
 from fedsim.rng import stream
 
 Array = NDArray[Any]
@@ -204,21 +205,23 @@ def damaged(key: str, path: str, error: BaseException) -> BadValue:
     return BadValue(key, path, f"cannot be read ({text})")
 
 
-def library(module: str, extra: str) -> Any:
+def library(module: str) -> Any:
     """Return a library that only some datasets need.
 
     Raises:
         BadValue: with the key ``name``, if it is not installed.
 
-    >>> library("no_such_library", "tables")
+    >>> library("no_such_library")
     Traceback (most recent call last):
-    fedsim.errors.BadValue: name: needs no_such_library, which is not installed; pip install 'fedsim[tables]'
+    fedsim.errors.BadValue: name: needs no_such_library, which is not installed
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        rule = f"needs {(error.name or module).partition('.')[0]}, which is not installed"
-        raise BadValue("name", MISSING, rule, f"pip install 'fedsim[{extra}]'") from error
+        missing = (error.name or module).partition(".")[0]
+        raise BadValue(
+            "name", MISSING, f"needs {missing}, which is not installed", needed(missing)
+        ) from error
     except (ImportError, OSError, RuntimeError) as error:  # as where it was built for another torch
         rule = f"needs {module}, which cannot be imported ({clip(str(error))})"
-        raise BadValue("name", MISSING, rule, f"pip install --force-reinstall 'fedsim[{extra}]'") from error
+        raise BadValue("name", MISSING, rule, needed(module, "--force-reinstall ")) from error

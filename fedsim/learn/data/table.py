@@ -133,7 +133,7 @@ def _read(path: str, key: str, place: Path) -> Any:
     ending = place.suffix.lower()
     if ending not in ENDINGS:
         raise BadValue(key, path, f"must end in {', '.join(ENDINGS)}")
-    arrow, reader = (library(name, "tables") for name in ("pyarrow", f"pyarrow.{ENDINGS[ending]}"))
+    arrow, reader = (library(name) for name in ("pyarrow", f"pyarrow.{ENDINGS[ending]}"))
     try:
         size = place.stat().st_size
         require_room(key, path, 4.0 * size, "its rows")

@@ -57,7 +57,7 @@ def tff(
 
 def _read(path: str, key: str, x: str, y: str, root: Path | None) -> Samples:
     place = located(path, root, key)
-    hdf5 = library("h5py", "hdf5")
+    hdf5 = library("h5py")
     try:
         with hdf5.File(place, "r") as file:
             if "examples" not in file:

@@ -44,7 +44,7 @@ def torchvision(
         BadValue: if there is no such dataset, its files are not there, or its samples are not images of one size
             with a class each.
     """
-    known = library("torchvision.datasets", "datasets")
+    known = library("torchvision.datasets")
     names = [name for name in known.__all__ if name not in OTHERS]
     if of not in names:
         raise BadValue("of", of, "there is no such dataset in torchvision", did_you_mean(of, names))

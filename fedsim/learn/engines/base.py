@@ -127,6 +127,11 @@ class Engine(ABC):
         return type(self).__name__.lower()
 
     @property
+    def members(self) -> Sequence[Engine]:
+        """The engines that it is made of: itself, for most."""
+        return [self]
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What makes the same engine again, beside model and data."""
         return {}

@@ -32,7 +32,7 @@ from fedsim.learn.engines.desk import ALIGNED, Desk, dumps, loads, reserve
 from fedsim.learn.engines.worker import PLACES, Start, desks, receive, send
 from fedsim.learn.local import State
 from fedsim.learn.several import X, leaves
-from fedsim.machine import cores
+from fedsim.machine import cores, memory_bytes
 from fedsim.pulse import beat
 
 LATE_S = 2.0
@@ -46,6 +46,9 @@ DESK_BYTES = 2**20, 2**26
 
 VECTORS = 24
 """So many weight vectors fit on a desk, if it does not become too large."""
+
+SHARE = 4
+"""Data are laid down for other processes if they take no more than such a part of the memory: a copy stays here."""
 
 GRACE_S = 2.0
 """How long a process may take to end of itself."""
@@ -340,9 +343,11 @@ class Workers(Engine):
         if self._expert:
             known = Known(self.data.expert_losses())
         shard = replace(self.data, difficulty=known)
-        test = [tensor for one in shard.test or () for tensor in leaves(one)]
-        tensors = [*leaves(shard.x), shard.y, *shard.owned, *test, self.task.initial, *_known(known)]
-        size = sum(-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors) + ALIGNED
+        tensors = [*_known(known), *(tensor for one in self.inner.members for tensor in _tensors(one))]
+        each = {id(tensor): tensor.nbytes for tensor in tensors}
+        size = sum(-(-nbytes // ALIGNED) * ALIGNED for nbytes in each.values()) + ALIGNED
+        if size > memory_bytes() / SHARE:
+            raise MemoryError(f"no room to lay {size / 1e9:.3g} GB of data down for others")
         path = self._file(size)
         made = dumps((type(self.inner), self.inner.settings, self.task, shard), Desk(path, 0, size))
         deterministic = torch.are_deterministic_algorithms_enabled()
@@ -366,6 +371,13 @@ class Workers(Engine):
         self._files.clear()
 
 
+def _tensors(engine: Engine) -> list[Tensor]:
+    """Return what another process needs to make the same engine."""
+    data = engine.data
+    test = [tensor for one in data.test or () for tensor in leaves(one)]
+    return [*leaves(data.x), data.y, *data.owned, *test, engine.task.initial]
+
+
 def shared(engine: Engine, wanted: int | None) -> Engine:
     """Return an engine that shares its jobs between processes, where there is something to share.
 
@@ -380,7 +392,7 @@ def shared(engine: Engine, wanted: int | None) -> Engine:
         return Workers(engine, wanted, 0.0) if wanted > 1 else engine
     said = os.environ.get("FEDSIM_WORKERS", "")
     count = int(said) if said.isdecimal() else cores()
-    count = min(count, len(engine.data.owned))
+    count = min(count, sum(len(one.data.owned) for one in engine.members))
     return Workers(engine, count) if count > 1 else engine
 
 

@@ -30,7 +30,7 @@ def refusal(name, **given):
 
 def installed(module):
     try:
-        return library(module, "")
+        return library(module)
     except BadValue as error:
         pytest.skip(str(error))
 
@@ -178,7 +178,7 @@ def test_leaf_wants_files_and_the_right_dataset(leaf, tmp_path):
 @pytest.fixture
 def hdf5(tmp_path):
     def write(clients, name="train.h5"):
-        with library("h5py", "hdf5").File(tmp_path / name, "w") as file:
+        with library("h5py").File(tmp_path / name, "w") as file:
             for client, columns in clients.items():
                 for column, values in columns.items():
                     file.create_dataset(f"examples/{client}/{column}", data=values)
@@ -216,7 +216,7 @@ def test_tff_files_that_do_not_fit_are_refused(hdf5, tmp_path):
     assert "x: snippets: must be a column of numbers" in str(
         refusal("tff", path=path, x="snippets", y="label")
     )
-    with library("h5py", "hdf5").File(tmp_path / "other.h5", "w") as file:
+    with library("h5py").File(tmp_path / "other.h5", "w") as file:
         file["weights"] = [1.0]
     other = refusal("tff", path=str(tmp_path / "other.h5"), x="x", y="y")
     assert other.rule == "holds ['weights'], and no group named examples"

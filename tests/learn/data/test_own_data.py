@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -211,7 +216,7 @@ def test_numbers_are_standardised_by_what_they_are_in_training(csv):
 
 
 def test_parquet_says_the_same_as_csv(csv, tmp_path):
-    reader, parquet = library("pyarrow.csv", "tables"), library("pyarrow.parquet", "tables")
+    reader, parquet = library("pyarrow.csv"), library("pyarrow.parquet")
     path = csv(*ROWS)
     parquet.write_table(reader.read_csv(path), tmp_path / "rows.parquet")
     one, other = (make("table", path=p, label="ill") for p in (path, str(tmp_path / "rows.parquet")))
@@ -349,3 +354,70 @@ def test_names_of_classes_order_the_labels():
     assert made.y.tolist() == [0, 1, 0, 1]
     with pytest.raises(BadValue, match="y: b: is no class"):
         dataset("named", rows, rows, names=["a", "c"], test_share=0.5, seed=0)
+
+
+WATCHED = """
+import json, pathlib, sys, threading, time
+import fedsim
+
+def anonymous_bytes():
+    text = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(text.split("RssAnon:")[1].split()[0])
+
+most, over = [0], threading.Event()
+
+def watch():
+    while not over.wait(0.01):
+        most[0] = max(most[0], anonymous_bytes())
+
+path, out = sys.argv[1:]
+given = {
+    "data": {"name": "arrays", "path": path, "x": ["x", "words"], "inputs": "tokens", "clients": 50},
+    "model": {"name": "beside:Two"},
+    "strategy": {
+        "name": "strategies.server.fedavg:FedAvg",
+        "participants": 2,
+        "local": {"epochs": 1, "batch_size": 32},
+    },
+    "stop": {"rounds": 2},
+    "record": {"report": False},
+}
+fedsim.check({**given, "model": "softmax", "data": {"name": "digits", "clients": 2}})
+before = anonymous_bytes()
+threading.Thread(target=watch, daemon=True).start()
+result = fedsim.run(given, out=out)
+over.set()
+print(json.dumps({"more": most[0] - before, "rounds": result.summary["rounds"]}))
+"""
+
+TWO = """
+from torch import nn
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.last = nn.EmbeddingBag(9, 4), nn.Linear(500, 3)
+        self.first = nn.Linear(4, 3)
+
+    def forward(self, x, words):
+        return self.last(x) + self.first(self.words(words))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc to read memory from")
+def test_mapped_data_stay_on_the_disk(tmp_path):
+    """240 MB of inputs, of which two clients of 50 train at a time: 2 x 4.8 MB, and as much again while they do."""
+    rows, folder = 40_000, tmp_path / "data"
+    folder.mkdir()
+    for name, count in (("", rows), ("_test", 400)):
+        np.save(folder / f"x{name}.npy", np.ones((count, 500), np.float32))
+        np.save(folder / f"words{name}.npy", np.arange(count * 500).reshape(count, 500) % 9)
+        np.save(folder / f"y{name}.npy", np.arange(count) % 3)
+    (tmp_path / "beside.py").write_text(TWO)
+    (tmp_path / "watched.py").write_text(WATCHED)
+    command = [sys.executable, "watched.py", str(folder), str(tmp_path / "runs")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["rounds"] == 2
+    assert told["more"] < 0.4 * rows * 500 * 12

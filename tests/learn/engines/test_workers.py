@@ -429,3 +429,16 @@ def test_no_room_leaves_one_process(monkeypatch, caplog):
     jobs = make_jobs(task, data, UPDATES["sgd"])
     assert all(map(same, made.train(jobs), Closed(task, data).train(jobs)))
     assert pickle.loads(pickle.dumps(made.inner.settings)) == {}
+
+
+def test_data_that_hardly_fit_are_not_laid_down_for_others(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="fedsim")
+    task, shard = small()
+    engine = Workers(Lean(task, shard), 2)
+    held = sum(tensor.nbytes for tensor in (shard.x, shard.y, task.initial))
+    monkeypatch.setattr("fedsim.learn.engines.workers.memory_bytes", lambda: 3 * held)
+    engine.begin()
+    assert engine.processes == []
+    assert "one process does all the work: MemoryError: no room to lay" in caplog.text
+    jobs = make_jobs(task, shard, next(iter(UPDATES.values())))
+    assert all(map(same, engine.train(jobs), Lean(task, shard).train(jobs)))
