@@ -265,7 +265,7 @@ class PeerRun:
 
     def _in_vain(self) -> str:
         """Say why nothing is ever finished."""
-        sizes, update = self.learner.sizes, getattr(self.strategy, "update", None)
+        sizes, update = self.learner.sizes, self.strategy.update
         reason = (
             f"no training was finished and no message delivered while nodes came back {self._sessions} times"
         )
