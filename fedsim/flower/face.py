@@ -23,9 +23,11 @@ class FlowerFace(Strategy):
     single replies. A simulation needs nothing of this: it drives the methods themselves.
     """
 
+    _grid: GridServer | None = None
+
     def start(self, grid: Grid, *args: Any, **more: Any) -> Result:
         """Run Flower's loop; a wait ends with a share of the replies where that is enough for the method."""
-        share = getattr(self, "enough", None)
+        share = self.enough if isinstance(self, Rounds) else None
         return super().start(grid if share is None else Hasty(grid, share), *args, **more)
 
     def configure_train(
@@ -33,7 +35,7 @@ class FlowerFace(Strategy):
     ) -> Iterable[Message]:
         """Choose the clients of a round and write to them."""
         assert isinstance(self, Rounds | Arrivals)  # what else has this face
-        if server_round == 1 or not hasattr(self, "_grid"):
+        if server_round == 1 or self._grid is None:
             self._grid = GridServer(grid)
         model = self._grid.renew(grid, arrays, config)
         if isinstance(self, Rounds):
@@ -46,6 +48,7 @@ class FlowerFace(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Merge what came back."""
         assert isinstance(self, Rounds | Arrivals)  # what else has this face
+        assert self._grid is not None  # it has been asked to write before
         if isinstance(self, Rounds):
             self._new = self.close(server_round, self._grid.model, heard(replies))
         told: dict[str, Any] = {

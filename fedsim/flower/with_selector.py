@@ -14,6 +14,7 @@ from fedsim.flower.around_strategy import Wrapped
 from fedsim.flower.cohort import online
 from fedsim.flower.gridserver import GridServer
 from fedsim.flower.gridview import Shown
+from fedsim.flower.settings import Settings
 from fedsim.methods.select import Selector
 
 
@@ -40,7 +41,7 @@ class Chosen(Wrapped):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Choose, and let the strategy write to those chosen."""
-        ids = online(grid, getattr(self.strategy, "min_available_nodes", 1))
+        ids = online(grid, Settings.of(self.strategy).min_available_nodes)
         server = GridServer(grid)
         model = server.renew(grid, arrays, ConfigRecord())
         chosen = self.select.choose(server_round, model, server, self._size(len(ids)))
@@ -62,10 +63,9 @@ class Chosen(Wrapped):
     def _size(self, online: int) -> int | None:
         if self._participants is not None:
             return self._participants
-        share = getattr(self.strategy, "fraction_train", None)
-        return (
-            None if share is None else max(int(online * share), getattr(self.strategy, "min_train_nodes", 1))
-        )
+        known = Settings.of(self.strategy)
+        share = known.fraction_train
+        return None if share is None else max(int(online * share), known.min_train_nodes)
 
 
 @contextmanager

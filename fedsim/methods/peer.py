@@ -25,12 +25,14 @@ class PeerStrategy(ABC):
     """A decentralized algorithm; see ``strategies/peer/dpsgd.py`` for one that reads like its paper.
 
     Attributes:
+        update: what the nodes train with; None is plain local SGD.
         timing_depends_on_values: whether what happens depends on numbers that only training can give.
         directed: whether it can use links that only work one way.
         varying: whether it can use a topology that changes from round to round.
         one_model: whether a round has one model, which :meth:`Peer.conclude` names, and not one for each node.
     """
 
+    update: LocalUpdate = None  # type: ignore[assignment]  # some have none of their own
     timing_depends_on_values = False
     directed = False
     varying = False

@@ -26,7 +26,6 @@ from fedsim.running.folder import is_timing, make_folder, written
 from fedsim.running.lock import locked
 from fedsim.running.progress import Progress
 from fedsim.running.run import ORIGIN, run_setup
-from fedsim.running.signals import terminable
 from fedsim.running.store import GIGABYTE, Store
 from fedsim.spec.experiment import Experiment
 from fedsim.spec.yamlfile import flat
@@ -193,12 +192,8 @@ def _kept(path: Path, experiment: Experiment, began: float, setup: Setup) -> Ite
     """Yield what writes the end of a run; let what ends it early say where it is."""
     ending = Ending(path, experiment, began)
     try:
-        with terminable():
+        with ending.early():
             yield ending
-    except (RunError, KeyboardInterrupt) as error:
-        error.run_path = path  # type: ignore[union-attr]
-        ending.add_to(error)
-        raise
     finally:
         setup.learner.engine.close()
         garbage.leave(setup.learner.nbytes)

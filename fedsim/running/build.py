@@ -27,6 +27,8 @@ from fedsim.methods.around import Central
 from fedsim.methods.arrivals import Arrivals
 from fedsim.methods.peer import PeerStrategy
 from fedsim.methods.rounds import Rounds
+from fedsim.methods.select import Selector
+from fedsim.methods.traits import Traits
 from fedsim.running.held import check_buffers, innermost
 from fedsim.running.memory import check_memory, need_mb
 from fedsim.running.topology import check_use, make_graph
@@ -95,7 +97,7 @@ def prepare(experiment: Experiment, dry: bool = False, book: Book | None = None)
             check_timing_only(experiment, strategy)
         server = not isinstance(strategy, PeerStrategy)
         graph = make_graph(experiment, server)
-        check_use(experiment, strategy, graph)
+        check_use(experiment, Traits.of(strategy), graph)
     with _collect(mistakes):
         learner, dataset, owned = learning.build(experiment, dry, pooled)
     with _collect(mistakes), experiment.blame("churn"):
@@ -183,9 +185,9 @@ def _call(part: parts.Part, block: Strategy, supplied: dict[str, Any]) -> Any:
         raise BadValue("name", block.name, rule, f"raised at {frame.filename}:{frame.lineno}") from error
 
 
-def _order(strategy: Any, block: Strategy) -> None:
+def _order(strategy: PeerStrategy, block: Strategy) -> None:
     """Put the curriculum, if there is one, around what the peers of a strategy train with."""
-    own = {"train": strategy.update} if hasattr(strategy, "update") else {}
+    own = {} if strategy.update is None else {"train": strategy.update}
     if own or block.local.curriculum is not None or block.local.lr_decay:
         strategy.update = ordered(own, block.local)["train"]
 
@@ -198,8 +200,8 @@ def make_selector(experiment: Experiment) -> Any:
     supplied = {"seed": experiment.seed, "timeout_s": experiment.strategy.timeout_s}
     with experiment.blame("strategy", "select"):
         select = parts.call(experiment.find("selectors", block.name), block.params, supplied)
-        if not hasattr(select, "choose"):
-            raise BadValue("name", block.name, "is not a selector; it has no method choose")
+        if not isinstance(select, Selector):
+            raise BadValue("name", block.name, "is not a selector; it is no fedsim.methods.select.Selector")
         select.check(experiment.data.clients)
     return select
 
@@ -234,14 +236,15 @@ def _as_method(experiment: Experiment, part: parts.Part, method: Any, select: An
 def _updates(strategy: Any, experiment: Experiment) -> list[LocalUpdate]:
     """Return what clients or peers compute: a strategy's own updates, or plain local SGD."""
     if isinstance(strategy, PeerStrategy):
-        return [getattr(strategy, "update", None) or LocalSGD(experiment.strategy.local)]
+        return [strategy.update or LocalSGD(experiment.strategy.local)]
     return list(updates_of(strategy, experiment).values())
 
 
 def depends_on_values(strategy: Any) -> bool | None:
     """Tell whether what happens when depends on computed numbers; None if the strategy does not say."""
-    declared = getattr(strategy, "timing_depends_on_values", None)
-    if declared is not True and getattr(getattr(strategy, "select", None), "timing_depends_on_values", False):
+    traits = Traits.of(strategy)
+    declared = traits.timing_depends_on_values
+    if traits.selector is not None and traits.selector.timing_depends_on_values:
         return True
     if declared is None and type(innermost(strategy)).__module__.startswith("flwr."):
         return False  # none of Flower's own strategies chooses clients by values

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fedsim.errors import DiskError
+from fedsim.errors import DiskError, RunError
 from fedsim.record.files import finite, to_json, write_text
+from fedsim.running.signals import terminable
 from fedsim.spec.experiment import Experiment
 
 log = logging.getLogger("fedsim")
@@ -57,11 +58,24 @@ class Ending:
         except OSError as error:
             self.failed.append(DiskError.of(name, error).reason)
 
-    def add_to(self, error: BaseException) -> None:
-        """Let the error that ended a run early say also what could not be written then."""
-        if not isinstance(error, DiskError):
-            for text in dict.fromkeys(self.failed):
-                error.add_note(text)
+    @contextlib.contextmanager
+    def early(self, noted: bool = False) -> Iterator[None]:
+        """Let what ends a run early say where its folder is, and what could not be written then.
+
+        Args:
+            noted: whether to say the former also in words, for whoever reads the traceback.
+        """
+        try:
+            with terminable():
+                yield
+        except (RunError, KeyboardInterrupt) as error:
+            if not isinstance(error, DiskError):
+                for text in dict.fromkeys(self.failed):
+                    error.add_note(text)
+            if noted:
+                error.add_note(f"what was recorded is kept in {self.folder}")
+            error.run_path = self.folder  # type: ignore[union-attr]
+            raise
 
     def finish(self, summary: dict[str, Any], report: Callable[[Path], None]) -> dict[str, Any]:
         """Write the summary, and then figures and report, if the experiment asks for them.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -12,20 +11,19 @@ from fedsim.errors import NotFiniteError, RunError
 from fedsim.learn.book import Mismatch
 from fedsim.learn.deferred import Deferred, compute, noted
 from fedsim.learn.learner import Learner
+from fedsim.methods.metrics import SYSTEM
 from fedsim.record.store import Record
 from fedsim.rng import stream
 from fedsim.running.checkpoint import Keeper
 from fedsim.running.models import keep
 from fedsim.running.progress import Progress
 from fedsim.running.spread import Spread
+from fedsim.running.watched import Run
 from fedsim.spec.experiment import Experiment
-from fedsim.world.clock import MICRO
 from fedsim.world.world import World
 
 Models = Mapping[int, Deferred]
 """Models by node; the server's one model has the key -1."""
-
-SYSTEM = -1
 
 HIGH = ("accuracy", "top_k", "macro_f1", "auc")
 """What is better the higher it is; of all others the highest are the worst."""
@@ -34,7 +32,7 @@ PENDING = 25
 """After so many rounds that nobody evaluates, their models are computed all the same, lest what waits grows on."""
 
 
-class Observer:
+class Observer(Run):
     """Called by a runner at the end of every round.
 
     Args:
@@ -55,31 +53,18 @@ class Observer:
         progress: Callable[[Progress], None] | None = None,
         keeper: Keeper | None = None,
     ) -> None:
-        self.keeper = keeper
-        self.experiment, self.learner, self.world = experiment, learner, world
-        self.record, self.progress = record, progress
-        self.round = 0
-        self.scores: dict[str, float] = {}
+        super().__init__(experiment, world, record, progress)
+        self.keeper, self.learner = keeper, learner
         self.final: dict[str, float] = {}
-        self.best_accuracy: float | None = None
-        self.time_to_target_s: float | None = None
-        self.dropped = 0
         self.models: Models = {}
         self.subject = ""
         self.own: Callable[[Deferred, int], Deferred] = lambda model, _: model
-        self.stalled = ""
         numbers = experiment.assume.numbers
         self._assumed: dict[str, float] = {
             name: numbers[name] for name in ("loss", "accuracy") if name in numbers
         }
         self._measured, self._computed = -1, 0
         self._time_us = 0
-        self._began = time.perf_counter()
-
-    @property
-    def wall_time_s(self) -> float:
-        """Real seconds since the run began."""
-        return time.perf_counter() - self._began
 
     @property
     def _has_scores(self) -> bool:
@@ -100,13 +85,10 @@ class Observer:
         Returns:
             Whether the run has reached its target.
         """
-        self.round, self.models, self._time_us = round, models, self.world.clock.now
-        world, totals = self.world, self.world.totals()
-        if round:
-            world.log.add("round", SYSTEM, round=round)
+        self.models, self._time_us = models, self.world.clock.now
+        self.write_round(round, updates)
         if self.keeper is not None:
             self.keeper.round_begins(round)
-        self.record.round(round, world.clock.now, clients=updates, **totals)
         if self.due(round):
             self._measure()
             self._computed = round
@@ -116,8 +98,7 @@ class Observer:
         every = self.experiment.record.weights_every
         if self.keeper is not None and every and round and round % every == 0 and not self.learner.dry:
             keep(self.keeper.folder, round, self.learner.engine.task, models)
-        if self.progress is not None:
-            self.progress(self._progress(updates, totals))
+        self.tell(updates)
         if self.keeper is not None:
             self.keeper.round_ends()
         return self.time_to_target_s is not None
@@ -133,7 +114,7 @@ class Observer:
         self._measured = self.round
         if self.learner.dry:
             self.scores = self._assumed
-            self._judge(self.scores.get("accuracy"))
+            self.judge(self.scores.get("accuracy"), self._time_us)
             return
         book = self.learner.book
         try:
@@ -159,7 +140,7 @@ class Observer:
                 for name, value in values.items():
                     self.record.metric(self.round, now, name, value, node)
         self._measure_own(each)
-        self._judge(self.scores.get("accuracy"))
+        self.judge(self.scores.get("accuracy"), self._time_us)
 
     def _measure_own(self, evaluated: Iterable[int]) -> None:
         """Measure how well clients do on what they have held out: with the server's model and what is their own."""
@@ -263,26 +244,3 @@ class Observer:
             )
             reason = f"the test {bad[0]} is {scores[bad[0]]}; {why}"
             raise NotFiniteError(reason, place, self.round, self.world.clock.now_s, "evaluate")
-
-    def _judge(self, accuracy: float | None) -> None:
-        if accuracy is None:
-            return
-        self.best_accuracy = max(accuracy, self.best_accuracy or 0.0)
-        target = self.experiment.stop.target
-        if target is not None and accuracy >= target.accuracy:
-            self.time_to_target_s = self._time_us / MICRO
-
-    def _progress(self, updates: int, totals: Mapping[str, int]) -> Progress:
-        stop = self.experiment.stop
-        return Progress(
-            self.round,
-            stop.rounds,
-            self.world.clock.now_s,
-            stop.sim_time_s,
-            self.scores.get("accuracy"),
-            self.scores.get("loss"),
-            totals["bytes_up"],
-            totals["bytes_down"],
-            updates,
-            self.wall_time_s,
-        )

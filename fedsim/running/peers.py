@@ -13,8 +13,9 @@ from fedsim.errors import FedsimError, RunError, StalledError, at_round, few
 from fedsim.learn.buffers import judged
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Learner
+from fedsim.methods.metrics import SYSTEM
 from fedsim.methods.peer import Peer, PeerStrategy
-from fedsim.running.observer import SYSTEM, Observer
+from fedsim.running.observer import Observer
 from fedsim.world import scene
 from fedsim.world.clock import Process, micros
 from fedsim.world.graph import talk
@@ -264,7 +265,7 @@ class PeerRun:
 
     def _in_vain(self) -> str:
         """Say why nothing is ever finished."""
-        sizes, update = self.learner.sizes, getattr(self.strategy, "update", None)
+        sizes, update = self.learner.sizes, self.strategy.update
         reason = (
             f"no training was finished and no message delivered while nodes came back {self._sessions} times"
         )

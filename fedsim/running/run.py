@@ -30,8 +30,6 @@ from fedsim.running.peers import PeerRun
 from fedsim.running.progress import Progress
 from fedsim.running.servers import run_method
 from fedsim.running.updates import updates_of
-from fedsim.world.log import FAULTS, KINDS
-from fedsim.world.world import World
 
 IDENTITY = "identity"
 """The fact that says what the final models are, as follows from all that has led to them."""
@@ -62,25 +60,23 @@ def run_setup(
             record.restart(keep=[ORIGIN])
         else:
             record.fact(ORIGIN, origin)
-        _record_start(setup, record)
-        keeper.begin(world, record)
         observer = Observer(setup.experiment, setup.learner, world, record, progress, keeper)
+        observer.start(describe(setup), _facts(setup))
+        keeper.begin(world, record)
+        weights_hash = None
         try:
             with scenes(setup, observer), keeper.last_words():
                 drive(setup, observer)
                 observer.close()
             keeper.ends()
-            summary = summarise(setup, observer)
             if not setup.learner.dry:
-                summary["weights_hash"] = _save_weights(setup, observer, ending)
+                weights_hash = _save_weights(setup, observer, ending)
                 record.fact(IDENTITY, identity_of(observer))
         finally:
             with ending.tried(FILE):
-                _record_end(setup, record)
+                observer.end({"assumed": _assumed(setup)})
                 record.close()
-    marks = f"{summary['event_hash']}{summary['weights_hash']}"
-    summary["run_hash"] = hashlib.sha256(marks.encode()).hexdigest()
-    return Result(path, ending.finish(summary, try_report))
+    return Result(path, ending.finish(summarise(setup, observer, weights_hash), try_report))
 
 
 @contextmanager
@@ -117,96 +113,35 @@ def drive(setup: Setup, observer: Observer) -> None:
             adapter().run(experiment, strategy, *given)
 
 
-def _record_start(setup: Setup, record: Any) -> None:
-
-    for table, rows in describe(setup).items():
-        record.write(table, rows)
-    for name, value in ordering(setup).items():
-        record.fact(name, value)
-    if setup.notes:
-        record.fact("notes", setup.notes)
-    where = places(setup.graph)
-    if where:
-        record.fact("places", where)
-    if setup.experiment.stop.target is not None:
-        record.fact("target_accuracy", setup.experiment.stop.target.accuracy)
-    record_events(setup.world, record, setup.experiment.record.events)
-
-
-def record_events(world: World, record: Any, every: bool) -> None:
-    """Write what happens in a world as it happens: presence and faults, and every other event if that is asked for."""
-
-    def listen(time_us: int, kind: str, node: int, peer: int, size: int, round: int) -> None:
-        if kind in presence:
-            record.presence(time_us, node, kind == "online")
-        if every or kind in FAULTS:
-            record.event(time_us, kind, node, peer, size, round)
-
-    presence = ("online", "offline")
-
-    for event in world.log.early:
-        if event[1] in FAULTS:  # who is online at the start has been written above
-            listen(*event)
-    world.log.listen(listen, KINDS if every else (*presence, *FAULTS))
-
-
-def _record_end(setup: Setup, record: Any) -> None:
-    record_totals(setup.world, record)
-    if setup.learner.dry and setup.experiment.assume.numbers:
-        record.fact("assumed", setup.experiment.assume.numbers)
-
-
-def record_totals(world: World, record: Any) -> None:
-    """Write what each node and link has done in a world, at the end of a run."""
-    traffic = world.network.traffic
-    record.write(
-        "nodes",
-        [
-            (
-                n.id,
-                n.role,
-                traffic[n.id].up,
-                traffic[n.id].down,
-                traffic[n.id].lost,
-                n.work,
-                n.wasted,
-                *world.usage(n),
-            )
-            for n in world.nodes
-        ],
-    )
-    record.write("links", [(a, b, count) for (a, b), count in sorted(world.network.links.items())])
-    record.fact("sim_time_us", world.clock.now)
-
-
-def summarise(setup: Setup, observer: Observer) -> dict[str, Any]:
-    """Return a run's final numbers by name."""
-    experiment, world, dry = setup.experiment, setup.world, setup.learner.dry
+def _facts(setup: Setup) -> dict[str, Any]:
+    """Return what is known at the start, by name."""
+    target = setup.experiment.stop.target
     return {
-        "name": experiment.name,
-        "strategy": experiment.strategy.name,
-        "seed": experiment.seed,
-        "rounds": observer.round,
-        "sim_time_s": world.clock.now_s,
-        "wall_time_s": round(observer.wall_time_s, 3),
-        "accuracy": None if dry else observer.scores.get("accuracy"),
-        "best_accuracy": None if dry else observer.best_accuracy,
-        "loss": None if dry else observer.scores.get("loss"),
-        **observer.final,
-        **{name: value for name, value in observer.scores.items() if name.startswith("client_")},
-        "assumed": experiment.assume.numbers or None if dry else None,
-        "notes": setup.notes or None,
-        "time_to_target_s": observer.time_to_target_s,
-        **costs(world),
-        **reuse(setup),
-        "dropped_updates": observer.dropped,
-        "stalled": observer.stalled or None,
-        "memory_mb": None if setup.needs_mb is None else max(setup.needs_mb),
-        "engine": setup.learner.engine.name,
-        "event_hash": world.log.hexdigest(),
-        "weights_hash": None,
-        "run_hash": None,
+        **ordering(setup),
+        "notes": setup.notes,
+        "places": places(setup.graph),
+        "target_accuracy": None if target is None else target.accuracy,
     }
+
+
+def _assumed(setup: Setup) -> dict[str, float] | None:
+    return setup.experiment.assume.numbers or None if setup.learner.dry else None
+
+
+def summarise(setup: Setup, observer: Observer, weights_hash: str | None) -> dict[str, Any]:
+    """Return a run's final numbers by name."""
+    own = {name: value for name, value in observer.scores.items() if name.startswith("client_")}
+    return observer.summary(
+        not setup.learner.dry,
+        weights_hash,
+        **observer.final,
+        **own,
+        assumed=_assumed(setup),
+        notes=setup.notes or None,
+        **reuse(setup),
+        memory_mb=None if setup.needs_mb is None else max(setup.needs_mb),
+        engine=setup.learner.engine.name,
+    )
 
 
 def reuse(setup: Setup) -> dict[str, Any]:
@@ -216,22 +151,6 @@ def reuse(setup: Setup) -> dict[str, Any]:
         return {}
     counts = {"jobs": book.jobs, "jobs_reused": book.reused, "gradients_saved": book.gradients_saved}
     return {**counts, "unnamed": book.unnamed or None}
-
-
-def costs(world: World) -> dict[str, Any]:
-    """Return what a run has cost by name: bytes, work, and the nodes' time."""
-    totals = world.totals()
-    per_node = [world.network.traffic[n.id].up + world.network.traffic[n.id].down for n in world.members]
-    return {
-        "bytes_up": totals["bytes_up"],
-        "bytes_down": totals["bytes_down"],
-        "bytes_lost": totals["bytes_lost"],
-        "bytes_max_node": max(per_node),
-        "bytes_min_node": min(per_node),
-        "work_samples": totals["work"],
-        "wasted_samples": totals["wasted"],
-        **world.spent(),
-    }
 
 
 def identity_of(observer: Observer) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 
@@ -12,6 +12,9 @@ from fedsim.errors import BadValue
 from fedsim.machine import NODE_BYTES, require_room
 from fedsim.spec.experiment import Experiment
 from fedsim.world.graph import TALK, Graph, joined, members, rounds, talk
+
+if TYPE_CHECKING:
+    from fedsim.methods.traits import Traits
 
 
 def make_graph(experiment: Experiment, server: bool) -> Graph:
@@ -67,7 +70,7 @@ def _check_routers(name: str, graph: Graph, server: bool, overlay: bool) -> None
         raise BadValue("name", name, rule, f"put a graph of them into graph.graph[{TALK!r}]")
 
 
-def check_use(experiment: Experiment, strategy: Any, graph: Graph) -> None:
+def check_use(experiment: Experiment, traits: Traits, graph: Graph) -> None:
     """Refuse a topology whose links have directions, or change, for a strategy that has no use for that.
 
     Raises:
@@ -75,10 +78,10 @@ def check_use(experiment: Experiment, strategy: Any, graph: Graph) -> None:
     """
     graphs, name, method = rounds(talk(graph)), experiment.topology.name, experiment.strategy.name
     with experiment.blame("topology"):
-        if any(one.is_directed() for one in graphs) and not getattr(strategy, "directed", False):
+        if any(one.is_directed() for one in graphs) and not traits.directed:
             rule = f"is directed, and {method} needs links that work both ways"
             raise BadValue("name", name, rule, "take an undirected topology, or push_sum")
-        if len(graphs) > 1 and not getattr(strategy, "varying", False):
+        if len(graphs) > 1 and not traits.varying:
             rule = f"is a sequence of {len(graphs)} graphs, and {method} needs one that does not change"
             raise BadValue("name", name, rule)
 

@@ -12,6 +12,7 @@ from fedsim.learn.curriculum.update import ordered
 from fedsim.learn.local import LocalSGD, LocalUpdate
 from fedsim.methods.around import Central
 from fedsim.methods.server import trains
+from fedsim.methods.traits import Traits
 from fedsim.spec.experiment import Experiment
 
 
@@ -24,8 +25,8 @@ def updates_of(strategy: Any, experiment: Experiment) -> dict[str, LocalUpdate]:
         ConfigError: for a transform that is unknown, refuses its parameters, or does not fit the others, or for a
             curriculum that the clients cannot follow.
     """
-    own = getattr(strategy, "updates", None)
-    asked = getattr(getattr(strategy, "select", None), "updates", {})
+    traits = Traits.of(strategy)
+    own, asked = traits.updates, traits.selector.updates if traits.selector is not None else {}
     with experiment.blame("strategy"):
         updates = dict(own) if own is not None else {"train": LocalSGD(experiment.strategy.local)}
         remembers = any(OWN in one.keeps for one in asked.values())

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from fedsim.errors import BadValue
+from fedsim.methods.select import Selector
 from fedsim.spec.experiment import Weighting
 
 
-def choose_weighting(name: str, weighted: bool, select: Any, wanted: Weighting | None) -> Weighting | None:
+def choose_weighting(
+    name: str, weighted: bool, select: Selector | None, wanted: Weighting | None
+) -> Weighting | None:
     """Return how a method is to weigh replies, as the experiment, or else the selector, says.
 
     Args:
@@ -27,7 +30,7 @@ def choose_weighting(name: str, weighted: bool, select: Any, wanted: Weighting |
     >>> choose_weighting("FedAvg", True, None, None), choose_weighting("FedDyn", False, None, None)
     ('samples', None)
     """
-    advised: Any = getattr(select, "weighting", "samples")
+    advised: Any = "samples" if select is None else select.weighting
     if advised not in ("samples", "uniform"):
         named = type(select).__name__
         raise BadValue("select.name", named, f"has the weighting {advised!r}; it must be samples or uniform")

@@ -25,7 +25,7 @@ from fedsim.flower.simulate.grid import SimGrid
 from fedsim.learn.deferred import Deferred
 from fedsim.methods.rounds import Rounds
 from fedsim.methods.server import ask_all, uniform_mean
-from fedsim.running.run import costs
+from fedsim.running.watched import costs
 from fedsim.spec.experiment import load
 from fedsim.world import world as worlds
 from strategies.modest.relay import AVERAGE, PING, LiveNodes, MoDeSTRelay, averaged

@@ -44,7 +44,6 @@ from fedsim.record import store, weights
 from fedsim.record.reports import try_report
 from fedsim.record.result import Result
 from fedsim.record.store import Record
-from fedsim.running import run as runs
 from fedsim.running.build import describe_world
 from fedsim.running.ending import Ending, clock
 from fedsim.running.folder import make_folder
@@ -165,14 +164,8 @@ def simulated(
         place = build(experiment)
         folder = make_folder(out, experiment, False)
         ending = Ending(folder, experiment, began)
-        try:
-            with applog.kept(folder, place.clock, verbose):
-                return _run(source, ending, place, client, progress, times)
-        except (RunError, KeyboardInterrupt) as error:
-            ending.add_to(error)
-            error.add_note(f"what was recorded is kept in {folder}")
-            error.run_path = folder  # type: ignore[union-attr]
-            raise
+        with ending.early(noted=True), applog.kept(folder, place.clock, verbose):
+            return _run(source, ending, place, client, progress, times)
 
 
 def _node_config(text: str) -> dict[str, Any]:
@@ -312,13 +305,8 @@ def _run(
     experiment, folder, project = ending.experiment, ending.folder, source.project
     nodes, seed = len(world.members), experiment.seed
     with Record(folder) as record, workers_of(project, nodes, seed) as workers:
-        for table, rows in describe_world(world).items():
-            record.write(table, rows)
-        record.fact("app", project.name)
-        if world.notes:
-            record.fact("notes", world.notes)
-        runs.record_events(world, record, experiment.record.events)
         journal = Journal(experiment, world, record, progress)
+        journal.start(describe_world(world), {"app": project.name, "notes": world.notes})
         clients = AppClients(client, project, nodes, seed, world.clock, workers)
         watches = [clients, journal]
         limits = experiment.network.detect_s, experiment.stop.sim_time_s
@@ -330,15 +318,10 @@ def _run(
             times.grid = None
             with ending.tried(store.FILE):
                 journal.end_round()
-                runs.record_totals(world, record)
-                record.fact("error_replies", [asdict(one) for one in journal.failed])
+                journal.end({"error_replies": [asdict(one) for one in journal.failed]})
                 record.close()
             warn(journal.failed, "replies were errors")
-    summary = {**journal.summary(), **runs.costs(world), "engine": "flower"}
-    summary["event_hash"] = world.log.hexdigest()
-    summary["weights_hash"] = weights_hash
-    marks = f"{summary['event_hash']}{summary['weights_hash']}"
-    summary["run_hash"] = hashlib.sha256(marks.encode()).hexdigest()
+    summary = journal.summary(True, weights_hash, error_replies=len(journal.failed), engine="flower")
     return Result(folder, ending.finish(summary, try_report))
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -21,13 +19,14 @@ from fedsim.methods.server import evaluates, trains
 from fedsim.record.store import Record
 from fedsim.running.progress import Progress
 from fedsim.running.servers import Dropped
+from fedsim.running.watched import Run
 from fedsim.spec.experiment import Experiment
 from fedsim.world.world import World
 
 log = logging.getLogger("fedsim")
 
 
-class Journal(Watch):
+class Journal(Watch, Run):
     """Writes down an app's rounds and metrics as they show in its messages.
 
     A round is what the messages' configuration calls ``server-round`` (or, with Flower's former API, their group);
@@ -52,8 +51,7 @@ class Journal(Watch):
         record: Record,
         progress: Callable[[Progress], None] | None = None,
     ) -> None:
-        self._experiment, self._world, self._record, self._progress = experiment, world, record, progress
-        self.round = 0
+        super().__init__(experiment, world, record, progress)
         self.arrays: ArrayRecord | None = None
         self.replies: Sequence[Message] = ()
         self.failed: list[Dropped] = []
@@ -64,20 +62,17 @@ class Journal(Watch):
         self._aggregates: dict[str, dict[str, float]] = {}
         self._heard_us = 0
         self._told: set[tuple[str, str]] = set()
-        self._last: dict[str, float] = {}
-        self._best: float | None = None
         self._group: str | None = None
         self._model: list[Any] = []
         self._nodes: set[int] = set()
         self._first: int | None = None  # what makes 1 of the round that trains first, if it is called 0
-        self._began = time.perf_counter()
 
     def sent(self, messages: Sequence[Message]) -> None:
         """Open the round that the messages belong to."""
         first = messages[0].metadata
         number = self._numbered(messages[0])
         if number < 0 and trains(first.message_type):
-            group = first.group_id or str(self._world.clock.now)
+            group = first.group_id or str(self.world.clock.now)
             number = self.round + self._begins(group, messages)
         if number > self.round:
             if self.round:
@@ -113,12 +108,12 @@ class Journal(Watch):
     def pulled(self, replies: Sequence[Message]) -> None:
         """Take note of what the clients report."""
         self.replies, self._group = replies, None
-        self.failed += errors(replies, self.round, self._world.clock.now_s)
+        self.failed += errors(replies, self.round, self.world.clock.now_s)
         for reply in replies:
             kind = reply.metadata.message_type
             if reply.has_content() and (trains(kind) or evaluates(kind)):
                 self._reports[kind].append(Report.of(reply))
-                self._heard_us = self._world.clock.now
+                self._heard_us = self.world.clock.now
 
     def take(self, arrays: ArrayRecord) -> None:
         """Keep the server's model."""
@@ -127,56 +122,18 @@ class Journal(Watch):
     def measure(self, server_round: int, metrics: Mapping[str, Any]) -> None:
         """Write down what the server's own evaluation gives."""
         for name, value in scalars(metrics):
-            self._metric(SERVER, name, value, server_round, self._world.clock.now)
+            self._metric(SERVER, name, value, server_round, self.world.clock.now)
 
     def aggregated(self, kind: str, metrics: Mapping[str, Any]) -> None:
         """Take note of what the server's strategy makes of its clients' metrics: it replaces the plain means."""
         self._aggregates[kind] = dict(scalars(metrics))
-        self._heard_us = self._world.clock.now
+        self._heard_us = self.world.clock.now
 
     def end_round(self) -> None:
         """Close the round that is open."""
         self._average()
-        world, totals = self._world, self._world.totals()
-        if self.round:
-            world.log.add("round", -1, round=self.round)
-        self._record.round(self.round, world.clock.now, clients=self.grid.updates, **totals)
-        if self._progress is not None:
-            self._progress(
-                Progress(
-                    self.round,
-                    None,
-                    world.clock.now_s,
-                    self._experiment.stop.sim_time_s,
-                    self._last.get("accuracy"),
-                    self._last.get("loss"),
-                    totals["bytes_up"],
-                    totals["bytes_down"],
-                    self.grid.updates,
-                    time.perf_counter() - self._began,
-                )
-            )
-
-    def summary(self) -> dict[str, Any]:
-        """Return the run's final numbers by name, except for its costs."""
-        return {
-            "name": self._experiment.name,
-            "strategy": self._experiment.strategy.name,
-            "seed": self._experiment.seed,
-            "rounds": self.round,
-            "sim_time_s": self._world.clock.now_s,
-            "wall_time_s": round(time.perf_counter() - self._began, 3),
-            "accuracy": self._last.get("accuracy"),
-            "best_accuracy": self._best,
-            "loss": self._last.get("loss"),
-            "time_to_target_s": None,
-            "error_replies": len(self.failed),
-            "notes": self._world.notes or None,
-            "stalled": None,
-            "memory_mb": None,
-            "assumed": None,
-            "metrics": self._last,
-        }
+        self.write_round(self.round, self.grid.updates)
+        self.tell(self.grid.updates)
 
     def _average(self) -> None:
         """Write down the means of what the clients have reported in the round that is open."""
@@ -194,23 +151,23 @@ class Journal(Watch):
         silent = {one.node for one in reports if one.examples is None}
         nodes = {one.node for one in reports}
         if 0 < len(silent) < len(nodes):
-            self._tell(kind, silent, "do not say num-examples, so the recorded means count all clients alike")
+            self._warn(kind, silent, "do not say num-examples, so the recorded means count all clients alike")
         elif not any(one.examples is None or one.examples for one in reports):
-            self._tell(kind, nodes, "have used 0 examples, so no mean of what they report is recorded")
+            self._warn(kind, nodes, "have used 0 examples, so no mean of what they report is recorded")
 
-    def _tell(self, kind: str, nodes: Iterable[int], why: str) -> None:
+    def _warn(self, kind: str, nodes: Iterable[int], why: str) -> None:
         if (kind, why) not in self._told:
             self._told.add((kind, why))
             log.warning("round %d, %s: clients %s %s", self.round, kind, few(sorted(nodes)), why)
 
     def _metric(self, whose: str, given: str, value: float, round: int, time_us: int) -> None:
         name = self._names.of(whose, given)
-        self._last[name] = value
-        if name == "accuracy" and math.isfinite(value):
-            self._best = max(value, self._best or 0.0)
-        self._record.metric(round, time_us, name, value)
+        self.scores[name] = value
+        if name == "accuracy":
+            self.judge(value, time_us)
+        self.record.metric(round, time_us, name, value)
 
     def _rename(self, old: str, new: str) -> None:
-        self._record.rename(old, new)
-        if old in self._last:
-            self._last[new] = self._last.pop(old)
+        self.record.rename(old, new)
+        if old in self.scores:
+            self.scores[new] = self.scores.pop(old)

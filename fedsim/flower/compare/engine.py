@@ -56,7 +56,8 @@ def run_engine(project: Project, nodes: int, folder: Path) -> tuple[ArrayRecord 
     client = AsHere(str(project.root), project.clientapp, experiment.seed, project.run_config)
     cores: Any = {"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": 2}}
     run_simulation(app, client, nodes, backend_config=cores)
-    return server.journal.arrays, server.journal.summary()
+    journal = server.journal
+    return journal.arrays, journal.summary(True, None, error_replies=len(journal.failed))
 
 
 class _Server:

@@ -24,7 +24,7 @@ from fedsim.learn import build as learning
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Learner
 from fedsim.methods.peer import PeerStrategy
-from fedsim.methods.server import Query
+from fedsim.methods.traits import Traits
 from fedsim.running.build import make_strategy
 from fedsim.running.held import check_deployed
 from fedsim.running.threads import limited
@@ -126,8 +126,7 @@ def _make(blocks: _Blocks, partitions: int) -> BuiltinClients:
     with limited(1):
         learner, _, _ = learning.build(experiment)
     check_deployed(experiment, strategy, learner.engine.task)
-    queries: Mapping[str, Query] = getattr(strategy, "queries", {})
-    return BuiltinClients(learner, updates_of(strategy, experiment), queries)
+    return BuiltinClients(learner, updates_of(strategy, experiment), Traits.of(strategy).queries)
 
 
 def _answer(clients: BuiltinClients, partition: int, message: Message, state: RecordDict) -> RecordDict:

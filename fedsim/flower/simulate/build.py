@@ -15,15 +15,17 @@ from fedsim import parts
 from fedsim.errors import MISSING, BadValue
 from fedsim.flower.around_strategy import Central
 from fedsim.flower.records import pack, wire_bytes
+from fedsim.flower.settings import EXAMPLES, Settings
 from fedsim.flower.simulate.robust import check_robust
 from fedsim.flower.simulate.server import check_strategy, run_strategy
-from fedsim.flower.simulate.weighting import EXAMPLES, weigh
+from fedsim.flower.simulate.weighting import weigh
 from fedsim.flower.with_selector import Chosen
 from fedsim.learn.learner import Learner
 from fedsim.learn.local import LocalUpdate, rate
 from fedsim.learn.start_loss import START_LOSS, StartLoss
 from fedsim.methods import around
 from fedsim.methods.select import Uniform
+from fedsim.methods.traits import Traits
 from fedsim.parts import Count
 from fedsim.running.updates import transforms_of, updates_of
 from fedsim.spec.experiment import Experiment, Local
@@ -144,17 +146,17 @@ def as_server(experiment: Experiment, part: parts.Part, strategy: Any, select: A
         ConfigError: for whatever does not fit.
     """
     block, clients, own = experiment.strategy, experiment.data.clients, parts.parameters(part)
-    transforms = transforms_of(experiment)
+    transforms, traits = transforms_of(experiment), Traits.of(strategy)
     participants = None if "participants" in own else block.params.get("participants")
     alone = "select" not in own and (select is not None or participants is not None)
     with experiment.blame("strategy"):
         check_strategy(strategy, clients)
         if participants is not None and participants > clients:
             raise BadValue("participants", participants, f"at most {clients}, the number of clients")
-        if alone and hasattr(strategy, "select"):
+        if alone and traits.select is not None:
             rule = f"{block.name} chooses its clients in a way of its own and takes no selector"
             raise BadValue("select", MISSING, rule, "leave strategy.select out")
-        check_robust(strategy, participants or _asked(strategy, clients), block.quorum)
+        check_robust(strategy, participants or Settings.of(strategy).asked(clients), block.quorum)
         _check_rates({key: block.params[key] for key in RATES if key in block.params}, block.local)
         if isinstance(strategy, QFedAvg):
             _check_fair(strategy, block.local)
@@ -164,15 +166,9 @@ def as_server(experiment: Experiment, part: parts.Part, strategy: Any, select: A
         _check_keys(strategy, updates)
         if alone:
             strategy = Chosen(strategy, select or Uniform(seed=experiment.seed), participants)
-        strategy = weigh(strategy, getattr(strategy, "select", None), block.weighting)
+        strategy = weigh(strategy, Traits.of(strategy).selector, block.weighting)
     central = [one for one in transforms if isinstance(one, around.Central)]
     return Central(strategy, central, updates) if central else strategy
-
-
-def _asked(strategy: Any, clients: int, kind: str = "train") -> int:
-    """Return how many clients one of Flower's strategies asks where all are online."""
-    share = getattr(strategy, f"fraction_{kind}", 1.0)
-    return min(clients, max(int(clients * share), getattr(strategy, f"min_{kind}_nodes", 0)))
 
 
 def _check_rates(given: Mapping[str, Any], local: Local) -> None:
@@ -209,14 +205,15 @@ def _check_keys(strategy: Any, updates: Mapping[str, LocalUpdate]) -> None:
     trained = updates.get("train")
     if trained is None:
         return
-    weights, config = (getattr(strategy, f"{kind}record_key", None) for kind in ("array", "config"))
+    known = Settings.of(strategy)
+    weights, config = known.arrayrecord_key, known.configrecord_key
     if weights is not None and weights not in trained.takes:
         raise BadValue("arrayrecord_key", weights, f"clients know {', '.join(trained.takes)}")
     if config is not None and config in trained.takes:
         raise BadValue("configrecord_key", config, "is what the weights are called")
-    evaluates = bool(getattr(strategy, "fraction_evaluate", 0.0))
+    evaluates = bool(known.fraction_evaluate)
     sent = (EXAMPLES, *(() if evaluates else trained.metrics))
-    key = getattr(strategy, "weighted_by_key", EXAMPLES)
+    key = known.weighted_by_key
     if key not in sent:
         where = "in training and evaluation" if evaluates else "in training"
         raise BadValue("weighted_by_key", key, f"{where}, clients send {', '.join(sent)}")
@@ -224,14 +221,14 @@ def _check_keys(strategy: Any, updates: Mapping[str, LocalUpdate]) -> None:
 
 def say_cost(strategy: Any, learner: Learner) -> None:
     """Warn of what it costs that clients evaluate, if they do."""
-    share, clients = getattr(strategy, "fraction_evaluate", 0.0), len(learner.sizes)
-    if not share:
+    known, clients = Settings.of(strategy), len(learner.sizes)
+    if not known.fraction_evaluate:
         return
-    asked, task = _asked(strategy, clients, "evaluate"), learner.engine.task
+    asked, task = known.judged(clients), learner.engine.task
     model = pack(learner.initial, task.layout, str(task.dtype).removeprefix("torch."))
     sent = asked * wire_bytes(RecordDict({"arrays": model})) / 1e6
     text = "strategy.fraction_evaluate = %g: in every round, %d of %d clients are sent the model once more (%.3g MB)"
-    log.warning(text + ", and evaluate it on their own data", share, asked, clients, sent)
+    log.warning(text + ", and evaluate it on their own data", known.fraction_evaluate, asked, clients, sent)
 
 
 class Flower:

@@ -10,8 +10,8 @@ from typing import Any
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import MultiKrum, Strategy
 
+from fedsim.flower.settings import EXAMPLES
 from fedsim.flower.simulate.robust import needed
-from fedsim.flower.simulate.weighting import EXAMPLES
 from fedsim.running import notes
 from fedsim.running.held import innermost
 from fedsim.running.observer import Observer

@@ -27,6 +27,7 @@ from fedsim.learn.learner import Learner
 from fedsim.learn.local import LocalUpdate
 from fedsim.logs import once
 from fedsim.methods.metrics import SYSTEM
+from fedsim.methods.traits import Traits
 from fedsim.running.checkpoint import Keeper
 from fedsim.running.exchange import TimeUp
 from fedsim.running.observer import Observer
@@ -52,8 +53,9 @@ def check_strategy(strategy: Any, clients: int) -> None:
     if not isinstance(strategy, Strategy):
         name = type(strategy).__name__
         raise BadValue("name", name, "must be a PeerStrategy or a flwr.serverapp.strategy.Strategy")
-    if hasattr(strategy, "check"):
-        strategy.check(clients)
+    check = Traits.of(strategy).check
+    if check is not None:
+        check(clients)
     for key, value in vars(strategy).items():
         if key.startswith("fraction_") and isinstance(value, int | float) and not 0 <= value <= 1:
             raise BadValue(key, value, "must be between 0 and 1")
@@ -80,15 +82,15 @@ def run_strategy(
         learner: the compute plane.
         observer: told of every round.
     """
-    policy, stop = experiment.strategy, experiment.stop
+    policy, stop, traits = experiment.strategy, experiment.stop, Traits.of(strategy)
     drop = policy.on_failure == "drop"
-    clients = BuiltinClients(replace(learner, drop=drop), updates, getattr(strategy, "queries", {}))
+    clients = BuiltinClients(replace(learner, drop=drop), updates, traits.queries)
     limits = experiment.network.detect_s, stop.sim_time_s
     task, initial = learner.engine.task, learner.initial
     lift = None if learner.dry else partial(lifted, own=initial)
     grid = SimGrid(world, clients, *limits, policy.quorum, policy.retries, drop=drop, lift=lift)
     saves = Saves(strategy, observer.keeper, experiment)
-    select = getattr(strategy, "select", None)
+    select = traits.selector
     notes = FlowerNotes(strategy, observer, learner.dry)
     observer.record.fact("weighting", weighting_of(strategy))
 

@@ -19,11 +19,13 @@ from flwr.serverapp.strategy import (
 
 from fedsim.errors import BadValue
 from fedsim.flower.around_strategy import Wrapped
+from fedsim.flower.settings import EXAMPLES, Settings
+from fedsim.methods.select import Selector
+from fedsim.methods.traits import Traits
 from fedsim.running.held import innermost
 from fedsim.running.weighting import choose_weighting
 from fedsim.spec.experiment import Weighting
 
-EXAMPLES = "num-examples"
 PLAIN = (Bulyan, FedMedian, FedTrimmedAvg, FedXgbBagging, FedXgbCyclic, QFedAvg)
 """Flower's strategies that never look at numbers of samples to merge models."""
 
@@ -72,7 +74,7 @@ def _of(reply: Message, count: int) -> Message:
     return twin
 
 
-def weigh(strategy: Any, select: Any, wanted: Weighting | None) -> Any:
+def weigh(strategy: Any, select: Selector | None, wanted: Weighting | None) -> Any:
     """Return one of Flower's strategies with replies weighted as the experiment, or else the selector, says.
 
     Args:
@@ -84,16 +86,17 @@ def weigh(strategy: Any, select: Any, wanted: Weighting | None) -> Any:
         BadValue: as :func:`fedsim.running.weighting.choose_weighting`.
     """
     chosen = choose_weighting(type(innermost(strategy)).__name__, is_weighted(strategy), select, wanted)
-    key = getattr(strategy, "weighted_by_key", EXAMPLES)
+    key = Settings.of(strategy).weighted_by_key
     if chosen == "uniform" and key != EXAMPLES:
         raise BadValue("weighted_by_key", key, f"contradicts the weighting {chosen}", "leave it out")
-    return Uniform(strategy, getattr(select, "share", None)) if chosen == "uniform" else strategy
+    return Uniform(strategy, None if select is None else select.share) if chosen == "uniform" else strategy
 
 
 def is_weighted(strategy: Any) -> bool:
     """Tell whether a strategy has a use for numbers of samples when it merges models."""
     inner = innermost(strategy)
-    return bool(getattr(inner, "weighted", not isinstance(inner, PLAIN)))
+    said = Traits.of(inner).weighted
+    return not isinstance(inner, PLAIN) if said is None else said
 
 
 def weighting_of(strategy: Strategy) -> Weighting:
@@ -105,5 +108,4 @@ def weighting_of(strategy: Strategy) -> Weighting:
     """
     if not is_weighted(strategy):
         return "uniform"
-    found: Weighting = getattr(strategy, "weighting", "samples")
-    return found
+    return Traits.of(strategy).weighting
