@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from fedsim.cli.app import app as cli
 from fedsim.errors import RunError
+from fedsim.flower.deploy.guard import remove
 from fedsim.flower.deploy.loopback import Deployment, members
 
 APP = Path(__file__).parents[1] / "flower" / "apps" / "plain"
@@ -51,6 +53,17 @@ def wait_until_gone(group: int) -> None:
     """Fail by the test's own time limit if a group of processes stays."""
     while members(group):
         time.sleep(0.02)
+
+
+def test_a_folder_that_somebody_makes_anew_is_removed_again(tmp_path: Path) -> None:
+    """As a process does that was writing when it was killed."""
+    folder = tmp_path / "scratch"
+    (folder / "home").mkdir(parents=True)
+    late = threading.Timer(0.5, lambda: (folder / "home").mkdir(parents=True))
+    late.start()
+    remove(folder)
+    late.join()
+    assert not folder.exists()
 
 
 def test_what_a_killed_process_has_started_is_killed_and_its_folder_removed(tmp_path: Path) -> None:

@@ -8,7 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+LOOK_S, QUIET, LINGER_S = 0.2, 5, 30.0
+"""How often to look whether a folder is gone, how often in a row it must be, and how long to try."""
 
 
 class Guard:
@@ -41,7 +45,16 @@ def main() -> None:
     for group in list(sys.stdin):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(int(group), signal.SIGKILL)
-    shutil.rmtree(sys.argv[1], ignore_errors=True)
+    remove(Path(sys.argv[1]))
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder until nobody makes it anew: who was just killed may still be writing."""
+    end_s, gone = time.monotonic() + LINGER_S, 0
+    while gone < QUIET and time.monotonic() < end_s:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(LOOK_S)
+        gone = 0 if folder.exists() else gone + 1
 
 
 if __name__ == "__main__":
