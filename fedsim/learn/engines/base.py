@@ -189,6 +189,33 @@ class Engine(ABC):
         return self.task.start if job.buffers is None else job.buffers
 
 
+class Around(Engine):
+    """An engine that has another one do the jobs, somewhere else or together with others': the bits are that one's.
+
+    Args:
+        inner: the engine that does them.
+    """
+
+    def __init__(self, inner: Engine) -> None:
+        super().__init__(inner.task, inner.data)
+        self.inner, self.grain = inner, inner.grain
+
+    @property
+    def name(self) -> str:
+        """The name of the engine that does the jobs."""
+        return self.inner.name
+
+    @property
+    def kind(self) -> type[Engine]:
+        """Whose arithmetic it is."""
+        return self.inner.kind
+
+    @property
+    def arithmetic(self) -> object:
+        """What the bits depend on: where and with whom the jobs are done is not among that."""
+        return self.inner.arithmetic
+
+
 class Walk:
     """The gradient of one job, step by step; it carries the buffers from call to call, and knows what to draw.
 

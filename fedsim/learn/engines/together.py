@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedsim.learn.engines.base import Engine, TrainJob
+from fedsim.learn.engines.base import Around, Engine, TrainJob
 from fedsim.learn.engines.many import Many, placed
 from fedsim.learn.engines.own import Own
 from fedsim.learn.engines.workers import shared
@@ -52,7 +52,7 @@ class Ask:
         return engine.evaluate(self.items, *engine.data.test, self.chunk)
 
 
-class Seat(Engine):
+class Seat(Around):
     """A run's engine in a group: what it is asked for is computed together with what others are asked for.
 
     Args:
@@ -61,24 +61,8 @@ class Seat(Engine):
     """
 
     def __init__(self, inner: Engine, group: Group) -> None:
-        super().__init__(inner.task, inner.data)
-        self.inner, self._group = inner, group
-        self.grain = inner.grain
-
-    @property
-    def name(self) -> str:
-        """Return the name of the engine that does the jobs."""
-        return self.inner.name
-
-    @property
-    def kind(self) -> type[Engine]:
-        """Return what does the jobs."""
-        return self.inner.kind
-
-    @property
-    def arithmetic(self) -> object:
-        """Return what the bits depend on: who else is in the group is not among that."""
-        return self.inner.arithmetic
+        super().__init__(inner)
+        self._group = group
 
     def train(self, jobs: Sequence[TrainJob]) -> list[State]:
         """Do jobs; those that ask an expert stay here, since others are not told what he thinks."""

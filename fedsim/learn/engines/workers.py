@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from fedsim import beside
-from fedsim.learn.engines.base import Engine, Known, TrainJob
+from fedsim.learn.engines.base import Around, Engine, Known, TrainJob
 from fedsim.learn.engines.desk import ALIGNED, Desk, dumps, loads, reserve
 from fedsim.learn.engines.worker import PLACES, Start, desks, receive, send
 from fedsim.learn.local import State
@@ -132,7 +132,7 @@ class Process:
         self._output.close()
 
 
-class Workers(Engine):
+class Workers(Around):
     """Shares the jobs of another engine between this process and others.
 
     Args:
@@ -146,8 +146,8 @@ class Workers(Engine):
     """
 
     def __init__(self, inner: Engine, count: int, late_s: float = LATE_S) -> None:
-        super().__init__(inner.task, inner.data)
-        self.inner, self.count, self.grain = inner, count, inner.grain * count
+        super().__init__(inner)
+        self.count, self.grain = count, inner.grain * count
         self.processes: list[Process] = []
         self._late_s, self._spent_s, self._begun = late_s, 0.0, False
         self._item_s: dict[str, float] = {}
@@ -158,21 +158,6 @@ class Workers(Engine):
         self._results: list[Any] = []
         self._files: list[str] = []
         self._expert = False
-
-    @property
-    def name(self) -> str:
-        """Return the name of the engine that does the jobs."""
-        return self.inner.name
-
-    @property
-    def kind(self) -> type[Engine]:
-        """Return what does the jobs."""
-        return self.inner.kind
-
-    @property
-    def arithmetic(self) -> object:
-        """Return what the bits depend on: how many processes there are is not among that."""
-        return self.inner.arithmetic
 
     def train(self, jobs: Sequence[TrainJob]) -> list[State]:
         """Do jobs, in as many processes as there are."""
