@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -71,7 +72,7 @@ class World:
         """The server, or None in a world of peers."""
         return self.nodes[-1] if self.nodes[-1].role == "server" else None
 
-    @property
+    @cached_property
     def members(self) -> list[Node]:
         """The clients or peers: the nodes that hold data."""
         return [node for node in self.nodes if node.role != "server"]

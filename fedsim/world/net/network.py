@@ -279,8 +279,7 @@ class Network:
         hops = tuple(pairwise(path))
         latency_us = sum(self._hop_us(*hop) for hop in hops)
         latency_us += self.access[src].latency_us + self.access[dst].latency_us
-        limited = [hop for hop in hops if self.graph.has_edge(*hop) and self.graph.edges[hop]["bits_per_s"]]
-        edges = tuple(self._edge(hop) for hop in limited)
+        edges = tuple(self._edge(hop) for hop in hops if self._is_limited(*hop))
         links = Path(self._end_links(src)[0], edges, self._end_links(dst)[1])
         return Route(latency_us, links, tuple((min(hop), max(hop)) for hop in hops))
 
@@ -297,10 +296,14 @@ class Network:
         return path[::-1] if path[-1] == src else []
 
     def _hop_us(self, a: int, b: int) -> int:
-        latency_us: int = (
-            self.graph.edges[a, b]["latency_us"] if self.delay_us is None else self.delay_us(a, b)
-        )
+        if self.delay_us is not None:
+            return self.delay_us(a, b)
+        latency_us: int = self.graph.get_edge_data(a, b)["latency_us"]
         return latency_us
+
+    def _is_limited(self, a: int, b: int) -> bool:
+        edge = self.graph.get_edge_data(a, b)  # much quicker than graph.edges[a, b]
+        return bool(edge and edge["bits_per_s"])
 
     def _cost(self, a: int, b: int, edge: Mapping[str, int]) -> int:
         latency_us = edge["latency_us"] if self.delay_us is None else self.delay_us(a, b)
