@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 import fedsim
@@ -31,7 +32,10 @@ def blocks(page: str, language: str) -> list[str]:
 
 @pytest.mark.parametrize("page", KINDS)
 def test_a_page_is_all_that_it_takes(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,), (text,) = blocks(page, "python"), blocks(page, "yaml")
+    (code,), (*pieces, text) = blocks(page, "python"), blocks(page, "yaml")
+    for piece in pieces:  # what stands above shows a block alone
+        whole = {**yaml.safe_load(text), "model": "mlp", **yaml.safe_load(piece)}
+        fedsim.run(whole, out=tmp_path / "pieces", record__report=False)
     first = re.match(r"# (\w+\.py)\n", code)
     assert first is not None
     (tmp_path / first[1]).write_text(code)

@@ -417,7 +417,7 @@ def test_an_app_needs_a_server_strategy(name, rule, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "owner"),
-    [("class", "Python"), ("random", "Python"), ("fedsim", "fedsim, which"), ("NumPy", "numpy, which")],
+    [("class", "Python"), ("random", "Python"), ("fedsim", "fedsim-lab, which"), ("NumPy", "numpy, which")],
 )
 def test_an_app_has_a_name_of_its_own(name, owner, tmp_path):
     with pytest.raises(ConfigError, match=f"DIR: .*the app's package would be called .*belongs to {owner}"):
