@@ -133,7 +133,7 @@ class PeerRun:
         self._round = round
         self.updates += updates
         self._measure()
-        model = judged(self.learner.engine.task, model, [peer.kept for peer in self.peers.values()])
+        model = judged(self.learner.engine.task, model, (peer.kept for peer in self.peers.values()))
         if self.observer.on_round(round, {SYSTEM: model}, self.updates) or round == self.rounds:
             self._end()
 

@@ -187,7 +187,8 @@ ENDLESS = 10**9
 def costs(world: World) -> dict[str, Any]:
     """Return what a run has cost by name: bytes, work, and the nodes' time."""
     totals = world.totals()
-    per_node = [world.network.traffic[n.id].up + world.network.traffic[n.id].down for n in world.members]
+    traffic = world.network.traffic
+    per_node = [traffic[n.id].up + traffic[n.id].down for n in world.members]
     return {
         "bytes_up": totals["bytes_up"],
         "bytes_down": totals["bytes_down"],

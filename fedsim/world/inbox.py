@@ -24,6 +24,8 @@ class Inbox:
         log: where messages that come too late are written down.
     """
 
+    __slots__ = ("_count", "_gathers", "_items", "_log", "_node", "_read", "_readers", "clock")
+
     def __init__(self, node: int, clock: Clock, log: EventLog) -> None:
         self._node, self.clock, self._log = node, clock, log
         self._items: dict[tuple[str, int], list[Item]] = {}

@@ -42,6 +42,35 @@ class Node:
         ps_per_sample: how long one per-sample gradient takes it, in picoseconds.
     """
 
+    __slots__ = (
+        "_back",
+        "_blocks",
+        "_busy_us",
+        "_inbox",
+        "_jobs",
+        "_online_us",
+        "_since_us",
+        "clock",
+        "corruptions",
+        "crashed",
+        "goodbye",
+        "heard",
+        "id",
+        "log",
+        "network",
+        "on_change",
+        "on_message",
+        "online",
+        "present",
+        "ps_per_sample",
+        "role",
+        "slowness",
+        "transfers",
+        "wasted",
+        "wasted_us",
+        "work",
+    )
+
     def __init__(
         self, id: int, role: str, clock: Clock, log: EventLog, network: Network, ps_per_sample: int = 0
     ) -> None:
@@ -51,7 +80,7 @@ class Node:
         self.online = self.present = True
         self.crashed = False
         self.slowness: int | Fraction = 1
-        self.corruptions: list[Corruption] = []
+        self.corruptions: tuple[Corruption, ...] = ()
         self.transfers: dict[Transfer | Broadcast, None] = {}
         self.on_message: Callable[[Message], None] | None = None
         self.on_change: list[Callable[[Node], None]] = []
@@ -60,7 +89,7 @@ class Node:
         self.heard = 0
         self._jobs: list[Job] = []
         self._blocks = 0
-        self._inbox = Inbox(id, clock, log)
+        self._inbox: Inbox | None = None  # made with the first message or reader
         self._back: simpy.Event | None = None
         self._online_us = self._since_us = self._busy_us = 0
 
@@ -109,7 +138,7 @@ class Node:
 
     def receive(self, match: Match | None = None) -> simpy.Event:
         """Wait for the next message that matches; the event's value is the message."""
-        return self._inbox.receive(match or (lambda _: True))
+        return self._open().receive(match or (lambda _: True))
 
     def gather(
         self, kind: str, round: int, senders: Iterable[int], timeout_us: int | None = None
@@ -126,7 +155,7 @@ class Node:
         Returns:
             An event whose value maps the senders that were heard to their messages, in the order of ids.
         """
-        return self._inbox.gather(kind, round, frozenset(senders), timeout_us)
+        return self._open().gather(kind, round, frozenset(senders), timeout_us)
 
     def deliver(self, message: Message) -> None:
         """Take a message from the network."""
@@ -135,13 +164,19 @@ class Node:
         if self.on_message is not None:
             self.on_message(message)
         else:
-            self._inbox.put(message)
+            (self._inbox or self._open()).put(message)
+
+    def _open(self) -> Inbox:
+        """Return the node's inbox, which most nodes never need where there is a server."""
+        if self._inbox is None:
+            self._inbox = Inbox(self.id, self.clock, self.log)
+        return self._inbox
 
     @property
     def stuck(self) -> bool:
         """Whether it does nothing and waits for nothing but messages without a timeout, or has crashed."""
-        busy = self._jobs or self._back or not self._inbox.stuck or self.network.busy(self)
-        return self.crashed or not busy
+        waits = self._inbox is not None and self._inbox.stuck
+        return self.crashed or not (self._jobs or self._back or not waits or self.network.busy(self))
 
     @property
     def busy_us(self) -> int:
@@ -155,7 +190,7 @@ class Node:
 
     def waiting_for(self) -> str:
         """Say what this node waits for, for a diagnosis."""
-        return "to come back online" if not self.online else self._inbox.waiting_for()
+        return "to come back online" if not self.online else self._open().waiting_for()
 
     def set_online(self, online: bool) -> None:
         """Leave or come back, as churn has it; a crashed node never comes back."""

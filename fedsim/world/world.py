@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from functools import cached_property
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +15,7 @@ from fedsim import parts, rng
 from fedsim.errors import BadValue, FedsimError, RunError, StalledError
 from fedsim.spec.experiment import Draw, Experiment
 from fedsim.spec.yamlfile import Steps
+from fedsim.world.churn import always
 from fedsim.world.clock import MICRO, Clock, Process, micros
 from fedsim.world.devices import Kit, kits
 from fedsim.world.graph import Graph, members
@@ -22,6 +25,8 @@ from fedsim.world.net.network import Access, Network
 from fedsim.world.node import Node
 
 MEGA = 1_000_000
+
+_work, _wasted = attrgetter("work"), attrgetter("wasted")
 
 
 class Usage(NamedTuple):
@@ -67,7 +72,7 @@ class World:
         """The server, or None in a world of peers."""
         return self.nodes[-1] if self.nodes[-1].role == "server" else None
 
-    @property
+    @cached_property
     def members(self) -> list[Node]:
         """The clients or peers: the nodes that hold data."""
         return [node for node in self.nodes if node.role != "server"]
@@ -88,13 +93,13 @@ class World:
             "bytes_up": total.up,
             "bytes_down": total.down,
             "bytes_lost": total.lost,
-            "work": sum(node.work for node in self.nodes),
-            "wasted": sum(node.wasted for node in self.nodes),
+            "work": sum(map(_work, self.nodes)),
+            "wasted": sum(map(_wasted, self.nodes)),
         }
 
     def usage(self, node: Node) -> Usage:
         """Return what a node has done with its time until now, and the energy that it took."""
-        online_us, traffic = node.online_us(), self.network.traffic[node.id]
+        online_us, traffic = node.online_us(), self.network.traffic_of(node.id)
         kit = self.kits[node.id] if node.id < len(self.kits) else Kit(0)
         return Usage(
             node.busy_us,
@@ -180,7 +185,7 @@ def start(world: World, experiment: Experiment) -> None:
         part, members = experiment.find("churn", experiment.churn.name), world.members
         live = parts.bind(part, experiment.churn.params, ("node", "rng", "n"))
         draws = "rng" in parts.parameters(part)
-        for node in members:
+        for node in members if part is not always else ():  # which does nothing, whatever the number of nodes
             own = rng.stream(seed, "churn", node.id) if draws else None
             process = live(node=node, rng=own, n=len(members))
             world.clock.process(_told(world.clock, experiment, ("churn",), process, node.id))

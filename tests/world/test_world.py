@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import networkx as nx
 import pytest
 from hypothesis import given, settings
@@ -82,7 +84,7 @@ def test_settings_become_whole_microseconds_and_bits(make):
     assert dict(network.graph.edges[0, 1]) == {"latency_us": 33_300, "bits_per_s": 10**9}
     assert network.access[1] == Access(2, 100_000, 12_345_679)
     assert network.header_bytes == 0
-    values = [*network.graph.edges[0, 1].values(), *vars(network.access[0]).values()]
+    values = [*network.graph.edges[0, 1].values(), *astuple(network.access[0])]
     assert {type(value) for value in values} == {int}
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 
-import scipy.io
-import scipy.sparse
+import scipy  # which loads io and sparse when they are asked for: they take a tenth of a second
 
 from fedsim.errors import MISSING, clip
 from fedsim.machine import require_room

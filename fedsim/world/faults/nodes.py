@@ -207,14 +207,15 @@ class Corrupt(Who, Window):
         """Let them send something else."""
         corruption, victims = target
         for node in victims:
-            node.corruptions.append(corruption)
+            node.corruptions += (corruption,)
             node.log.add("corrupt", node.id)
 
     def end(self, world: World, target: Any) -> None:
         """Let them be honest again."""
         corruption, victims = target
         for node in victims:
-            node.corruptions.remove(corruption)
+            at = node.corruptions.index(corruption)
+            node.corruptions = node.corruptions[:at] + node.corruptions[at + 1 :]
             node.log.add("honest", node.id)
 
 

@@ -50,8 +50,8 @@ class Path:
 
     def __init__(self, up: Link, edges: Sequence[Link], down: Link) -> None:
         self.up, self.down = up, down
-        self.links = tuple(link for link in (up, *edges, down) if link.capacity < math.inf)
-        self.limit = min((edge.capacity for edge in edges), default=math.inf)
+        self.links = tuple([link for link in (up, *edges, down) if link.capacity < math.inf])
+        self.limit = min([edge.capacity for edge in edges], default=math.inf)
 
 
 class Flow:

@@ -28,7 +28,7 @@ class Message(NamedTuple):
     src: int = -1
 
 
-@dataclass
+@dataclass(slots=True)
 class Traffic:
     """Bytes counted at one node, or in all, when a transfer ends; every byte sent is delivered or lost."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -24,11 +24,17 @@ Hazard = Callable[[Transfer], None]
 """What a fault does to a message that is about to start."""
 
 
-ROUTES = 1_000_000
-"""How many routes are kept, and how many ends of quickest paths."""
+NOTHING = Traffic()
+"""The bytes of a node that has sent and received none; nobody adds to it."""
+
+ROUTES = 100_000
+"""How many routes are kept; a broadcast keeps its own. Finding one again takes some microseconds."""
+
+ENDS = 1_000_000
+"""How many ends of quickest paths are kept."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Access:
     """How a node is attached to the network.
 
@@ -79,7 +85,7 @@ class Network:
     _broken: Counter[tuple[int, int]] = field(default_factory=Counter)
     _numbers: Counter[int] = field(default_factory=Counter)
     _serial: int = 0
-    _traffic: dict[int, Traffic] = field(default_factory=dict)
+    _traffic: defaultdict[int, Traffic] = field(default_factory=lambda: defaultdict(Traffic))
     _links: Counter[tuple[int, int]] = field(default_factory=Counter)
     _routes: dict[tuple[int, int], Route | None] = field(default_factory=dict)
     _trees: dict[int, dict[int, int]] = field(default_factory=dict)
@@ -87,16 +93,19 @@ class Network:
     _edges: dict[tuple[int, int], Link] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._traffic = {node: Traffic() for node in self.graph}
         self._broadcasts = Broadcasts(self)
         self.flows = KINDS[self.sharing](self.clock, self._sent, self._broadcasts.split)
-        self._ends = {node: (_link(a.up_bps), _link(a.down_bps)) for node, a in self.access.items()}
 
     @property
     def traffic(self) -> Mapping[int, Traffic]:
         """Bytes by node."""
         self._broadcasts.book()
-        return self._traffic
+        return {node: self._traffic.get(node, NOTHING) for node in self.graph}
+
+    def traffic_of(self, node: int) -> Traffic:
+        """Return the bytes of one node."""
+        self._broadcasts.book()
+        return self._traffic.get(node, NOTHING)
 
     @property
     def links(self) -> Counter[tuple[int, int]]:
@@ -270,15 +279,14 @@ class Network:
         hops = tuple(pairwise(path))
         latency_us = sum(self._hop_us(*hop) for hop in hops)
         latency_us += self.access[src].latency_us + self.access[dst].latency_us
-        limited = [hop for hop in hops if self.graph.has_edge(*hop) and self.graph.edges[hop]["bits_per_s"]]
-        edges = tuple(self._edge(hop) for hop in limited)
-        links = Path(self._ends[src][0], edges, self._ends[dst][1])
+        edges = tuple(self._edge(hop) for hop in hops if self._is_limited(*hop))
+        links = Path(self._end_links(src)[0], edges, self._end_links(dst)[1])
         return Route(latency_us, links, tuple((min(hop), max(hop)) for hop in hops))
 
     def _path(self, graph: Graph, src: int, dst: int) -> list[int]:
         """Return the quickest path, empty if there is none; one search finds those to all other nodes."""
         if src not in self._trees:
-            if len(self._trees) * len(graph) >= ROUTES:
+            if len(self._trees) * len(graph) >= ENDS:
                 self._trees.clear()
             before, _ = nx.dijkstra_predecessor_and_distance(graph, src, weight=self._cost)
             self._trees[src] = {node: nodes[0] for node, nodes in before.items() if nodes}
@@ -288,14 +296,24 @@ class Network:
         return path[::-1] if path[-1] == src else []
 
     def _hop_us(self, a: int, b: int) -> int:
-        latency_us: int = (
-            self.graph.edges[a, b]["latency_us"] if self.delay_us is None else self.delay_us(a, b)
-        )
+        if self.delay_us is not None:
+            return self.delay_us(a, b)
+        latency_us: int = self.graph.get_edge_data(a, b)["latency_us"]
         return latency_us
+
+    def _is_limited(self, a: int, b: int) -> bool:
+        edge = self.graph.get_edge_data(a, b)  # much quicker than graph.edges[a, b]
+        return bool(edge and edge["bits_per_s"])
 
     def _cost(self, a: int, b: int, edge: Mapping[str, int]) -> int:
         latency_us = edge["latency_us"] if self.delay_us is None else self.delay_us(a, b)
         return latency_us * 1_000_000 + 1
+
+    def _end_links(self, node: int) -> tuple[Link, Link]:
+        """Return a node's uplink and downlink, which are made when they are first needed."""
+        if node not in self._ends:
+            self._ends[node] = _link(self.access[node].up_bps), _link(self.access[node].down_bps)
+        return self._ends[node]
 
     def _edge(self, hop: tuple[int, int]) -> Link:
         if hop not in self._edges:

@@ -83,6 +83,7 @@ def test_paths_follow_the_edges_that_are_whole(seed, data):
 @pytest.mark.parametrize("kept", [1, 25, 10**6])
 def test_however_few_paths_are_kept_they_are_the_same(kept, monkeypatch):
     monkeypatch.setattr(networks, "ROUTES", kept)
+    monkeypatch.setattr(networks, "ENDS", kept)
     graph = random_graph(10, 3, [1, 2])
     network = made(graph)
     for src in range(10):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import networkx as nx
@@ -89,7 +89,7 @@ class Stage:
         return {
             "events": self.events,
             "hash": self.log.hexdigest(),
-            "traffic": {id: vars(traffic) for id, traffic in self.network.traffic.items()},
+            "traffic": {id: astuple(traffic) for id, traffic in self.network.traffic.items()},
             "links": dict(self.network.links),
             "heard": self.heard,
             "ends": self.ends,
@@ -341,7 +341,7 @@ def test_who_is_reached_finds_every_byte_counted_that_has_come_so_far(cast):
     def look(message: Message) -> None:
         network = stage.network
         traffic = network.traffic
-        assert network.total == Traffic(*map(sum, zip(*(vars(t).values() for t in traffic.values()))))
+        assert network.total == Traffic(*map(sum, zip(*(astuple(t) for t in traffic.values()))))
         found.append((network.total.down, [traffic[id].down for id in (1, 2, 3)], dict(network.links)))
 
     for node in stage.nodes:
