@@ -8,11 +8,14 @@ checked against the annotations, and what only the engine knows (the number of n
 from __future__ import annotations
 
 import functools
+import importlib.util
 import inspect
 import logging
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -72,6 +75,7 @@ KINDS = (
     "augmentations",
     "optimisers",
     "schedules",
+    "trackers",
 )
 
 
@@ -89,6 +93,11 @@ NEEDS = {
     "transformers": "transformers>=4.50",
     "peft": "peft>=0.15",
     "torchmetrics": "torchmetrics>=1.4",
+    "tensorboard": "tensorboard>=2.14",
+    "mlflow": "mlflow-skinny>=3.0",
+    "sqlalchemy": "SQLAlchemy>=2.0",
+    "alembic": "alembic>=1.13",
+    "wandb": "wandb>=0.20",
 }
 """What to install, by the module that is missing: as the extras say, and by the libraries' own names."""
 
@@ -101,6 +110,35 @@ def needed(module: str, options: str = "") -> str:
     """
     top = module.partition(".")[0]
     return f"pip install {options}'{NEEDS[top]}'" if top in NEEDS else ""
+
+
+def require(*modules: str) -> None:
+    """Refuse a part whose libraries are not installed, before anything runs; none of them is loaded.
+
+    Raises:
+        BadValue: for the first that is missing.
+
+    >>> require("json", "no_such_library")
+    Traceback (most recent call last):
+    fedsim.errors.BadValue: name: needs no_such_library, which is not installed
+    """
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise BadValue("name", MISSING, f"needs {module}, which is not installed", needed(module))
+
+
+def library(module: str) -> Any:
+    """Load a library that few need, or a module of it; what it says against others while it does is left out."""
+    with hushed():
+        return importlib.import_module(module)
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Leave out the warnings of a library about what it uses itself: no user can mend that."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @functools.cache

@@ -39,6 +39,7 @@ LOWER["methods"] = {"ground", "spec", "world", "learn"}
 LOWER["running"] = LOWER["methods"] | {"methods", "record"}
 LOWER["flower"] = LOWER["running"] | {"running"}
 LOWER["study"] = {"ground", "spec", "record"}
+LOWER["trackers"] = LOWER["running"] | {"running"}
 LOWER["inspection"] = LOWER["running"] | {"running"}
 LOWER["api"] = LOWER["inspection"] | {"inspection", "study"}
 LOWER["cli"] = LOWER["flower"] | {"flower", "study", "api"}
@@ -56,6 +57,7 @@ NEVER = {
     "record": {"torch", "simpy", "flwr"},
     "running": {"flwr"},
     "study": {"torch", "simpy", "flwr", "networkx"},
+    "trackers": {"simpy", "flwr", "networkx"},
     "inspection": HEAVY,
     "api": HEAVY,
     "cli": {"flwr"},

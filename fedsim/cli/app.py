@@ -29,7 +29,7 @@ from fedsim.version import __version__
 KINDS = (
     *("strategies", "selectors", "transforms", "topologies", "datasets"),
     *("models", "partitions", "churn", "faults", "data_faults", "engines"),
-    *("losses", "metrics", "augmentations", "optimisers", "schedules"),
+    *("losses", "metrics", "augmentations", "optimisers", "schedules", "trackers"),
 )
 
 app = typer.Typer(

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import math
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pydantic
@@ -36,11 +36,22 @@ ORDINARY = (
 BATCH_ROWS = 5000
 
 
+class Heard(Protocol):
+    """Hears what is written of a run's rounds, as it is written."""
+
+    def metric(self, round: int, time_us: int, name: str, value: float, node: int) -> None:
+        """Hear of a measured value."""
+
+    def round(self, round: int, time_us: int, counts: Mapping[str, float]) -> None:
+        """Hear of the end of a round, and of what has been counted since the start."""
+
+
 class Record:
     """Append-only facts about a run; an existing record is continued.
 
     Args:
         path: the SQLite file, or the run's folder, where it is called ``record.sqlite``.
+        heard: hears of all numbers, too, or None.
 
     Rows are buffered: :meth:`flush` writes them in one transaction, and happens by itself at every
     :meth:`round` and every few thousand rows.
@@ -55,7 +66,8 @@ class Record:
     {'round': [1], 'time_s': [2.0], 'bytes_up': [80], 'bytes_down': [70], 'accuracy': [0.5]}
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, heard: Heard | None = None) -> None:
+        self._heard = heard
         self._rows: dict[str, list[tuple[Any, ...]]] = {}
         self._events: list[tuple[Any, ...]] = self._rows.setdefault("events", [])
         self._waiting = 0
@@ -89,6 +101,8 @@ class Record:
         if name in WIDE:
             raise BadValue("name", name, f"is a column of every table of metrics ({', '.join(WIDE)})")
         self._add("metrics", (int(round), int(time_us), name, _plain(float(value)), int(node)))
+        if self._heard is not None:
+            self._heard.metric(int(round), int(time_us), name, float(value), int(node))
 
     def round(
         self,
@@ -116,6 +130,9 @@ class Record:
         counts = (int(bytes_up), int(bytes_down), int(bytes_lost), float(work), float(wasted), int(clients))
         self._add("rounds", (int(round), int(time_us), *counts))
         self.flush()
+        if self._heard is not None:
+            names = ("bytes_up", "bytes_down", "bytes_lost", "work", "wasted", "clients")
+            self._heard.round(int(round), int(time_us), dict(zip(names, counts, strict=True)))
 
     def event(
         self, time_us: int, kind: str, node: int, peer: int = -1, size: int = 0, round: int = -1

@@ -6,7 +6,7 @@ import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from fedsim.methods.select import Selector
 from fedsim.methods.traits import Traits
 from fedsim.running.held import check_buffers, innermost
 from fedsim.running.memory import check_memory, need_mb
+from fedsim.running.sinks import Sinks, make_sinks
 from fedsim.running.topology import check_use, make_graph
 from fedsim.running.updates import transforms_of, updates_of
 from fedsim.running.weighting import choose_weighting
@@ -53,6 +54,7 @@ class Setup:
         dataset: the data.
         owned: the training samples of each client.
         needs_mb: the memory that each client needs, where the experiment says how much it has.
+        sinks: where its numbers go besides its record.
     """
 
     experiment: Experiment
@@ -63,6 +65,7 @@ class Setup:
     dataset: Dataset
     owned: list[np.ndarray]
     needs_mb: list[float] | None = None
+    sinks: Sinks = field(default_factory=Sinks)
 
     @property
     def notes(self) -> list[str]:
@@ -100,12 +103,9 @@ def prepare(experiment: Experiment, dry: bool = False, book: Book | None = None)
         check_use(experiment, Traits.of(strategy), graph)
     with _collect(mistakes):
         learner, dataset, owned = learning.build(experiment, dry, pooled)
-    with _collect(mistakes), experiment.blame("churn"):
-        supplied = dict.fromkeys(("node", "rng", "n"))
-        parts.check(experiment.find("churn", experiment.churn.name), experiment.churn.params, supplied)
-    for index, fault in enumerate(experiment.faults):
-        with _collect(mistakes), experiment.blame("faults", index):
-            parts.check(experiment.find("faults", fault.name), fault.params, {"world": 0, "rng": 0})
+    _check_happenings(experiment, mistakes)
+    with _collect(mistakes):
+        sinks = make_sinks(experiment)
     if mistakes:
         raise ConfigError([problem for mistake in mistakes for problem in mistake.problems]) from mistakes[0]
     if book is not None:
@@ -124,7 +124,17 @@ def prepare(experiment: Experiment, dry: bool = False, book: Book | None = None)
         with experiment.blame("devices"):
             check_memory(world.kits, needs)
     worlds.start(world, experiment)
-    return Setup(experiment, strategy, world, learner, graph, dataset, owned, needs)
+    return Setup(experiment, strategy, world, learner, graph, dataset, owned, needs, sinks)
+
+
+def _check_happenings(experiment: Experiment, mistakes: list[ConfigError]) -> None:
+    """Check what makes nodes come and go, and what goes wrong."""
+    with _collect(mistakes), experiment.blame("churn"):
+        supplied = dict.fromkeys(("node", "rng", "n"))
+        parts.check(experiment.find("churn", experiment.churn.name), experiment.churn.params, supplied)
+    for index, fault in enumerate(experiment.faults):
+        with _collect(mistakes), experiment.blame("faults", index):
+            parts.check(experiment.find("faults", fault.name), fault.params, {"world": 0, "rng": 0})
 
 
 @contextmanager

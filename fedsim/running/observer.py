@@ -17,6 +17,7 @@ from fedsim.rng import stream
 from fedsim.running.checkpoint import Keeper
 from fedsim.running.models import keep
 from fedsim.running.progress import Progress
+from fedsim.running.sinks import Sinks
 from fedsim.running.spread import Spread
 from fedsim.running.watched import Run
 from fedsim.spec.experiment import Experiment
@@ -42,6 +43,7 @@ class Observer(Run):
         record: where everything is written.
         progress: called after every round, or None.
         keeper: saves the run now and then, or None.
+        sinks: hear of every round, or None.
     """
 
     def __init__(
@@ -52,8 +54,9 @@ class Observer(Run):
         record: Record,
         progress: Callable[[Progress], None] | None = None,
         keeper: Keeper | None = None,
+        sinks: Sinks | None = None,
     ) -> None:
-        super().__init__(experiment, world, record, progress)
+        super().__init__(experiment, world, record, progress, sinks)
         self.keeper, self.learner = keeper, learner
         self.final: dict[str, float] = {}
         self.models: Models = {}

@@ -157,7 +157,7 @@ def _until(run: Path, identity: bytes, book: Book) -> Found:
     if origin is None or origin["timing_only"]:
         why = "kept time only" if origin is not None else "was killed before anything happened"
         raise BadValue("run", str(run), f"{why}: it has no local updates")
-    experiment = load(run / "experiment.yaml", {"compute.workers": 1})
+    experiment = load(run / "experiment.yaml", {"compute.workers": 1, "record.trackers": []})
     found: list[Found] = []
 
     def begins(update: Deferred, call: Train) -> None:

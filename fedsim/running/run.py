@@ -54,15 +54,30 @@ def run_setup(
         keeper: saves it now and then.
         origin: what the run is to be known by later; None goes on with a run that is known already.
     """
-    world, path = setup.world, ending.folder
-    with Record(path) as record:
+    with setup.sinks.running(ending.folder, setup.experiment):
+        observer, weights_hash = _recorded(setup, ending, progress, keeper, origin)
+        summary = ending.finish(summarise(setup, observer, weights_hash), try_report)
+        setup.sinks.finish(summary)
+    return Result(ending.folder, summary)
+
+
+def _recorded(
+    setup: Setup,
+    ending: Ending,
+    progress: Callable[[Progress], None] | None,
+    keeper: Keeper,
+    origin: Mapping[str, Any] | None,
+) -> tuple[Observer, str | None]:
+    """Run, and write record and weights; return who has watched, and the SHA-256 of the latter, if there are any."""
+    with Record(ending.folder, setup.sinks) as record:
         if origin is None:
             record.restart(keep=[ORIGIN])
         else:
             record.fact(ORIGIN, origin)
-        observer = Observer(setup.experiment, setup.learner, world, record, progress, keeper)
+        given = setup.experiment, setup.learner, setup.world, record, progress, keeper, setup.sinks
+        observer = Observer(*given)
         observer.start(describe(setup), _facts(setup))
-        keeper.begin(world, record)
+        keeper.begin(setup.world, record)
         weights_hash = None
         try:
             with scenes(setup, observer), keeper.last_words():
@@ -76,7 +91,7 @@ def run_setup(
             with ending.tried(FILE):
                 observer.end({"assumed": _assumed(setup)})
                 record.close()
-    return Result(path, ending.finish(summarise(setup, observer, weights_hash), try_report))
+    return observer, weights_hash
 
 
 @contextmanager

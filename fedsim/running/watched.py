@@ -11,6 +11,7 @@ from typing import Any
 from fedsim.methods.metrics import SYSTEM
 from fedsim.record.store import Record
 from fedsim.running.progress import Progress
+from fedsim.running.sinks import Sinks
 from fedsim.spec.experiment import Experiment
 from fedsim.world.clock import MICRO
 from fedsim.world.log import FAULTS, KINDS
@@ -27,6 +28,7 @@ class Run:
         world: where; it counts bytes and work.
         record: where everything is written.
         progress: called after every round, or None.
+        sinks: hear of every round, or None.
 
     Attributes:
         round: the latest round that has begun to be written down.
@@ -43,7 +45,9 @@ class Run:
         world: World,
         record: Record,
         progress: Callable[[Progress], None] | None = None,
+        sinks: Sinks | None = None,
     ) -> None:
+        self.sinks = sinks or Sinks()
         self.experiment, self.world, self.record, self.progress = experiment, world, record, progress
         self.round = 0
         self.scores: dict[str, float] = {}
@@ -97,6 +101,7 @@ class Run:
 
     def tell(self, updates: int) -> None:
         """Tell whoever waits how far the run has come."""
+        self.sinks.tell(self.round)
         if self.progress is None:
             return
         stop, totals = self.experiment.stop, self.world.totals()

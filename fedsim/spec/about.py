@@ -31,6 +31,7 @@ BLOCKS: dict[str, tuple[str | None, ...]] = {
     "augmentations": ("strategy", "local", "augment", None),
     "optimisers": ("strategy", "local", "optimizer"),
     "schedules": ("strategy", "local", "schedule"),
+    "trackers": ("record", "trackers", None),
 }
 """Where a part of a kind stands in an experiment file; None is an entry of a list."""
 

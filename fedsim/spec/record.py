@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from fedsim.ranges import Count, Duration
-from fedsim.spec.blocks import Block
+from fedsim.spec.blocks import Block, OpenBlock
 
 
 class Checkpoints(Block):
@@ -23,6 +25,21 @@ class Checkpoints(Block):
     keep: Count = Field(default=2, description="how many checkpoints are kept, the latest ones")
 
 
+class Tracker(OpenBlock):
+    """Where a run's numbers go besides its record; other keys are the tracker's own parameters."""
+
+    name: str = Field(description="an entry point's name or a dotted path")
+    on_failure: Literal["drop", "stop"] = Field(
+        default="drop",
+        description="what a tracker that raises does: the run goes on without it, with a warning, or it stops",
+    )
+
+    @model_serializer(mode="wrap")
+    def _written(self, write_block: SerializerFunctionWrapHandler) -> Any:
+        plain = not self.params and self.on_failure == "drop"
+        return self.name if plain else dict(sorted(write_block(self).items()))
+
+
 class Record(Block):
     """What a run leaves behind."""
 
@@ -31,6 +48,11 @@ class Record(Block):
     weights_every: Count | None = Field(
         default=None,
         description="rounds between two whose models are kept, in the folder models; null keeps the last one alone",
+    )
+    trackers: list[Tracker] = Field(
+        default_factory=list,
+        description="where the numbers of every round go besides the record, each a part with `on_failure`: `drop` "
+        "(the run goes on without a tracker that raises, with a warning) or `stop`",
     )
     checkpoint: Checkpoints | None = Field(
         default=Checkpoints(),

@@ -88,7 +88,7 @@ def _block(annotation: Any) -> type[BaseModel] | None:
     """Return the block that a key holds, unless it is a part or a draw, which have a short form."""
     options = [one for one in typing.get_args(annotation) if one is not type(None)] or [annotation]
     plain = len(options) == 1 and inspect.isclass(options[0]) and issubclass(options[0], BaseModel)
-    return options[0] if plain and options[0].__name__ not in ("Part", "Constant") else None
+    return options[0] if plain and options[0].__name__ not in ("Part", "Constant", "Tracker") else None
 
 
 def _default(field: FieldInfo) -> str:

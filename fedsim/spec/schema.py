@@ -33,7 +33,7 @@ PLACES = {
 }
 """The kind of part that stands at a key of a block."""
 
-OPEN = {"Data": "datasets", "Strategy": "strategies", "Model": "models"}
+OPEN = {"Data": "datasets", "Strategy": "strategies", "Model": "models", "Tracker": "trackers"}
 """Blocks with keys of their own that also hold the parameters of the part that they name."""
 
 DOTTED = {"type": "string", "pattern": "[.:]"}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedsim.errors import BadValue, ConfigError, Problem, did_you_mean
-from fedsim.record.store import Table, read
+from fedsim.record.store import FILE, Table, read
 from fedsim.spec.yamlfile import read as read_yaml
 from fedsim.study.sweep import DONE, POINTS
 
@@ -137,14 +137,14 @@ def _rows(ran: Ran) -> dict[str, Any]:
     }
 
 
-def _places(folder: Path) -> Iterable[tuple[Path, dict[str, Any]]]:
-    """Return the finished runs of a folder with their settings."""
-    if (folder / "summary.json").exists():
+def _places(folder: Path, named: bool = True) -> Iterable[tuple[Path, dict[str, Any]]]:
+    """Return the finished runs of a folder with their settings; a tracker's copy of a summary is none of them."""
+    if (folder / "summary.json").exists() and (named or (folder / FILE).exists()):
         return [(folder, _settings(folder))]
     if (folder / POINTS).exists():
         rows = json.loads((folder / POINTS).read_text(encoding="utf-8"))
         return [(folder / row["folder"], row["settings"]) for row in rows if row["status"] == DONE]
-    return [place for inner in sorted(folder.iterdir()) if inner.is_dir() for place in _places(inner)]
+    return [place for inner in sorted(folder.iterdir()) if inner.is_dir() for place in _places(inner, False)]
 
 
 def _settings(run: Path) -> dict[str, Any]:

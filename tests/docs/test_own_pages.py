@@ -21,6 +21,7 @@ KINDS = {
     "peer-strategy": "strategies",
     "selector": "selectors",
     "fault": "faults",
+    "sink": "trackers",
 }
 
 

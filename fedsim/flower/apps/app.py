@@ -49,6 +49,7 @@ from fedsim.running.ending import Ending, clock
 from fedsim.running.folder import make_folder
 from fedsim.running.progress import Progress
 from fedsim.running.servers import warn
+from fedsim.running.sinks import Sinks, make_sinks
 from fedsim.running.threads import limited
 from fedsim.running.topology import make_graph
 from fedsim.spec.app import App
@@ -161,11 +162,12 @@ def simulated(
     with limited(experiment.compute.threads), times.kept():
         with import_seeded(experiment.seed):
             client = source.client()
-        place = build(experiment)
+        place, sinks = build(experiment), make_sinks(experiment)
         folder = make_folder(out, experiment, False)
         ending = Ending(folder, experiment, began)
-        with ending.early(noted=True), applog.kept(folder, place.clock, verbose):
-            return _run(source, ending, place, client, progress, times)
+        told = sinks.running(folder, experiment)
+        with ending.early(noted=True), applog.kept(folder, place.clock, verbose), told:
+            return _run(source, ending, place, client, progress, times, sinks)
 
 
 def _node_config(text: str) -> dict[str, Any]:
@@ -301,11 +303,12 @@ def _run(
     client: ClientApp,
     progress: Callable[[Progress], None] | None,
     times: ServerTime,
+    sinks: Sinks,
 ) -> Result:
     experiment, folder, project = ending.experiment, ending.folder, source.project
     nodes, seed = len(world.members), experiment.seed
-    with Record(folder) as record, workers_of(project, nodes, seed) as workers:
-        journal = Journal(experiment, world, record, progress)
+    with Record(folder, sinks) as record, workers_of(project, nodes, seed) as workers:
+        journal = Journal(experiment, world, record, progress, sinks)
         journal.start(describe_world(world), {"app": project.name, "notes": world.notes})
         clients = AppClients(client, project, nodes, seed, world.clock, workers)
         watches = [clients, journal]
@@ -321,8 +324,10 @@ def _run(
                 journal.end({"error_replies": [asdict(one) for one in journal.failed]})
                 record.close()
             warn(journal.failed, "replies were errors")
-    summary = journal.summary(True, weights_hash, error_replies=len(journal.failed), engine="flower")
-    return Result(folder, ending.finish(summary, try_report))
+    own = {"error_replies": len(journal.failed), "engine": "flower"}
+    summary = ending.finish(journal.summary(True, weights_hash, **own), try_report)
+    sinks.finish(summary)
+    return Result(folder, summary)
 
 
 def _drive(source: Source, experiment: Experiment, grid: AppGrid, journal: Journal) -> None:

@@ -19,6 +19,7 @@ from fedsim.methods.server import evaluates, trains
 from fedsim.record.store import Record
 from fedsim.running.progress import Progress
 from fedsim.running.servers import Dropped
+from fedsim.running.sinks import Sinks
 from fedsim.running.watched import Run
 from fedsim.spec.experiment import Experiment
 from fedsim.world.world import World
@@ -40,6 +41,7 @@ class Journal(Watch, Run):
         world: counts bytes and work.
         record: where everything is written.
         progress: called after every round, or None.
+        sinks: hear of every round, or None.
     """
 
     grid: SimGrid
@@ -50,8 +52,9 @@ class Journal(Watch, Run):
         world: World,
         record: Record,
         progress: Callable[[Progress], None] | None = None,
+        sinks: Sinks | None = None,
     ) -> None:
-        super().__init__(experiment, world, record, progress)
+        super().__init__(experiment, world, record, progress, sinks)
         self.arrays: ArrayRecord | None = None
         self.replies: Sequence[Message] = ()
         self.failed: list[Dropped] = []
