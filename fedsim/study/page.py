@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
+from jinja2 import ChoiceLoader, Environment, PackageLoader
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -94,7 +94,8 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
 def page(comparison: Comparison) -> str:
     """Return the comparison as one page that needs nothing else."""
     titles, rows = grid(comparison)
-    environment = Environment(loader=PackageLoader("fedsim.study"), autoescape=True, trim_blocks=True)
+    loader = ChoiceLoader([PackageLoader("fedsim.study"), PackageLoader("fedsim.record")])
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True)
     groups = comparison.groups.items()
     return environment.get_template("comparison.html").render(
         comparison=comparison,
