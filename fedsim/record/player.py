@@ -56,8 +56,9 @@ def scene(run: Path, known: dict[str, Any], end_us: int) -> Scene | None:
         return None
     place = {node: i for i, node in enumerate(shown)}
     links = [(a, b) for a, b in zip(edges["a"].tolist(), edges["b"].tolist()) if a in place and b in place]
-    moves, every_move = _thinned(_events(run, MOVING, shown), end_us)
-    works, every_work = _thinned(_events(run, WORKING, shown), end_us)
+    events = _events(run, (*MOVING, *WORKING), shown)
+    moves, every_move = _thinned(_of(events, MOVING), end_us)
+    works, every_work = _thinned(_of(events, WORKING), end_us)
     comings = [
         [_tick(time, end_us), place[node], online]
         for time, node, online in zip(*(presence[name].tolist() for name in ("time_us", "node", "online")))
@@ -104,6 +105,11 @@ def _events(run: Path, kinds: tuple[str, ...], shown: list[int]) -> Table:
     marks, some = ", ".join("?" * len(kinds)), ", ".join(map(str, shown))
     where = f"kind IN ({marks}) AND node IN ({some}) AND peer IN (-1, {some})"
     return arrays(run, "events", where, kinds)
+
+
+def _of(events: Table, kinds: tuple[str, ...]) -> Table:
+    chosen = np.isin(events["kind"], kinds)
+    return {name: column[chosen] for name, column in events.items()}
 
 
 def _thinned(events: Table, end_us: int) -> tuple[list[list[int]], int]:

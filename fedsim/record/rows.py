@@ -20,14 +20,19 @@ KINDS = {"INTEGER": (int,), "REAL": (float, type(None)), "TEXT": (str,)}
 DTYPES = {"INTEGER": np.int64, "REAL": np.float64, "TEXT": np.str_}
 NAMES = {str: "text", bytes: "a blob", type(None): "null", float: "a fraction", int: "a whole number"}
 
+PIECE = 20_000
+"""So many rows are held as Python's objects at a time."""
+
 UNFIT = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL)
 """How SQLite refuses a file that it would have to put in order first, where it may not write or the disk is full."""
 
 
-def columns(
+def pieces(
     path: str | Path, table: str, where: str = "1", values: Sequence[Any] = ()
-) -> list[Sequence[Any]]:
-    """Return the columns of a table, of the rows for which a condition holds, in the order in which they were written.
+) -> Iterator[list[tuple[Any, ...]]]:
+    """Yield the columns of a table, of the rows for which a condition holds, in pieces and in the order of writing.
+
+    In pieces, as a table may have millions of rows, which Python would have to hold all at once.
 
     Args:
         path: the run's folder or its SQLite file.
@@ -39,36 +44,43 @@ def columns(
         BadValue: if the path holds no record, or one that no run can have written: with another table or column, or
             with a value of another kind.
     """
-    known = TABLES[table]
-    found: list[tuple[Any, ...]] = []
     with settled(path) as file:
         try:
             with contextlib.closing(_opened(file)) as db:
-                if _has(db, table, path):
-                    query = f"SELECT * FROM {table} WHERE {where} ORDER BY rowid"
-                    found = db.execute(query, values).fetchall()
+                if not _has(db, table, path):
+                    return
+                count, query = 0, f"SELECT * FROM {table} WHERE {where} ORDER BY rowid"
+                cursor = db.execute(query, values)
+                while some := cursor.fetchmany(PIECE):
+                    held = list(zip(*some, strict=True))
+                    _check(path, table, held, count)
+                    count += len(some)
+                    yield held
         except sqlite3.Error as error:
             raise _unreadable(path, error) from error
-    held: list[Sequence[Any]] = list(zip(*found, strict=True)) or [()] * len(known)
-    for (column, kind), given in zip(known.items(), held, strict=True):
+
+
+def _check(path: str | Path, table: str, held: Sequence[tuple[Any, ...]], before: int) -> None:
+    """Refuse values that no run can have written, in rows before which there are so many others."""
+    for (column, kind), given in zip(TABLES[table].items(), held, strict=True):
         for one in set(map(type, given)).difference(KINDS[_plain(kind)]):
-            row = 1 + list(map(type, given)).index(one)
+            row = before + 1 + list(map(type, given)).index(one)
             raise _unreadable(path, f"{NAMES[one]} in column {column} of table {table}, row {row}")
-    return held
 
 
 def rows(path: str | Path, table: str, where: str = "1", values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-    """Return the rows of a table for which a condition holds; see :func:`columns`."""
-    return list(zip(*columns(path, table, where, values), strict=True))
+    """Return the rows of a table for which a condition holds; see :func:`pieces`."""
+    return [row for held in pieces(path, table, where, values) for row in zip(*held, strict=True)]
 
 
 def arrays(path: str | Path, table: str, where: str = "1", values: Sequence[Any] = ()) -> Table:
-    """Return the columns of a table by name, as arrays; see :func:`columns`."""
-    found = columns(path, table, where, values)
-    return {
-        name: np.array(given, DTYPES[_plain(kind)])
-        for (name, kind), given in zip(TABLES[table].items(), found)
-    }
+    """Return the columns of a table by name, as arrays; see :func:`pieces`."""
+    kinds = [DTYPES[_plain(kind)] for kind in TABLES[table].values()]
+    found: list[list[np.ndarray]] = [[np.zeros(0, kind)] for kind in kinds]
+    for held in pieces(path, table, where, values):
+        for column, kind, given in zip(found, kinds, held, strict=True):
+            column.append(np.array(given, kind))
+    return {name: np.concatenate(column) for name, column in zip(TABLES[table], found, strict=True)}
 
 
 def _plain(kind: str) -> str:
