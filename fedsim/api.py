@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -50,6 +51,8 @@ __all__ = [
     "report",
 ]
 __all__ += ["results", "resume", "retime", "run", "schema", "sweep", "write_starter"]
+
+log = logging.getLogger("fedsim")
 
 Source = str | Path | Mapping[str, Any]
 
@@ -358,10 +361,12 @@ def compare(
     said = sweeps.wishes(Path(runs[0])) if len(runs) == 1 else studies.Compare()
     if target is None and metric is None and said.target:
         metric, target = next(iter(said.target.items()))
-    found = tables.runs(*runs)
+    found, notes = tables.found(*runs)
     by = by or (said.by if said.by in found[0].settings else next(iter(found[0].settings)))
-    asked = by, metric, target, x or said.x, baseline or said.baseline
+    asked = by, metric, target, x or said.x, baseline or said.baseline, [*notes, *tables.other_data(found)]
     comparison: Shown = _late("study.page").shown(found, *asked)
+    for note in comparison.notes:
+        log.warning("%s", note)
     return comparison
 
 

@@ -64,6 +64,7 @@ class Comparison:
         axes: the costs that count.
         baseline: whom the others are compared with, or None.
         groups: the runs of each value, in the order in which they were found.
+        notes: what whoever reads it must know, one sentence each.
     """
 
     by: str
@@ -72,6 +73,7 @@ class Comparison:
     axes: Sequence[str]
     baseline: str | None
     groups: Mapping[str, Sequence[Ran]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     @property
     def rising(self) -> bool:
@@ -151,6 +153,7 @@ def compare(
     target: float | None = None,
     axes: Sequence[str] = ("rounds", "sim_time", "bytes"),
     baseline: str | None = None,
+    notes: Sequence[str] = (),
 ) -> Comparison:
     """Sort runs by what is compared.
 
@@ -161,6 +164,7 @@ def compare(
         target: the value to reach.
         axes: the costs that count, of :data:`fedsim.study.results.COSTS`.
         baseline: whom the others are compared with.
+        notes: what is known already of what whoever reads it must know; runs that were not evaluated are added.
 
     Raises:
         ConfigError: if the runs cannot be compared so.
@@ -170,22 +174,33 @@ def compare(
             raise ConfigError(
                 [Problem("x", axis, f"must be one of {', '.join(COSTS)}", did_you_mean(axis, list(COSTS)))]
             )
-    metric = metric or next((name for name in QUALITY if all(name in ran.names() for ran in runs)), None)
-    if metric is None:
-        raise ConfigError(
-            [Problem("runs", runs[0].path.name, "these runs have no metric in common", "were all evaluated?")]
-        )
+    metric, kept = _measured(runs, metric)
+    left = [ran.path.name for ran in runs if ran not in kept]
+    notes = [*notes, *([f"left out, as {metric} was not measured: {', '.join(left)}"] if left else [])]
     groups: dict[str, list[Ran]] = {}
-    for ran in runs:
-        if metric not in ran.names():
-            hint = did_you_mean(metric, ran.names()) or "a timing-only run measures nothing"
-            raise ConfigError([Problem("metric", metric, f"was not measured by {ran.path.name}", hint)])
+    for ran in kept:
         groups.setdefault(setting(ran, by), []).append(ran)
     if baseline is not None and baseline not in groups:
         raise ConfigError(
             [Problem("baseline", baseline, f"is no {by}", did_you_mean(baseline, list(groups)))]
         )
-    return Comparison(by, metric, target, tuple(axes), baseline, groups)
+    return Comparison(by, metric, target, tuple(axes), baseline, groups, notes)
+
+
+def _measured(runs: Sequence[Ran], metric: str | None) -> tuple[str, list[Ran]]:
+    """Return the metric to compare, and the runs that have it; timing-only runs have none."""
+    if metric is None:
+        some = [ran for ran in runs if set(QUALITY) & set(ran.names())]
+        common = [name for name in QUALITY if some and all(name in ran.names() for ran in some)]
+        if not common:
+            where, hint = runs[0].path.name, "were all evaluated? a timing-only run measures nothing"
+            raise ConfigError([Problem("runs", where, "these runs have no metric in common", hint)])
+        metric = common[0]
+    kept = [ran for ran in runs if metric in ran.names()]
+    if not kept:
+        hint = did_you_mean(metric, runs[0].names()) or "a timing-only run measures nothing"
+        raise ConfigError([Problem("metric", metric, f"was not measured by {runs[0].path.name}", hint)])
+    return metric, kept
 
 
 def mean(values: Sequence[float]) -> Interval:

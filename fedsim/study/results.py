@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedsim.errors import BadValue, ConfigError, Problem, did_you_mean
-from fedsim.record.store import FILE, Table, read
+from fedsim.errors import BadValue, ConfigError, Problem, did_you_mean, short
+from fedsim.record.store import FILE, Table, facts, read
+from fedsim.spec.yamlfile import flat
 from fedsim.spec.yamlfile import read as read_yaml
-from fedsim.study.sweep import DONE, POINTS
+from fedsim.study.file import Point
+from fedsim.study.sweep import DONE, FAILED, POINTS
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -81,18 +83,50 @@ def runs(*folders: str | Path) -> list[Ran]:
     Raises:
         ConfigError: if there is no finished run.
     """
-    found: list[Ran] = []
+    return found(*folders)[0]
+
+
+def found(*folders: str | Path) -> tuple[list[Ran], list[str]]:
+    """Return what :func:`runs` returns, and what has been left out, and why, in a line for each reason."""
+    whole: list[Ran] = []
+    left: dict[str, list[str]] = {}
     for folder in map(Path, folders):
         if not folder.is_dir():
-            raise ConfigError([Problem("runs", str(folder), "no such folder")])
-        for path, settings in _places(folder):
-            found.append(_read(path, settings))
-    if not found:
+            rule = "is not a folder" if folder.exists() else "no such folder"
+            raise ConfigError([Problem("runs", str(folder), rule)])
+        for path, settings, why in _places(folder):
+            try:
+                if why is None:
+                    whole.append(_read(path, _settings(path) if settings is None else settings))
+                    continue
+            except ConfigError as error:
+                [problem, *_] = error.problems
+                why = problem.rule if problem.key == "runs" else f"its settings cannot be read ({problem})"
+            left.setdefault(why, []).append(path.name)
+    notes = [f"left out, as {why}: {', '.join(names)}" for why, names in left.items()]
+    if not whole:
         shown = ", ".join(map(str, folders))
-        raise ConfigError(
-            [Problem("runs", shown, "there is no finished run", "fedsim run or fedsim sweep makes some")]
-        )
-    return found
+        hint = "; ".join(notes) or "fedsim run or fedsim sweep makes some"
+        raise ConfigError([Problem("runs", shown, "there is no finished run", hint)])
+    return whole, notes
+
+
+def other_data(runs: Sequence[Ran]) -> list[str]:
+    """Say in a line what sets the data of runs apart without being one of their settings, if anything does."""
+    known = {key for ran in runs for key in ran.settings}
+    origins = [facts(ran.path).get("origin") or {} for ran in runs]
+    blocks = [dict(flat({"data": one["experiment"]["data"]})) for one in origins if "experiment" in one]
+    said = {
+        key: dict.fromkeys(short(block.get(key)) for block in blocks) for block in blocks for key in block
+    }
+    apart = [
+        f"{key} is {' or '.join(values)}"
+        for key, values in said.items()
+        if len(values) > 1 and key not in known
+    ]
+    if not apart or known & {"data", "data.name"}:  # of other data all else may differ, too
+        return []
+    return [f"these runs have other data: {', '.join(apart[:3])}"]
 
 
 def results(*folders: str | Path) -> DataFrame:
@@ -137,14 +171,26 @@ def _rows(ran: Ran) -> dict[str, Any]:
     }
 
 
-def _places(folder: Path, named: bool = True) -> Iterable[tuple[Path, dict[str, Any]]]:
-    """Return the finished runs of a folder with their settings; a tracker's copy of a summary is none of them."""
+def _places(folder: Path, named: bool = True) -> Iterator[tuple[Path, dict[str, Any] | None, str | None]]:
+    """Yield the runs of a folder, with their settings if a study gave them, and why they cannot be read, if so.
+
+    A tracker's copy of a summary is none of them.
+    """
     if (folder / "summary.json").exists() and (named or (folder / FILE).exists()):
-        return [(folder, _settings(folder))]
-    if (folder / POINTS).exists():
-        rows = json.loads((folder / POINTS).read_text(encoding="utf-8"))
-        return [(folder / row["folder"], row["settings"]) for row in rows if row["status"] == DONE]
-    return [place for inner in sorted(folder.iterdir()) if inner.is_dir() for place in _places(inner, False)]
+        yield folder, None, None
+    elif (folder / FILE).exists():
+        yield folder, None, "it has not come to its end"
+    elif (folder / POINTS).exists():
+        for row in json.loads((folder / POINTS).read_text(encoding="utf-8")):
+            if row["status"] == DONE:
+                yield folder / row["folder"], row["settings"], None
+            else:
+                why = f"it failed ({row['reason']})" if row["status"] == FAILED else "it has not been run"
+                yield Path(Point(row["settings"], {}).label), row["settings"], why
+    else:
+        for inner in sorted(folder.iterdir()):
+            if inner.is_dir():
+                yield from _places(inner, False)
 
 
 def _settings(run: Path) -> dict[str, Any]:
