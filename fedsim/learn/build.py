@@ -26,7 +26,7 @@ from fedsim.learn.data.kept import made_once
 from fedsim.learn.data.partition import Some
 from fedsim.learn.draws import seeded
 from fedsim.learn.engines import Shard
-from fedsim.learn.engines.choose import choose
+from fedsim.learn.engines.choose import choose, cluster_of
 from fedsim.learn.engines.device import find_device
 from fedsim.learn.engines.together import seated
 from fedsim.learn.learner import Learner
@@ -92,9 +92,12 @@ def build(
     shard = Shard(x, y, shares, difficulty, (x_test, y_test))
     _check_last_batches(experiment, task, shard)
     with experiment.blame("compute"):
-        engine, reason = choose(task, shard, settings.engine, settings.slots, experiment.folder)
+        block, folder = settings.engine, experiment.folder
+        cluster = cluster_of(block, settings.workers, folder)
+        wanted, params = (block.name, block.params) if cluster is None else (cluster.inner, {})
+        engine, reason = choose(task, shard, wanted, settings.slots, folder, params)
     log.info("engine: %s (%s)", engine.name, reason)
-    engine = seated(engine, settings.workers)
+    engine = seated(engine, settings.workers, cluster)
     with experiment.blame("strategy"):
         rates = schedule(experiment.strategy.local)
     seed, chunk = experiment.seed, experiment.evaluate.batch_size

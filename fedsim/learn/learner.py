@@ -79,10 +79,8 @@ class Learner:
         """Return what trains and what it takes, one line each."""
         if self.dry:
             return ["engine: none, for a timing-only run trains nothing"]
-        count = self.engine.count
-        used = f"up to {count} processes" if count > 1 else "one process"
         return [
-            f"engine: {self.engine.name}, {used}; {self.why}",
+            f"engine: {self.engine.name}, {self.engine.used}; {self.why}",
             f"memory: {self.nbytes / 1e6:.3g} MB for the data and one model of each client",
         ]
 

@@ -162,8 +162,9 @@ class Assume(Block):
 class Compute(Block):
     """How the numbers are computed."""
 
-    engine: str = Field(
-        default="auto", description="how clients are trained: auto, an engine's name, or a dotted path"
+    engine: Part = Field(
+        default=Part(name="auto"),
+        description="how clients are trained: auto, an engine's name, or a dotted path",
     )
     device: Device = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
     dtype: Literal["float32", "float64"] = Field(default="float32", description="type of weights and data")

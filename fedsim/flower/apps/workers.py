@@ -25,8 +25,9 @@ from fedsim.flower.apps.project import Project
 from fedsim.flower.apps.visit import Broken, Done
 from fedsim.flower.apps.worker import Start
 from fedsim.learn.engines.desk import ALIGNED, reserve
+from fedsim.learn.engines.process import Process
 from fedsim.learn.engines.worker import PLACES
-from fedsim.learn.engines.workers import LATE_S, PIECE_S, Process
+from fedsim.learn.engines.workers import LATE_S, PIECE_S
 from fedsim.machine import cores
 from fedsim.pulse import beat
 

@@ -152,6 +152,11 @@ class Engine(ABC):
         return {}
 
     @property
+    def used(self) -> str:
+        """Where the jobs are done."""
+        return f"up to {self.count} processes" if self.count > 1 else "one process"
+
+    @property
     def kind(self) -> type[Engine]:
         """Whose arithmetic it is."""
         return type(self)
