@@ -33,6 +33,7 @@ from fedsim.learn.learner import Learner
 from fedsim.learn.losses import Loss, cross_entropy, loss_of
 from fedsim.learn.measured import metrics_of
 from fedsim.learn.models import builtin as models
+from fedsim.learn.overflow import default_budget
 from fedsim.learn.raised import passes, told
 from fedsim.learn.sampling import batch_width
 from fedsim.learn.schedules import schedule
@@ -104,7 +105,15 @@ def build(
     final = (cast(whole.x_test, device, task.dtype), _cast(whole.y_test, task)) if share else None
     tests = [torch.from_numpy(own).to(device) for own in held]
     best = _optimum(dataset, task)
-    more: dict[str, Any] = {"optimum": best, "schedule": rates, "why": reason, "tests": tests, "final": final}
+    kept = default_budget(device) if settings.state_bytes is None else settings.state_bytes
+    more: dict[str, Any] = {
+        "state_bytes": kept,
+        "optimum": best,
+        "schedule": rates,
+        "why": reason,
+        "tests": tests,
+        "final": final,
+    }
     learner = Learner(engine, x_test, y_test, seed, chunk, dry, **more)
     return learner, dataset, owned
 

@@ -58,6 +58,7 @@ class Learner:
         tests: the samples of each client that are its own test, by their place among the training data; or nothing.
         final: inputs and labels of the test, where ``x_test`` is a validation set; else None.
         book: keeps count of all values.
+        state_bytes: so much of what clients keep stays in memory; None has no limit.
     """
 
     engine: Engine
@@ -74,6 +75,7 @@ class Learner:
     tests: Sequence[Tensor] = ()
     final: tuple[X, Tensor] | None = None
     book: Book = field(default_factory=Book)
+    state_bytes: int | None = None
 
     def outline(self) -> list[str]:
         """Return what trains and what it takes, one line each."""
@@ -247,7 +249,8 @@ class Train:
             for name, number in self.said.items()
         }
         seed = int(self._stream("model draws").integers(2**63))
-        short, held = buffers.cut(task, given)
+        # What clients keep may lie in files, which the host reads.
+        short, held = buffers.cut(task, {name: one.to(task.device) for name, one in given.items()})
         return TrainJob(self.update, client, rows, {**short, **drawn, **said}, seed, held)
 
     @property

@@ -34,7 +34,7 @@ from fedsim.version import __version__
 FREE = ("stop", "record", "evaluate")
 """The blocks that may be others when a run goes on."""
 
-IDLE = ("workers", "patience_s")
+IDLE = ("workers", "state_bytes", "patience_s")
 """What may be another in the block compute."""
 
 Told = Callable[[Progress], None] | None

@@ -30,7 +30,7 @@ from fedsim.methods.rounds import Rounds
 from fedsim.methods.select import Selector
 from fedsim.methods.traits import Traits
 from fedsim.running.held import check_buffers, innermost
-from fedsim.running.memory import check_memory, need_mb
+from fedsim.running.memory import check_budget, check_memory, kept_bytes, need_mb
 from fedsim.running.topology import check_use, make_graph
 from fedsim.running.updates import transforms_of, updates_of
 from fedsim.running.weighting import choose_weighting
@@ -111,6 +111,10 @@ def prepare(experiment: Experiment, dry: bool = False, book: Book | None = None)
     if book is not None:
         learner = replace(learner, book=book)
     check_buffers(experiment, strategy, learner.engine.task)
+    if server:
+        with experiment.blame("compute"):
+            kept = kept_bytes(learner.engine, updates_in(strategy, experiment))
+            check_budget(experiment.compute.state_bytes, kept)
     if dry and depends_on_values(strategy) is not False:
         learner = replace(learner, assumed=experiment.assume.numbers)
     if server and not isinstance(strategy, Rounds | Arrivals):
@@ -120,7 +124,7 @@ def prepare(experiment: Experiment, dry: bool = False, book: Book | None = None)
     if pooled:
         world.equip_server()
     elif any(kit.memory_mb is not None for kit in world.kits):
-        needs = need_mb(learner.engine, _updates(strategy, experiment))
+        needs = need_mb(learner.engine, updates_in(strategy, experiment))
         with experiment.blame("devices"):
             check_memory(world.kits, needs)
     worlds.start(world, experiment)
@@ -233,7 +237,7 @@ def _as_method(experiment: Experiment, part: parts.Part, method: Any, select: An
     return method
 
 
-def _updates(strategy: Any, experiment: Experiment) -> list[LocalUpdate]:
+def updates_in(strategy: Any, experiment: Experiment) -> list[LocalUpdate]:
     """Return what clients or peers compute: a strategy's own updates, or plain local SGD."""
     if isinstance(strategy, PeerStrategy):
         return [strategy.update or LocalSGD(experiment.strategy.local)]
@@ -264,7 +268,7 @@ def check_timing_only(experiment: Experiment, strategy: Any) -> None:
             name = type(innermost(strategy)).__name__
             why = "its choices depend on values" if depends else "it does not say whether its choices do not"
             asked = ["loss"] if experiment.strategy.select is not None else []  # what selectors ask for
-            sent = [name for one in _updates(strategy, experiment) for name in one.metrics]
+            sent = [name for one in updates_in(strategy, experiment) for name in one.metrics]
             names = dict.fromkeys([*asked, *sent])
             hint = f"say what to assume of them: assume: {{{', '.join(f'{one}: 1.0' for one in names)}}}"
             if not depends:

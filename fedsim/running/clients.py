@@ -92,7 +92,8 @@ class LocalClients:
         updates: Mapping[str, LocalUpdate],
         queries: Mapping[str, Query] | None = None,
     ) -> None:
-        self.learner, self.updates, self.kept = learner, dict(updates), Kept(learner.zeros, learner.keeps)
+        self.learner, self.updates = learner, dict(updates)
+        self.kept = Kept(learner.zeros, learner.keeps, learner.state_bytes)
         self.queries: Mapping[str, Query] = {QUERY_SIZE: nothing, **(queries or {})}
         task = learner.engine.task
         self._layout, self._dtype = task.sent, str(task.dtype).removeprefix("torch.")

@@ -176,6 +176,11 @@ class Compute(Block):
         description="processes that share the clients' training on a CPU, at most 1024; null takes one for each core, "
         "once a run has trained for two seconds. No number depends on how many there are",
     )
+    state_bytes: Whole | None = Field(
+        default=None,
+        description="bytes of what clients of a server keep between their visits that stay in memory; the rest is in "
+        "files of the temporary folder. null is a quarter of the device's memory. No number depends on it",
+    )
     patience_s: Duration | None = Field(
         default=3600.0,
         description="seconds of real time without an event or a step of training after which a run counts as hanging; "

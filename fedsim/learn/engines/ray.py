@@ -348,7 +348,7 @@ class Remote:
                 self._results[place] = arrays
                 how = "done" if data else "failed"
                 self._news.put((self, pickle.dumps((how, number, place, data))))
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # whatever Ray raises, also as it ends
             said = [line for line in str(error).splitlines() if line.strip()]
             self._end = f"{type(error).__name__}: {clip(said[-1].strip() if said else '', 120)}"
             self._news.put((self, b""))

@@ -25,7 +25,7 @@ from fedsim.learn.local import LocalSGD, LocalUpdate, MeanGradient
 from fedsim.learn.models import builtin as models
 from fedsim.learn.task import Task
 from fedsim.rng import stream
-from fedsim.running.build import _updates, make_strategy
+from fedsim.running.build import make_strategy, updates_in
 from fedsim.spec.blocks import Part
 from fedsim.spec.experiment import Local, load
 from tests.conformance.conformance_rows import ROWS, experiment
@@ -42,7 +42,7 @@ def of_strategies():
     found = {}
     for row in ROWS:
         given = load(experiment(row))
-        for one in _updates(make_strategy(given), given):
+        for one in updates_in(make_strategy(given), given):
             for round in (1, 2):
                 found.setdefault(f"{row.name}-{type(one.at(round)).__name__}", one.at(round))
     return found

@@ -51,7 +51,7 @@ def library():
     """Start Ray once, as a user may who has more to do with it."""
     ray = pytest.importorskip("ray")
     engines_ray._library()
-    ray.init(num_cpus=3, address="local", log_to_driver=False, configure_logging=False)
+    ray.init(num_cpus=4, address="local", log_to_driver=False, configure_logging=False)
     yield ray
     ray.shutdown()
 
@@ -61,6 +61,8 @@ def sharing(library):
     begun = []
 
     def begin(engine, actors=1):
+        for one in begun:  # their processors are needed
+            one.close()
         made = Ray(engine, Cluster(actors=actors))
         begun.append(made)
         made.begin()
@@ -175,7 +177,9 @@ def test_a_cluster_that_runs_already(tmp_path):
     tool = [sys.executable, "-m", "ray.scripts.scripts"]
     start = ["start", "--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=false", "--block"]
     environment = {**os.environ, **engines_ray.QUIET}
-    head = subprocess.Popen([*tool, *start], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    head = subprocess.Popen(
+        [*tool, *start], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    )
     try:
         end_s = time.monotonic() + 60
         while not is_open(port) and time.monotonic() < end_s:
@@ -215,7 +219,9 @@ def test_a_cluster_that_cannot_be_reached(monkeypatch):
     try:
         for port in (free_port(), server.server_address[1]):
             for scheme in ("", "ray://"):
-                with pytest.raises(BadValue, match=f"engine.address: {scheme}127.0.0.1:{port}: no Ray cluster"):
+                with pytest.raises(
+                    BadValue, match=f"engine.address: {scheme}127.0.0.1:{port}: no Ray cluster"
+                ):
                     Cluster(address=f"{scheme}127.0.0.1:{port}").reach()
     finally:
         server.shutdown()
@@ -248,7 +254,9 @@ def test_addresses_that_are_none(address, monkeypatch):
 
 def test_without_ray(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"compute.engine.*: ray: needs ray, which is not installed; pip install 'ray"):
+    with pytest.raises(
+        ConfigError, match=r"compute.engine.*: ray: needs ray, which is not installed; pip install 'ray"
+    ):
         fedsim.check({**RUN, "compute": {"engine": "ray"}})
 
 
