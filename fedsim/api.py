@@ -95,11 +95,15 @@ def outline(
 
     >>> experiment = {"data": {"clients": 5}, "strategy": "fedavg", "model": "softmax", "stop": {"rounds": 2}}
     >>> [line.partition(":")[0] for line in outline(experiment)]
-    ['experiment is fine', 'engine', 'memory']
+    ['experiment is fine', 'engine', 'memory', 'time']
     """
     setup = _prepared(source, overrides, more, timing_only)
     fine = f"{setup.experiment.name} is fine"
-    return [fine, *setup.learner.outline(), *(f"note: {line}" for line in remarks(setup.experiment))]
+    return [
+        fine,
+        *_late("running.estimate").outline(setup),
+        *(f"note: {line}" for line in remarks(setup.experiment)),
+    ]
 
 
 def _prepared(

@@ -21,8 +21,8 @@ from fedsim.machine import memory_bytes
 SHARE = 4
 """Without a budget, such a part of the memory that the vectors are in anyway."""
 
-PIECE_BYTES = 2**26
-"""A file has about so many bytes."""
+PIECE_BYTES, MOST = 2**26, 256
+"""A file has about so many bytes, and places for at most so many vectors."""
 
 log = logging.getLogger("fedsim")
 
@@ -74,7 +74,7 @@ class Overflow:
         place = self._place(vector.nbytes)
         if place is None:
             return self.put(owner, vector)
-        # Not the place itself, which is there for others later: this array is gone with the last tensor that lies there.
+        # Not the place itself, which waits for others: this array is gone with the last tensor that lies there.
         row = place[:]
         self.outside += 1
         weakref.finalize(row, self._give_back, place).atexit = False
@@ -89,7 +89,7 @@ class Overflow:
         """Return bytes of a file that nobody uses; None if there is no room for any."""
         free = self._free.setdefault(size, [])
         if not free:
-            count = max(1, PIECE_BYTES // size)
+            count = min(MOST, max(1, PIECE_BYTES // size))
             try:
                 with tempfile.TemporaryFile(prefix="fedsim-state-") as file:
                     if hasattr(

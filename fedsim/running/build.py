@@ -53,6 +53,7 @@ class Setup:
         dataset: the data.
         owned: the training samples of each client.
         needs_mb: the memory that each client needs, where the experiment says how much it has.
+        kept_bytes: what one client of a server keeps between its visits.
     """
 
     experiment: Experiment
@@ -63,6 +64,7 @@ class Setup:
     dataset: Dataset
     owned: list[np.ndarray]
     needs_mb: list[float] | None = None
+    kept_bytes: int = 0
 
     @property
     def notes(self) -> list[str]:
@@ -111,6 +113,7 @@ def prepare(experiment: Experiment, dry: bool = False, book: Book | None = None)
     if book is not None:
         learner = replace(learner, book=book)
     check_buffers(experiment, strategy, learner.engine.task)
+    kept = 0
     if server:
         with experiment.blame("compute"):
             kept = kept_bytes(learner.engine, updates_in(strategy, experiment))
@@ -128,7 +131,7 @@ def prepare(experiment: Experiment, dry: bool = False, book: Book | None = None)
         with experiment.blame("devices"):
             check_memory(world.kits, needs)
     worlds.start(world, experiment)
-    return Setup(experiment, strategy, world, learner, graph, dataset, owned, needs)
+    return Setup(experiment, strategy, world, learner, graph, dataset, owned, needs, kept)
 
 
 @contextmanager

@@ -115,6 +115,7 @@ def test_a_quarter_of_the_memory_by_default():
     assert default_budget(torch.device("cpu")) == memory_bytes() // 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy",
     [
@@ -153,10 +154,11 @@ fedsim.run(eval(sys.argv[1]), out="runs", progress=kill)
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_leaves_no_file_and_goes_on_with_another_budget(tmp_path):
     (tmp_path / "temporary").mkdir()
     run = {**RUN, "name": "killed", "stop": {"rounds": 6}, "compute": {"state_bytes": 0}}
-    run["record"] = {**RUN["record"], "checkpoint": {"rounds": 1}}
+    run["record"] = {**RUN["record"], "checkpoint": {"every_rounds": 1}}
     ran = subprocess.run(
         [sys.executable, "-c", KILLED, repr(run)],
         cwd=tmp_path,

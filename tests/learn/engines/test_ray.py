@@ -254,9 +254,7 @@ def test_addresses_that_are_none(address, monkeypatch):
 
 def test_without_ray(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(
-        ConfigError, match=r"compute.engine.*: ray: needs ray, which is not installed; pip install 'ray"
-    ):
+    with pytest.raises(ConfigError, match=r"compute.engine.*: ray: needs ray, which is not installed; pip"):
         fedsim.check({**RUN, "compute": {"engine": "ray"}})
 
 
