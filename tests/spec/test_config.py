@@ -62,7 +62,7 @@ def test_the_defaults():
     assert (experiment.evaluate.every, experiment.evaluate.batch_size) == (1, 1000)
     assert (experiment.stop.rounds, experiment.stop.sim_time_s, experiment.stop.target) == (2, None, None)
     compute = experiment.compute
-    assert (compute.engine, compute.device, compute.dtype) == ("auto", "auto", "float32")
+    assert (compute.engine.name, compute.device, compute.dtype) == ("auto", "auto", "float32")
     assert (compute.slots, compute.threads) == (None, 1)
     assert (experiment.record.events, experiment.record.report) == (True, True)
 
