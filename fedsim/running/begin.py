@@ -275,7 +275,14 @@ def _compared(given: Mapping[str, Any]) -> dict[str, Any]:
     model = given["model"]
     if isinstance(model, dict):
         given = {**given, "model": {key: value for key, value in model.items() if key != "weights"}}
-    return {**given, "compute": {key: value for key, value in given["compute"].items() if key not in IDLE}}
+    compute = {key: value for key, value in given["compute"].items() if key not in IDLE}
+    return {**given, "compute": {**compute, "engine": _of_jobs(compute["engine"])}}
+
+
+def _of_jobs(engine: Any) -> Any:
+    """Return the engine that does the jobs: over which cluster they are done is no matter."""
+    block = {"name": engine} if isinstance(engine, str) else engine
+    return block.get("inner", "auto") if block["name"] == "ray" else engine
 
 
 def check_data(origin: Mapping[str, Any], setup: Setup) -> None:

@@ -36,6 +36,9 @@ class Board(Protocol):
     def view(self, start: int, dtype: torch.dtype, shape: torch.Size) -> Tensor:
         """Return what was laid down, where it lies."""
 
+    def put_bytes(self, data: bytes) -> int | None:
+        """Lay bytes down, and return where; None if there is no room."""
+
     def take_bytes(self, start: int, size: int) -> bytes:
         """Return a copy of bytes that were laid down."""
 

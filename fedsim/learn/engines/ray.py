@@ -28,6 +28,7 @@ from fedsim.errors import BadValue, clip
 from fedsim.learn.data.samples import library
 from fedsim.learn.engines.base import Engine, Known
 from fedsim.learn.engines.desk import dumps, loads
+from fedsim.learn.engines.process import GRACE_S
 from fedsim.learn.engines.worker import PLACES, do
 from fedsim.learn.engines.workers import Piece, Workers, known_tensors, tensors_of
 from fedsim.ranges import Count
@@ -45,10 +46,8 @@ REACH_S = 5.0
 QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_gcs_server_request_timeout_seconds": "10",
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
 }
-"""What Ray reads from the environment, where nobody has said otherwise: no warnings, no reports, no long waits."""
+"""What Ray reads from the environment, where nobody has said otherwise: no warnings, no reports."""
 
 Item = TypeVar("Item")
 log = logging.getLogger("fedsim")
@@ -249,6 +248,10 @@ class Shelf:
             warnings.simplefilter("ignore")  # nobody writes into what the store has
             return torch.from_numpy(self.arrays[start]).view(dtype).view(shape)
 
+    def put_bytes(self, data: bytes) -> int:
+        """Lay bytes down, and return where."""
+        return self.put(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+
     def take_bytes(self, start: int, size: int) -> bytes:
         """Return a copy of bytes that were laid down."""
         found: bytes = self.arrays[start][:size].tobytes()
@@ -313,7 +316,8 @@ class Remote:
         self._results: dict[int, list[Any]] = {}
         self._end = ""
         self._first = actor.facts.remote()
-        threading.Thread(target=self._listen, name="fedsim-actor", daemon=True).start()
+        self._thread = threading.Thread(target=self._listen, name="fedsim-actor", daemon=True)
+        self._thread.start()
 
     def give(self, piece: Piece, number: int, place: int) -> None:
         """Hand a piece of work over."""
@@ -337,6 +341,7 @@ class Remote:
             self._ray.kill(self._actor)
         except Exception as error:  # it has ended already, or the cluster has
             log.debug("an actor cannot be ended: %s", error)
+        self._thread.join(GRACE_S)  # Ray must not end while somebody waits for it
 
     def _listen(self) -> None:
         try:

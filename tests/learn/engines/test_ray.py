@@ -22,6 +22,7 @@ from fedsim.learn.engines.choose import cluster_of
 from fedsim.learn.engines.desk import dumps, loads
 from fedsim.learn.engines.ray import Cluster, Ray, Remote, Shelf, Unlike
 from fedsim.learn.local import LocalSGD
+from fedsim.running.begin import _compared
 from fedsim.running.threads import limited
 from fedsim.spec.experiment import Local, Part
 from tests.learn.engines.test_engines import UPDATES, make_jobs, same
@@ -261,6 +262,17 @@ def test_without_ray(monkeypatch):
 def test_other_engines_need_no_ray():
     for block in ("auto", "closed"):
         assert cluster_of(Part(name=block), 2) is None
+
+
+def test_a_run_may_go_on_with_or_without_a_cluster():
+    given = {"model": "mlp", "compute": {"workers": 2, "dtype": "float32"}}
+    seen = [
+        _compared({**given, "compute": {**given["compute"], "engine": engine}})["compute"]["engine"]
+        for engine in ("ray", {"name": "ray", "actors": 3}, {"name": "ray", "inner": "lean"}, "closed")
+    ]
+    assert seen == ["auto", "auto", "lean", "closed"]
+    less = {"name": "stacked", "precision": "bf16"}
+    assert _compared({**given, "compute": {"engine": less}})["compute"] == {"engine": less}
 
 
 def test_numbers_on_a_shelf():
