@@ -21,7 +21,7 @@ from fedsim.learn.draws import states
 from fedsim.learn.engines import Engine, TrainJob
 from fedsim.learn.engines.sequential import score
 from fedsim.learn.lasting import Changed, check_lasting, stamps
-from fedsim.learn.local import LocalUpdate, State
+from fedsim.learn.local import MINE, LocalUpdate, State
 from fedsim.learn.names import Names
 from fedsim.learn.raised import passes, told
 from fedsim.learn.schedules import Schedule
@@ -146,7 +146,8 @@ class Learner:
         call = Train(self, update, client, place, numbers or {})
         known = {name: given[name] for name in (*names, *self.keeps) if name in given}
         result = Deferred(call, known, self.book)
-        self.book.begins(result, call)
+        if self.book.counts:  # what is trained to be measured is nobody's update
+            self.book.begins(result, call)
         return result
 
     def evaluate(self, weights: Deferred, client: int | None = None) -> Deferred:
@@ -250,7 +251,8 @@ class Train:
         }
         seed = int(self._stream("model draws").integers(2**63))
         short, held = buffers.cut(task, given)
-        return TrainJob(self.update, client, rows, {**short, **drawn, **said}, seed, held)
+        mine = {MINE: task.mask} if self.update.splits else {}
+        return TrainJob(self.update, client, rows, {**short, **drawn, **said, **mine}, seed, held)
 
     @property
     def said(self) -> dict[str, float]:

@@ -87,19 +87,19 @@ def prepare(experiment: Experiment, dry: bool = False, book: Book | None = None)
         ConfigError: if any part is unknown, refuses its parameters, or does not fit the others.
     """
     mistakes: list[ConfigError] = []
-    pooled = False
+    pooled, kept = False, Traits.kept
     with experiment.blame("compute"):  # before anything is computed with so many
         require_threads(experiment.compute.threads)
     with _collect(mistakes):
         strategy = make_strategy(experiment)
-        pooled = isinstance(strategy, Rounds) and strategy.pooled
+        pooled, kept = isinstance(strategy, Rounds) and strategy.pooled, Traits.of(strategy).kept
         if dry:
             check_timing_only(experiment, strategy)
         server = not isinstance(strategy, PeerStrategy)
         graph = make_graph(experiment, server)
         check_use(experiment, Traits.of(strategy), graph)
     with _collect(mistakes):
-        learner, dataset, owned = learning.build(experiment, dry, pooled)
+        learner, dataset, owned = learning.build(experiment, dry, pooled, kept)
     with _collect(mistakes), experiment.blame("churn"):
         supplied = dict.fromkeys(("node", "rng", "n"))
         parts.check(experiment.find("churn", experiment.churn.name), experiment.churn.params, supplied)

@@ -1,0 +1,52 @@
+"""Which part of a model stays with each client, where a strategy shares only the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedsim.errors import BadValue, did_you_mean
+from fedsim.learn.task import Task
+
+
+def staying(task: Task, kept: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of the weights that stay with each client.
+
+    Args:
+        task: has the model.
+        kept: layers or blocks of it, or single weights, by name; None is its last layer, and nothing is nothing.
+
+    Raises:
+        BadValue: with the key ``kept``, if a name is that of no part, or nothing would be shared.
+
+    >>> from torch import nn
+    >>> task = Task(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+    >>> staying(task, None), staying(task, ["0.bias"])
+    (('2.weight', '2.bias'), ('0.bias',))
+    >>> staying(task, ["0", "2"])
+    Traceback (most recent call last):
+    fedsim.errors.BadValue: kept: ['0', '2']: leaves nothing of the model to be shared; name less of it, or take \
+local_only
+    """
+    weights = [name for name, _ in task.layout[: len(task.layout) - len(task.buffers)]]
+    parts = [weights[-1].rpartition(".")[0] or weights[-1]] if kept is None else list(kept)
+    for part in parts:
+        if not any(_belongs(name, part) for name in weights):
+            tops = dict.fromkeys(end for name in weights for end in _ends(name))
+            hint = did_you_mean(part, list(tops)) or f"its parts are {', '.join(tops)}"
+            raise BadValue("kept", part, "is no part of the model that is trained", hint)
+    found = tuple(name for name in weights if any(_belongs(name, part) for part in parts))
+    if len(found) == len(weights):
+        shown = parts if kept is not None else f"{parts[0]}, the last layer,"
+        hint = "name less of it, or take local_only" if kept is not None else "take a model with more layers"
+        raise BadValue("kept", shown, "leaves nothing of the model to be shared", hint)
+    return found
+
+
+def _belongs(name: str, part: str) -> bool:
+    return name == part or name.startswith(f"{part.rstrip('.')}.")
+
+
+def _ends(name: str) -> list[str]:
+    """Return the names of what a weight is a part of, the largest first."""
+    steps = name.split(".")
+    return [".".join(steps[:end]) for end in range(1, max(2, len(steps)))]
