@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 from fedsim.learn.deferred import Deferred, compute
 from fedsim.learn.local import LocalUpdate
@@ -28,6 +29,10 @@ class Kept:
         """Return what a client has kept for an update, or whatever it does, by name."""
         own, names = self._vectors[client], () if update is None else update.keeps
         return {name: own.get(name, self._zeros) for name in (*names, *self._always)}
+
+    def held(self, client: int) -> Mapping[str, Deferred]:
+        """Return all that a client has kept so far, by name."""
+        return self._vectors.get(client, {})
 
     def all(self) -> list[dict[str, Deferred]]:
         """Return what each client keeps, in the order of ids."""
