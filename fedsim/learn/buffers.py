@@ -4,8 +4,8 @@ A local update computes with the weights [W] alone. Before it the vectors receiv
 buffers again: those of the client where they are averaged, and those received where they are the client's own affair or
 the server's. With FedBN (Li, Jiang, Zhang, Kamp, Dou: FedBN: Federated Learning on Non-IID Features via Local Batch
 Normalization. ICLR 2021) scale and shift of batch normalisation are the client's own, too, and so is whatever part of
-a model a strategy leaves with the clients: a local update begins with the client's, and where they stand in what is sent
-there is what was received.
+a model a strategy leaves with the clients: a local update begins with the client's, and where they stand in what is
+sent there is what was received.
 """
 
 from __future__ import annotations

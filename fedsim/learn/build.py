@@ -53,7 +53,7 @@ def build(
     experiment: Experiment,
     dry: bool = False,
     pooled: bool = False,
-    kept: Sequence[str] | None = (),
+    kept: Sequence[str | int] | None = (),
 ) -> tuple[Learner, Dataset, list[np.ndarray]]:
     """Make the learner that an experiment describes.
 
@@ -86,6 +86,8 @@ def build(
     if experiment.data.client_test_share:
         with experiment.blame("data"):
             owned, held = holdout.client_tests(owned, experiment.data.client_test_share, experiment.seed)
+    elif experiment.evaluate.personal is not None:
+        held = holdout.own_tests(dataset, owned)
     if experiment.data.faults:
         dataset = _faulty(experiment, dataset, owned)
         losses = _judging(experiment, dataset)
@@ -109,6 +111,7 @@ def build(
     tests = [torch.from_numpy(own).to(device) for own in held]
     best = _optimum(dataset, task)
     more: dict[str, Any] = {"optimum": best, "schedule": rates, "why": reason, "tests": tests, "final": final}
+    more["own_tests"] = bool(held) and not experiment.data.client_test_share
     learner = Learner(engine, x_test, y_test, seed, chunk, dry, **more)
     return learner, dataset, owned
 

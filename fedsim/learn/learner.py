@@ -56,6 +56,7 @@ class Learner:
         why: the reason for this engine.
         schedule: the factor of the clients' learning rates in each round, or None.
         tests: the samples of each client that are its own test, by their place among the training data; or nothing.
+        own_tests: whether these places are among the held-out data instead.
         final: inputs and labels of the test, where ``x_test`` is a validation set; else None.
         book: keeps count of all values.
     """
@@ -72,6 +73,7 @@ class Learner:
     why: str = ""
     schedule: Schedule | None = None
     tests: Sequence[Tensor] = ()
+    own_tests: bool = False
     final: tuple[X, Tensor] | None = None
     book: Book = field(default_factory=Book)
 
@@ -330,6 +332,8 @@ class Evaluate:
         learner, data = self.learner, self.learner.engine.data
         if self.client is not None:
             own = (learner.tests if self.on == "own" else data.owned)[self.client]
+            if self.on == "own" and learner.own_tests:
+                return learner.x_test[own], learner.y_test[own]
             return data.x[own], data.y[own]
         if self.on == "final" and learner.final is not None:
             return learner.final

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedsim.errors import BadValue, did_you_mean
+from fedsim.errors import MISSING, BadValue, did_you_mean
 from fedsim.learn.task import Task
 
 
-def staying(task: Task, kept: Sequence[str] | None) -> tuple[str, ...]:
+def staying(task: Task, kept: Sequence[str | int] | None) -> tuple[str, ...]:
     """Return the names of the weights that stay with each client.
 
     Args:
@@ -28,17 +28,24 @@ def staying(task: Task, kept: Sequence[str] | None) -> tuple[str, ...]:
 local_only
     """
     weights = [name for name, _ in task.layout[: len(task.layout) - len(task.buffers)]]
-    parts = [weights[-1].rpartition(".")[0] or weights[-1]] if kept is None else list(kept)
+    last = weights[-1].rpartition(".")[0] or weights[-1]
+    parts = [last] if kept is None else [str(part) for part in kept]
     for part in parts:
         if not any(_belongs(name, part) for name in weights):
             tops = dict.fromkeys(end for name in weights for end in _ends(name))
             hint = did_you_mean(part, list(tops)) or f"its parts are {', '.join(tops)}"
             raise BadValue("kept", part, "is no part of the model that is trained", hint)
+    if kept is not None and not parts and kept != ():
+        raise BadValue(
+            "kept", parts, "must name at least one part of the model", "take fedavg to share all of it"
+        )
     found = tuple(name for name in weights if any(_belongs(name, part) for part in parts))
     if len(found) == len(weights):
-        shown = parts if kept is not None else f"{parts[0]}, the last layer,"
-        hint = "name less of it, or take local_only" if kept is not None else "take a model with more layers"
-        raise BadValue("kept", shown, "leaves nothing of the model to be shared", hint)
+        if kept is None:
+            rule = f"{last}, the last layer, is all of the model, and nothing of it would be shared"
+            raise BadValue("kept", MISSING, rule, "take a model with more layers")
+        rule = "leaves nothing of the model to be shared"
+        raise BadValue("kept", parts, rule, "name less of it, or take local_only")
     return found
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from fedsim.learn.deferred import Deferred, Inputs
 
@@ -55,5 +55,5 @@ class _Own:
 
     batch = None
 
-    def run(self, calls: object, inputs: list[Inputs]) -> list[object]:
+    def run(self, calls: Sequence[Any], inputs: Sequence[Inputs]) -> Sequence[Any]:
         return [given["kept"] if bool(given["kept"].any()) else given["model"] for given in inputs]

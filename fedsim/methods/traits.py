@@ -53,7 +53,7 @@ class Traits(Read):
     timing_depends_on_values: bool | None = None
     directed: bool = False
     varying: bool = False
-    kept: Sequence[str] | None = ()
+    kept: Sequence[str | int] | None = ()
     check: Callable[[int], None] | None = None
 
     @property

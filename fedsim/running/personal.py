@@ -83,4 +83,6 @@ def gini(ranked: list[float]) -> float:
     total, count = math.fsum(ranked), len(ranked)
     if not total > 0:
         return 0.0
-    return math.fsum((2 * place - count - 1) * value for place, value in enumerate(ranked, 1)) / (count * total)
+    return math.fsum((2 * place - count - 1) * value for place, value in enumerate(ranked, 1)) / (
+        count * total
+    )

@@ -23,4 +23,4 @@ class FedPer(FedAvg):
             layer.
     """
 
-    kept: list[str] | None = None
+    kept: list[str | int] | None = None

@@ -59,7 +59,13 @@ class HeadThenBody(LocalUpdate):
         """Start at the body received and the head kept."""
         weights, zero = given["arrays"], torch.zeros_like(given["lr"])
         fixed = {"lr": given["lr"], MINE: given[MINE]}
-        return {**fixed, "weights": weights, "velocity": torch.zeros_like(weights), "loss": zero, "steps": zero}
+        return {
+            **fixed,
+            "weights": weights,
+            "velocity": torch.zeros_like(weights),
+            "loss": zero,
+            "steps": zero,
+        }
 
     def step(self, gradient: Gradient, state: State, batch: Batch) -> State:
         """h_i ← h_i - lr ∇_h f_i(φ, h_i) while that lasts, then φ ← φ - lr ∇_φ f_i(φ, h_i)."""

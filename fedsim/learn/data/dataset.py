@@ -40,6 +40,8 @@ class Dataset:
             :mod:`fedsim.learn.losses`, unless the experiment says another.
         optimum: [d] the exact minimiser of the unweighted mean of the natural clients' mean losses, if known.
         difficulty: [N] how hard each training sample is known to be, or None.
+        test_groups: [T] the natural client of each test sample, or -1 for one that no training sample is of; None if
+            there is none.
         note: what whoever reads its results must know, as one sentence; check, run, summary and report say it.
 
     Raises:
@@ -62,6 +64,7 @@ class Dataset:
     optimum: Tensor | None = None
     difficulty: NDArray[np.float64] | None = None
     note: str = ""
+    test_groups: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         for key in ("x", "x_test"):
@@ -81,6 +84,9 @@ class Dataset:
         _check_targets("y_test", self.y_test, self.classes)
         if self.groups is not None:
             _check_groups(self.groups, len(self.x))
+        if self.test_groups is not None and self.test_groups.shape != (len(self.x_test),):
+            rule = f"there must be one group for each of the {len(self.x_test)} test samples"
+            raise BadValue("test_groups", self.test_groups.shape, rule)
         if self.optimum is not None and (self.optimum.dim() != 1 or not self.optimum.isfinite().all()):
             raise BadValue("optimum", self.optimum.tolist(), "must be a flat vector of finite numbers")
 
