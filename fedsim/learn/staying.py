@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from fedsim.errors import MISSING, BadValue, did_you_mean
+from fedsim.learn.deferred import Deferred, apply
 from fedsim.learn.task import Task
 
 
@@ -47,6 +52,40 @@ local_only
         rule = "leaves nothing of the model to be shared"
         raise BadValue("kept", parts, rule, "name less of it, or take local_only")
     return found
+
+
+def filled(task: Task, vector: Deferred) -> Deferred:
+    """Return a whole vector [P] of what is shared [S], with the first weights where the clients' own stand."""
+    return apply(_Filled(task.initial, _shared(task)), vector)
+
+
+def shared(task: Task, vector: Deferred) -> Deferred:
+    """Return what is shared [S] of a whole vector [P]."""
+    return apply(_Taken(_shared(task)), vector)
+
+
+@dataclass(frozen=True)
+class _Filled:
+    initial: Tensor
+    places: Tensor
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        return self.initial.index_copy(0, self.places, vector)
+
+
+@dataclass(frozen=True)
+class _Taken:
+    places: Tensor
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        return vector[self.places]
+
+
+def _shared(task: Task) -> Tensor:
+    """Return where in a vector what is shared stands [S], int64."""
+    rest = torch.ones_like(task.initial, dtype=torch.bool)
+    rest[task.own] = False
+    return rest.nonzero()[:, 0]
 
 
 def _belongs(name: str, part: str) -> bool:

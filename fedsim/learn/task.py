@@ -125,7 +125,8 @@ class Task:
     @property
     def mine(self) -> list[str]:
         """The names of the weights that are a client's own."""
-        return [name for name, _ in self.layout if name in self.kept] if self.kept else self.norms
+        own = {*self.kept, *self.norms}
+        return [name for name, _ in self.layout if name in own] if self.kept else self.norms
 
     @cached_property
     def norms(self) -> list[str]:

@@ -38,9 +38,9 @@ class Kept:
         """Return what each client keeps, in the order of ids."""
         return [self._vectors[client] for client in sorted(self._vectors)]
 
-    def put(self, client: int, update: LocalUpdate, result: Deferred) -> None:
+    def put(self, client: int, update: LocalUpdate | None, result: Deferred) -> None:
         """Take over what a client keeps of the result of a visit."""
-        names = (*update.keeps, *self._always)
+        names = (*(() if update is None else update.keeps), *self._always)
         if not names:
             return
         self._vectors[client].update((name, result.pick(name)) for name in names)
