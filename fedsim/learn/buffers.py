@@ -122,16 +122,24 @@ def judged(task: Task, model: Deferred, own: Iterable[Mapping[str, Deferred]]) -
 
 
 class _Behind:
-    """Put other buffers behind the weights of a model: the mean of those given, of which some may not be."""
+    """Put other buffers behind the weights of a model: the mean of those given, of which some may not be.
+
+    Weights of the clients' own come into their places likewise; where there are none yet, those of the beginning, if a
+    strategy leaves them with the clients.
+    """
 
     batch = None
     shared = False
     """Whether a model's buffers stay behind it, as only some weights are the clients' own."""
+    own: Tensor | None = None
+    first: Tensor | None = None
 
     def __init__(self, task: Task, flagged: bool = False) -> None:
         self.trained, self.count, self.flagged = task.trained, task.size - task.trained, flagged
         if flagged and task.mine:
             self.own = task.own
+        if flagged and task.kept:
+            self.first = task.initial[task.own]
         if flagged and not _stay(task):
             self.shared = True
 
@@ -143,10 +151,12 @@ class _Behind:
         own = [vector for name, vector in given.items() if name != "model"]
         seen = [vector for vector in own if not self.flagged or bool(vector[0] != 0)]
         if not seen:
-            return model
+            return (
+                model if self.own is None or self.first is None else model.index_copy(0, self.own, self.first)
+            )
         first = 1 if self.flagged else self.trained
         means = torch.stack([vector[first:] for vector in seen]).mean(0)
-        head, own_places = model[: self.trained], getattr(self, "own", None)
-        if own_places is not None:
-            head = head.index_copy(0, own_places, means[self.count :])
+        head = model[: self.trained]
+        if self.own is not None:
+            head = head.index_copy(0, self.own, means[self.count :])
         return torch.cat([head, model[self.trained :] if self.shared else means[: self.count]])

@@ -72,9 +72,6 @@ def _check_own(experiment: Experiment, strategy: Any, task: Task) -> None:
             raise BadValue(key, value, rule, "take dpsgd")
     more = any(one.takes + one.sends + one.models != ("arrays",) * 3 for one in updates.values() if one.sends)
     more |= bool(task.kept) and any(one.keeps for one in updates.values())
-    if task.kept and transforms_of(experiment):
-        rule = f"changes what clients send, and would count {task.mine[0]}, which stays with each of them"
-        raise BadValue("around", MISSING, rule, "leave it out")
     if more or any(isinstance(one, Transform | Central) for one in transforms_of(experiment)):
         rule = (
             f"clients of {name} send more than their weights, or have it changed: {task.mine[0]} would count"

@@ -130,8 +130,9 @@ class Evaluate(Block):
     personal: Whole | None = Field(
         default=None,
         description="local steps that each client takes with its model before it is measured once more on the client's "
-        "own test: personal_accuracy is what it has, tuned_accuracy what it has after them, each with _mean, "
-        "_worst_decile and _gini over the clients; 0 takes none, and null measures neither",
+        "own test, from data.client_test_share or from a dataset that says whose its test samples are: "
+        "personal_accuracy is what it has, tuned_accuracy what it has after them, each with _mean, _worst_decile and "
+        "_gini over the clients; 0 takes none, and null measures neither",
     )
     nodes: float = Field(
         default=1.0,
