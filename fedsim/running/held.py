@@ -71,7 +71,9 @@ def _check_own(experiment: Experiment, strategy: Any, task: Task) -> None:
             rule = f"{name} compresses models, and would count {task.mine[0]}"
             raise BadValue(key, value, rule, "take dpsgd")
     more = any(one.takes + one.sends + one.models != ("arrays",) * 3 for one in updates.values() if one.sends)
-    more |= bool(task.kept) and any(one.keeps for one in updates.values())
+    if task.kept and any(one.keeps for one in updates.values()):
+        rule = f"clients of {name} keep whole models from visit to visit here, and {task.mine[0]} would count"
+        raise BadValue(key, value, rule, "leave out what asks for these, such as a curriculum's score: local")
     if more or any(isinstance(one, Transform | Central) for one in transforms_of(experiment)):
         rule = (
             f"clients of {name} send more than their weights, or have it changed: {task.mine[0]} would count"

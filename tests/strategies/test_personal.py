@@ -256,6 +256,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(name, tmp_path):
         assert scores(found, key, 6).tolist() == scores(whole, key, 6).tolist()
 
 
+@pytest.mark.slow
 def test_a_store_and_runs_that_advance_together_give_the_same(tmp_path):
     methods = {
         name: {"strategy": made["strategy"]}
@@ -369,6 +370,10 @@ ALONE = {"name": "softmax"}
         (
             {"strategy.around": [{"name": "top_k", "share": 0.5}]},
             "strategy.around: changes what clients send",
+        ),
+        (
+            {"strategy.local.curriculum": {"score": "local"}},
+            "strategy.kept: clients of fedper keep whole models",
         ),
         ({"strategy.name": "ditto", "strategy.lam": -1}, "strategy.lam: -1: must be at least 0"),
         ({"strategy.name": "fedrep", "strategy.head_steps": 0}, "strategy.head_steps: 0: must be at least 1"),
