@@ -40,9 +40,10 @@ class Dataset:
             :mod:`fedsim.learn.losses`, unless the experiment says another.
         optimum: [d] the exact minimiser of the unweighted mean of the natural clients' mean losses, if known.
         difficulty: [N] how hard each training sample is known to be, or None.
+        note: what whoever reads its results must know, as one sentence; check, run, summary and report say it.
+        counts: how many values each number of an input can have, if that is known: users and items, of pairs of them.
         test_groups: [T] the natural client of each test sample, or -1 for one that no training sample is of; None if
             there is none.
-        note: what whoever reads its results must know, as one sentence; check, run, summary and report say it.
 
     Raises:
         BadValue: if the fields do not fit together; the key is the field.
@@ -64,6 +65,7 @@ class Dataset:
     optimum: Tensor | None = None
     difficulty: NDArray[np.float64] | None = None
     note: str = ""
+    counts: tuple[int, ...] = ()
     test_groups: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
