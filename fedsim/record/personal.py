@@ -53,7 +53,7 @@ def personal(metrics: Table, rounds: Table) -> Figure:
         gini = table[f"{name}_gini"]
         clients.plot([], [], " ", label=f"Gini {gini[np.isfinite(gini)][-1]:.3f}")
     clients.set(xlabel="share of the clients (%)", ylabel=f"{score} of a client")
-    over.set(xlabel="round", ylabel=f"{score}: mean, and worst tenth (dotted)")
+    over.set(xlabel="round", ylabel=f"mean {score}; dotted: worst tenth")
     over.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
     clients.legend(loc="best", fontsize=8)
     return figure
