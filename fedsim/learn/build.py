@@ -25,7 +25,7 @@ from fedsim.learn.data.faults import DataFault
 from fedsim.learn.data.kept import made_once
 from fedsim.learn.data.partition import Some
 from fedsim.learn.draws import seeded
-from fedsim.learn.engines import Shard
+from fedsim.learn.engines import Engine, Shard
 from fedsim.learn.engines.choose import choose, cluster_of
 from fedsim.learn.engines.device import find_device
 from fedsim.learn.engines.together import seated
@@ -101,13 +101,7 @@ def build(
         shares.append(torch.cat(shares))
     shard = Shard(x, y, shares, difficulty, (x_test, y_test))
     _check_last_batches(experiment, task, shard)
-    with experiment.blame("compute"):
-        block, folder = settings.engine, experiment.folder
-        cluster = cluster_of(block, settings.workers, folder)
-        wanted, params = (block.name, block.params) if cluster is None else (cluster.inner, {})
-        engine, reason = choose(task, shard, wanted, settings.slots, folder, params)
-    log.info("engine: %s (%s)", engine.name, reason)
-    engine = seated(engine, settings.workers, cluster)
+    engine, reason = _engine(experiment, task, shard)
     with experiment.blame("strategy"):
         rates = schedule(experiment.strategy.local)
     seed, chunk = experiment.seed, experiment.evaluate.batch_size
@@ -119,6 +113,17 @@ def build(
     more["state_bytes"] = default_budget(device) if settings.state_bytes is None else settings.state_bytes
     learner = Learner(engine, x_test, y_test, seed, chunk, dry, **more)
     return learner, dataset, owned
+
+
+def _engine(experiment: Experiment, task: Task, shard: Shard) -> tuple[Engine, str]:
+    """Return what a run computes with, and why."""
+    settings, block, folder = experiment.compute, experiment.compute.engine, experiment.folder
+    with experiment.blame("compute"):
+        cluster = cluster_of(block, settings.workers, folder)
+        wanted, params = (block.name, block.params) if cluster is None else (cluster.inner, {})
+        engine, reason = choose(task, shard, wanted, settings.slots, folder, params)
+    log.info("engine: %s (%s)", engine.name, reason)
+    return seated(engine, settings.workers, cluster), reason
 
 
 def _judging(experiment: Experiment, dataset: Dataset) -> Callable[[], np.ndarray]:
