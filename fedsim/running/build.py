@@ -114,11 +114,11 @@ def prepare(experiment: Experiment, dry: bool = False, book: Book | None = None)
     if book is not None:
         learner = replace(learner, book=book)
     check_buffers(experiment, strategy, learner.engine.task)
-    kept = 0
+    state = 0
     if server:
         with experiment.blame("compute"):
-            kept = kept_bytes(learner.engine, updates_in(strategy, experiment))
-            check_budget(experiment.compute.state_bytes, kept)
+            state = kept_bytes(learner.engine, updates_in(strategy, experiment))
+            check_budget(experiment.compute.state_bytes, state)
     if dry and depends_on_values(strategy) is not False:
         learner = replace(learner, assumed=experiment.assume.numbers)
     if server and not isinstance(strategy, Rounds | Arrivals):
@@ -132,7 +132,7 @@ def prepare(experiment: Experiment, dry: bool = False, book: Book | None = None)
         with experiment.blame("devices"):
             check_memory(world.kits, needs)
     worlds.start(world, experiment)
-    return Setup(experiment, strategy, world, learner, graph, dataset, owned, needs, kept)
+    return Setup(experiment, strategy, world, learner, graph, dataset, owned, needs, state)
 
 
 @contextmanager
