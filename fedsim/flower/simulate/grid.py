@@ -10,7 +10,8 @@ from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim.flower import compat
-from fedsim.flower.records import Lift, isolate, together, wire_bytes
+from fedsim.flower.lazy import together
+from fedsim.flower.records import Lift, isolate, wire_bytes
 from fedsim.flower.simulate.corrupt import corrupt
 from fedsim.flower.simulate.failures import refuse
 from fedsim.flower.simulate.instruction import Clients, Watch, round_of
