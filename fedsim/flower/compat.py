@@ -7,9 +7,11 @@ and sleep while they wait for nodes. A session binds all of that to a simulated 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import inspect
 import logging
+import math
 import random
 import sys
 import time
@@ -68,34 +70,29 @@ def delivered(message: Message, content: RecordDict) -> Message:
     Flower's constructor checks what has been checked when the message was made, which takes longer than all of this.
     """
     about = message.metadata.__dict__
-    copy = _made(about, content, None)
-    copy.metadata.delivered_at = iso(about["_created_at"])
+    copy = _made(about, content)
+    copy.__dict__["_metadata"].__dict__["_delivered_at"] = iso(about["_created_at"])
     return copy
 
 
 def answered(message: Message, message_id: str, src_node_id: int, content: RecordDict) -> Message:
     """Return the reply to a message, as :class:`Message` makes it, with its id and its sender."""
     asked, now_s = message.metadata.__dict__, time_s()
-    own = {
-        "_run_id": RUN_ID,
-        "_message_id": message_id,
-        "_src_node_id": src_node_id,
-        "_dst_node_id": asked["_src_node_id"],
-        "_reply_to_message_id": asked["_message_id"],
-        "_created_at": now_s,
-        "_ttl": asked["_created_at"] + asked["_ttl"] - now_s,
-    }
+    reply = _made(asked, content)
+    about = reply.__dict__["_metadata"].__dict__
+    about["_run_id"], about["_message_id"], about["_src_node_id"] = RUN_ID, message_id, src_node_id
+    about["_dst_node_id"], about["_reply_to_message_id"] = asked["_src_node_id"], asked["_message_id"]
+    about["_created_at"], about["_ttl"] = now_s, asked["_created_at"] + asked["_ttl"] - now_s
     if "_dst_task_id" in asked:  # not in all versions
-        own |= {"_src_task_id": asked["_dst_task_id"], "_dst_task_id": asked["_src_task_id"]}
-    reply = _made({**asked, **own}, content, None)
-    reply.metadata.delivered_at = ""
+        about["_src_task_id"], about["_dst_task_id"] = asked["_dst_task_id"], asked["_src_task_id"]
+    about["_delivered_at"] = ""
     return reply
 
 
-def _made(about: Mapping[str, Any], content: RecordDict | None, error: Error | None) -> Message:
+def _made(about: Mapping[str, Any], content: RecordDict) -> Message:
     message, metadata = Message.__new__(Message), Metadata.__new__(Metadata)
     metadata.__dict__.update(about)
-    message.__dict__.update(_metadata=metadata, _content=content, _error=error)
+    message.__dict__.update(_metadata=metadata, _content=content, _error=None)
     return message
 
 
@@ -105,7 +102,17 @@ def iso(time_s: float) -> str:
     >>> iso(0.0)
     '1970-01-01T00:00:00+00:00'
     """
-    return datetime.fromtimestamp(time_s, UTC).isoformat()
+    fraction, second = math.modf(time_s)
+    micros = round(fraction * 1_000_000)
+    if not 0 < micros < 1_000_000:
+        return datetime.fromtimestamp(time_s, UTC).isoformat()
+    return f"{_iso_second(second)}.{micros:06d}+00:00"
+
+
+@functools.lru_cache(maxsize=8)
+def _iso_second(second: float) -> str:
+    """Return a whole second without its zone; many messages are made in each."""
+    return datetime.fromtimestamp(second, UTC).isoformat().removesuffix("+00:00")
 
 
 def lost_reply(message_id: str, server_id: int, code: int, reason: str) -> Message:
@@ -178,7 +185,9 @@ def _identify(whose: tuple[Any, ...]) -> tuple[Any, ...]:
     if TaskIdentity is None:
         return whose
     before = TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id
-    TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = whose
+    if before[:2] != whose[:2]:  # every change makes Python look the class's attributes up anew
+        TaskIdentity._task_id, TaskIdentity._run_id = whose[:2]
+    TaskIdentity._node_id = whose[2]
     return before
 
 

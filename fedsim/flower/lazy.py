@@ -204,11 +204,12 @@ def _value(wanted: Deferred, own: dict[str, Any]) -> Any:
 def together(contents: Iterable[RecordDict]) -> None:
     """Let the values of several messages be computed all at once, as soon as one of them is read."""
     beside: list[Deferred] = []
-    for record in (record for content in contents for record in content.values()):
-        if isinstance(record, LazyMetrics):
+    for record in (record for content in contents for record in content.__dict__["_data"].values()):
+        kind = type(record)
+        if kind is LazyMetrics:
             record.__dict__["beside"] = beside
             beside.append(record.__dict__["deferred"])
-        for array in record.values() if isinstance(record, ArrayRecord) else ():
+        for array in record.values() if kind is ArrayRecord else ():
             if isinstance(array, TensorArray):
                 array.__dict__["beside"] = beside
                 beside.append(array.__dict__["vector"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedsim.flower.lazy import NUMPY, TensorArray
 from fedsim.learn.codec import Codec
@@ -120,6 +120,7 @@ def _is_whole(arrays: list[Array], vector: Deferred) -> bool:
 
 
 Lift = Callable[[ArrayRecord], ArrayRecord]
+_BLANK: dict[type, dict[str, Any]] = {kind: vars(kind()) for kind in (RecordDict, MetricRecord, ConfigRecord)}
 
 
 def isolate(
@@ -136,17 +137,29 @@ def isolate(
         New records. Arrays of one floating-point type become pieces of one vector, which never changes.
     """
     lifted = {} if lifted is None else lifted
-    copy = content.copy()
-    held = copy.__dict__["_data"]  # what is in it has been checked before, which takes long
-    for name, record in content.items():
-        if isinstance(record, ArrayRecord):
-            if id(record) not in lifted:
-                lifted[id(record)] = _lift(record, lift)
-            held[name] = _twin(lifted[id(record)])
-        else:
-            held[name] = record.copy()
-            inner = held[name].__dict__["_data"]
-            inner.update({key: list(value) for key, value in inner.items() if isinstance(value, list)})
+    held = {name: _own(record, lifted, lift) for name, record in content.__dict__["_data"].items()}
+    copy: RecordDict = _like(content, held)
+    return copy
+
+
+def _own(record: Any, lifted: dict[int, ArrayRecord], lift: Lift | None) -> Any:
+    if type(record) not in _BLANK and isinstance(record, ArrayRecord):
+        if id(record) not in lifted:
+            lifted[id(record)] = _lift(record, lift)
+        return _twin(lifted[id(record)])
+    held = record.__dict__["_data"]
+    return _like(record, {key: list(one) if isinstance(one, list) else one for key, one in held.items()})
+
+
+def _like(record: Any, held: dict[str, Any]) -> Any:
+    """Return a copy that holds something else, which has been checked before: that takes long."""
+    blank = _BLANK.get(type(record))
+    if blank is None:  # a class of somebody else's
+        copy = record.copy()
+    else:  # as its own method does it, in a third of the time
+        copy = object.__new__(type(record))
+        copy.__dict__.update(blank)
+    copy.__dict__["_data"] = held
     return copy
 
 

@@ -269,7 +269,8 @@ class Exchange:
             instruction.wanted = False
 
     def _send(self, instruction: Instruction) -> None:
-        packet = network.Message("instruction", instruction, instruction.size_bytes, instruction.round)
+        size, round = instruction.size_bytes, instruction.round
+        packet = network.Message("instruction", instruction, size, round, self.server.id)
         self.server.send(instruction.node, packet, lambda ok: None if ok else self._lost(instruction))
 
     def _instruct(self, packet: network.Message) -> None:
@@ -299,7 +300,8 @@ class Exchange:
         answer = self.clients.answer(node.id, instruction.payload, self.world.clock.now_s)
         if node.corruptions and not answer.refused:
             answer = self.clients.corrupt(answer, node, instruction.round)
-        packet = network.Message("reply", (instruction, answer), answer.size_bytes, instruction.round)
+        size, round = answer.size_bytes, instruction.round
+        packet = network.Message("reply", (instruction, answer), size, round, node.id)
         node.send(self.server, packet, lambda ok: None if ok else self._waste(instruction))
 
     def _reply_in(self, packet: network.Message) -> None:

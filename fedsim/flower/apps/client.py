@@ -18,7 +18,7 @@ from fedsim import rng
 from fedsim.errors import RunError
 from fedsim.flower import compat
 from fedsim.flower.apps.project import Project
-from fedsim.flower.apps.visit import Broken, Done, examples, reason, run_client
+from fedsim.flower.apps.visit import Broken, Done, reason, run_client
 from fedsim.flower.apps.workers import Died, Raised, Task, Unfit, Workers
 from fedsim.flower.records import isolate, wire_bytes
 from fedsim.flower.simulate.instruction import Watch, named_round
@@ -131,7 +131,7 @@ class AppClients(Watch):
         fixed = self._project.settings.samples_per_message
         if fixed is not None:
             return fixed
-        samples = 0 if done.content is None else math.ceil(examples(done.content))
+        samples = math.ceil(done.examples)
         return samples if trains(about.message_type) else -(-samples // 3)
 
     def answer(self, client: int, message: Message, sim_time_s: float) -> RecordDict | Error:
@@ -145,8 +145,8 @@ class AppClients(Watch):
 
     def _state(self, client: int) -> RecordDict:
         """Return the state that the next visit begins with: that after the last one, even if it is under way."""
-        under_way = list(self._done[client].values())
-        return under_way[-1].state if under_way else self._contexts[client].state
+        under_way = self._done[client]
+        return next(reversed(under_way.values())).state if under_way else self._contexts[client].state
 
     def _key(self, client: int) -> int:
         return rng.key(self._seed, "client app", client, self._visits[client])

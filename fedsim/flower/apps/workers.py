@@ -24,6 +24,7 @@ from fedsim.flower.apps.parcel import dumps, loads
 from fedsim.flower.apps.project import Project
 from fedsim.flower.apps.visit import Broken, Done
 from fedsim.flower.apps.worker import Start
+from fedsim.flower.records import isolate
 from fedsim.learn.engines.desk import ALIGNED, reserve
 from fedsim.learn.engines.worker import PLACES
 from fedsim.learn.engines.workers import LATE_S, PIECE_S, Process
@@ -244,7 +245,10 @@ class Workers:
             number, place, data, said = what
             for name, level, text in said:
                 logging.getLogger(name).log(level, "%s", text)
-            self._at[process].pop(number).result = loads(data, process.desks[place][1])
+            found = loads(data, process.desks[place][1])
+            if isinstance(found, Done) and found.content is not None:
+                found = found._replace(content=isolate(found.content))
+            self._at[process].pop(number).result = found
             process.free.append(place)
 
     def _bury(self, process: Process) -> None:

@@ -213,7 +213,7 @@ class _Translated:
         made = self._clients.answer(client, payload, sim_time_s)
         if isinstance(made, Error):
             return Answer(made, len(made.reason or ""), refused=True)
-        return _answer(isolate(made))
+        return _answer(made)
 
     def corrupt(self, answer: Answer, node: Node, round: int) -> Answer:
         return _answer(corrupt(answer.content, node, round))

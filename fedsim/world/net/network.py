@@ -260,11 +260,13 @@ class Network:
         The quickest path has the lowest sum of latencies; of equally quick ones, it has the fewest hops. Where broken
         edges leave no path, there is none.
         """
-        if (src, dst) not in self._routes:
+        ends = src, dst
+        found = self._routes.get(ends, NOWHERE)
+        if found is NOWHERE:  # it has not been looked for, or it is that of a node to itself
             if len(self._routes) >= ROUTES:
                 self._routes.clear()
-            self._routes[src, dst] = self._find_route(src, dst)
-        return self._routes[src, dst]
+            found = self._routes[ends] = self._find_route(src, dst)
+        return found
 
     def _find_route(self, src: int, dst: int) -> Route | None:
         if src == dst:
