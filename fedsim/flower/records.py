@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from fedsim.flower.lazy import NUMPY, TensorArray
 from fedsim.learn.codec import Codec
 from fedsim.learn.deferred import Deferred, Inputs
-from fedsim.running.wire import encoded_bytes, npy_bytes, text_bytes
+from fedsim.running.wire import NUMBER_BYTES, encoded_bytes, npy_bytes, text_bytes
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16}
 
@@ -192,28 +192,35 @@ def _codec(record: ArrayRecord) -> Codec | None:
 
 def wire_bytes(content: RecordDict) -> int:
     """Return how many bytes Flower would send for this content."""
-    return sum(_record_bytes(record) + text_bytes(name) for name, record in content.items())
+    size = 0
+    for name, record in content.items():
+        size += _record_bytes(record) + text_bytes(name)
+    return size
 
 
 def _record_bytes(record: Any) -> int:
-    if isinstance(record, ArrayRecord):
+    if type(record) not in _BLANK and isinstance(record, ArrayRecord):
         codec = _codec(record)
         if codec is not None:
             layout, dtype = layout_of(record)
             return encoded_bytes(codec, sum(math.prod(shape) for _, shape in layout), dtype)
         return sum(text_bytes(name) + _array_bytes(array) for name, array in record.items())
-    known = record.__dict__["_data"]  # sizes do not depend on numbers that are not computed yet
-    return sum(text_bytes(name) + _value_bytes(value) for name, value in known.items())
+    known, size = record.__dict__["_data"], 0  # sizes do not depend on numbers that are not computed yet
+    for name, value in known.items():
+        size += text_bytes(name) + _value_bytes(value)
+    return size
 
 
 def _value_bytes(value: Any) -> int:
+    if type(value) in (int, float):  # most are, so this comes first
+        return NUMBER_BYTES
     if isinstance(value, list):
         return sum(_value_bytes(one) for one in value)
     if isinstance(value, str):
         return text_bytes(value)
     if isinstance(value, bytes):
         return len(value)
-    return 1 if isinstance(value, bool) else 8
+    return 1 if isinstance(value, bool) else NUMBER_BYTES
 
 
 def _array_bytes(array: Array) -> int:

@@ -77,12 +77,13 @@ class Exchange:
         Raises:
             RunError: if there is no such client, or the server has crashed.
         """
-        now_s = self.world.clock.now_s
+        reason = None
         if self.server.crashed:
-            raise RunError("the server has crashed", self.server.id, round, now_s, "send")
-        if id not in self._ids:
+            reason = "the server has crashed"
+        elif id not in self._ids:
             reason = f"the strategy sends to node {id}; clients are 0 to {len(self._ids) - 1}"
-            raise RunError(reason, self.server.id, round, now_s, "send")
+        if reason is not None:
+            raise RunError(reason, self.server.id, round, self.world.clock.now_s, "send")
         return self.world.nodes[id]
 
     def push(self, instructions: Sequence[Instruction]) -> None:

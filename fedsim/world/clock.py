@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator
-from heapq import heapify, heappop
+from heapq import heapify, heappop, heappush
 from itertools import repeat
 from typing import Any, cast
 
@@ -121,7 +121,7 @@ class Clock(simpy.Environment):
         calls = self._due.get(due_us)
         if calls is None:
             calls = self._due[due_us] = []
-            self.schedule(_Moment(self, calls, due_us), NORMAL, delay_us)
+            heappush(self._queue, (due_us, NORMAL, next(self._eid), _Moment(self, calls, due_us)))
         calls.append((call, args))
 
     def timer(self, delay_us: int, call: Callable[..., Any], *args: Any) -> Timer:

@@ -54,7 +54,7 @@ def run_client(app: ClientApp, message: Message, context: Context, key: int) -> 
         TypeError: if what it returns is not a message.
         ValueError: if the message names an impossible number of examples.
     """
-    with compat.client(context.node_id, key):
+    with compat.Client(context.node_id, key):
         reply: Any = app(message, context)
     if not isinstance(reply, Message):
         raise TypeError(f"a ClientApp must return a Message, not {type(reply).__name__}")

@@ -179,9 +179,10 @@ class SimGrid(Grid):
         compat.name_message(message, name, self.server.id)
         content = isolate(given, lifted, self._lift)
         copy = compat.delivered(message, content)
-        size_bytes, _ = sizes.setdefault(id(given), known or (wire_bytes(content), round))
+        if known is None:
+            known = sizes[id(given)] = wire_bytes(content), round
         ttl_s = about.ttl if about.ttl < compat.DEFAULT_TTL_S else None
-        made = Instruction(node, copy, size_bytes, round, trains(about.message_type), ttl_s)
+        made = Instruction(node, copy, known[0], round, trains(about.message_type), ttl_s)
         self._open[name] = made
         return made
 

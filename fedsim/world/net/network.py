@@ -130,7 +130,7 @@ class Network:
             The transfer, under way or already dead.
         """
         number, serial = self.count(src.id, 1)
-        walled = bool(self.walls) and self._walled(src.id, dst.id)
+        walled = self.walls and self._walled(src.id, dst.id)
         route = None if walled else self.route(src.id, dst.id)
         size = message.size_bytes + self.header_bytes
         transfer = Transfer(message, src, dst, route or NOWHERE, size, on_end, number + 1, 0, serial)
@@ -177,9 +177,6 @@ class Network:
     def book(self, src: int, dst: int, route: Route, size: int) -> None:
         """Book delivered bytes at both ends and at the links between them."""
         self._traffic[dst].down += size
-        self._book_sent(src, route, size)
-
-    def _book_sent(self, src: int, route: Route, size: int) -> None:
         self._traffic[src].up += size
         for hop in route.links:
             self._links[hop] += size
@@ -337,12 +334,12 @@ class Network:
         if transfer.doomed:
             self._lose(transfer, transfer.size_bytes)
             return
-        self._end(transfer, transfer.size_bytes)
-        src, dst, size = transfer.src.id, transfer.dst.id, transfer.size_bytes
+        message, node, size = transfer.message, transfer.dst, transfer.size_bytes
+        self._end(transfer, size)
         self.total.down += size
-        self._traffic[dst].down += size
-        self.log.add("deliver", dst, src, size, transfer.message.round)
-        transfer.dst.deliver(transfer.message)
+        self._traffic[node.id].down += size
+        self.log.add("deliver", node.id, transfer.src.id, size, message.round)
+        node.deliver(message)
         if transfer.on_end is not None:
             transfer.on_end(True)
 
@@ -355,11 +352,13 @@ class Network:
             transfer.on_end(False)
 
     def _end(self, transfer: Transfer, sent: int) -> None:
-        transfer.alive = False
-        transfer.src.transfers.pop(transfer, None)
+        transfer.alive, src = False, transfer.src
+        src.transfers.pop(transfer, None)
         transfer.dst.transfers.pop(transfer, None)
         self.total.up += sent
-        self._book_sent(transfer.src.id, transfer.route, sent)
+        self._traffic[src.id].up += sent
+        for hop in transfer.route.links:
+            self._links[hop] += sent
 
 
 def _link(bits_per_s: int) -> Link:
