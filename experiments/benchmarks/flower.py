@@ -95,6 +95,7 @@ def measure(engine: str, case: dict[str, Any], given: argparse.Namespace) -> dic
         case["samples"] = given.samples or case["samples"]
         write_images(case, given.mnist)
         env = {**os.environ, SETTING: json.dumps(case), "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0"}
+        env["RAY_ADDRESS"] = "local"  # not a cluster that somebody else has here
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(APP), env.get("PYTHONPATH"))))
         began = time.clock_gettime(time.CLOCK_REALTIME)
         command = [sys.executable, __file__, "--only", engine]
