@@ -406,6 +406,7 @@ def test_an_app_is_never_written_over_files(tmp_path):
     ("name", "rule"),
     [
         ("fedamx", "did you mean fedamd"),
+        ("centralised", "trains in one place and asks no client"),
         *((name, "has peers and no server") for name in ("dpsgd", "modest", "epidemic", "teleportation")),
     ],
 )
