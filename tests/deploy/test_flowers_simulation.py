@@ -34,6 +34,7 @@ default = "sim"
 options.num-supernodes = 3
 options.backend.client-resources.num-cpus = 1
 """
+FLWR = str(Path(sys.executable).parent / "flwr")
 PLAIN = re.compile(r"\x1b\[[0-9;]*m")
 SERVERS = {
     name: part
@@ -53,7 +54,13 @@ def flower(tmp_path_factory):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # An address of its own: Ray would wait for ever for a cluster that was here and has been killed.
     own = {"FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "RAY_ADDRESS": "local", "PATH": path}
-    yield {**os.environ, **ports, **own}
+    env = {**os.environ, **ports, **own}
+    for _ in range(
+        4
+    ):  # a SuperLink of its own must be there within 15 s, which a busy machine may fail to do
+        if not subprocess.run([FLWR, "list", "sim"], env=env, capture_output=True, check=False).returncode:
+            break
+    yield env
     for place in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended meanwhile
             if f"FLWR_HOME={home}\0".encode() in (place / "environ").read_bytes():
@@ -76,7 +83,7 @@ def test_a_written_app_runs_there_as_here(strategy, flower, tmp_path):
     run_app(
         app, nodes=3, run_config=f"{changes} save-as='{tmp_path / 'here'}'", overrides=quiet, out=tmp_path
     )
-    command = [str(Path(sys.executable).parent / "flwr"), "run", str(app), "sim", "--stream", "--run-config"]
+    command = [FLWR, "run", str(app), "sim", "--stream", "--run-config"]
     command.append(f"{changes} save-as='{tmp_path / 'there'}'")
     done = subprocess.run(command, env=flower, capture_output=True, text=True, timeout=500, check=False)
     output = PLAIN.sub("", done.stdout + done.stderr)
