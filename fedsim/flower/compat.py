@@ -7,17 +7,14 @@ and sleep while they wait for nodes. A session binds all of that to a simulated 
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import inspect
 import logging
-import math
 import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -30,6 +27,7 @@ from flwr.supercore.run import Run
 from numpy.random import mtrand
 
 from fedsim import rng
+from fedsim.flower.moment import iso
 from fedsim.learn.engines.own import belongs
 from fedsim.logs import quiet
 from fedsim.running.garbage import settled
@@ -94,25 +92,6 @@ def _made(about: Mapping[str, Any], content: RecordDict) -> Message:
     metadata.__dict__.update(about)
     message.__dict__.update(_metadata=metadata, _content=content, _error=None)
     return message
-
-
-def iso(time_s: float) -> str:
-    """Return a moment as a SuperLink writes it down.
-
-    >>> iso(0.0)
-    '1970-01-01T00:00:00+00:00'
-    """
-    fraction, second = math.modf(time_s)
-    micros = round(fraction * 1_000_000)
-    if not 0 < micros < 1_000_000:
-        return datetime.fromtimestamp(time_s, UTC).isoformat()
-    return f"{_iso_second(second)}.{micros:06d}+00:00"
-
-
-@functools.lru_cache(maxsize=8)
-def _iso_second(second: float) -> str:
-    """Return a whole second without its zone; many messages are made in each."""
-    return datetime.fromtimestamp(second, UTC).isoformat().removesuffix("+00:00")
 
 
 def lost_reply(message_id: str, server_id: int, code: int, reason: str) -> Message:

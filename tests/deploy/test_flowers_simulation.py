@@ -41,8 +41,8 @@ SERVERS = {
     for name in parts.names("strategies")
     if isinstance(part := parts.find("strategies", name), type) and issubclass(part, Strategy)
 }
-IN_REAL_TIME = {"fedasync", "fedbuff"}
-"""Which model a client of theirs begins with depends on who was quicker, in real time there."""
+IN_REAL_TIME = {"fedasync", "fedbuff", "krum", "multikrum"}
+"""Who was quicker in real time decides which model a client begins with, or which of two equally good replies is taken."""
 
 
 @pytest.fixture(scope="module")
