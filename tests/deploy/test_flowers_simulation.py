@@ -42,7 +42,7 @@ SERVERS = {
     if isinstance(part := parts.find("strategies", name), type) and issubclass(part, Strategy)
 }
 IN_REAL_TIME = {"fedasync", "fedbuff", "krum", "multikrum"}
-"""Who was quicker in real time decides which model a client begins with, or which of two equally good replies is taken."""
+"""Who was quicker in real time decides which model a client begins with, or which of equally good replies is taken."""
 
 
 @pytest.fixture(scope="module")
