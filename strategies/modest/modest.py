@@ -29,7 +29,7 @@ from fedsim.world.graph import Graph
 from fedsim.world.net.network import Message
 from fedsim.world.node import Node
 from strategies.modest.registry import NEVER, VIEWS, View, view_sizes
-from strategies.modest.sampling import LiveSample, Probes, fastest_first, least_window, order, quorum
+from strategies.modest.sampling import LiveSample, Probes, fastest_first, least_window, orders, quorum
 
 PING_BYTES, ACK_BYTES, ADVERT_BYTES, ENVELOPE_BYTES = 179, 172, 195, 70
 """Sizes of the authors' datagrams, signatures included, and of what goes with a model and its view."""
@@ -109,7 +109,7 @@ class MoDeST(PeerStrategy):
         """Name the nodes, and prepare what all of them compute alike."""
         ids = [str(node) for node in range(len(graph))]
         self.window = self._window or least_window(len(ids), self.sample_size)
-        self.order = lru_cache(maxsize=16)(lambda round: order(ids, round))
+        self.order = lru_cache(maxsize=16)(orders(ids))
         self.members: dict[int, Member] = {}
         self.first_view = lru_cache(maxsize=1)(lambda founders: View(len(ids), list(founders)))
 
@@ -364,10 +364,11 @@ class Member:
         self._advertise(joined, NEVER if joined else self.round - self.rules.window, "advert", self.events)
 
     def _advertise(self, joined: bool, least: int, purpose: str, number: int) -> None:
-        others = [node for node in self.view.candidates(least) if node != self.id]
+        known = self.view.candidates(least)
+        others = known[known != self.id]
         rng = stream(self.rules.seed, f"modest {purpose}", self.id, number)
         chosen = rng.choice(len(others), min(self.rules.sample_size, len(others)), replace=False)
-        receivers = [others[index] for index in sorted(chosen)]
+        receivers = others[sorted(chosen)].tolist()
         self.peer.send(receivers, (self.events, joined), ADVERT_BYTES, self.round, "advert")
 
     def _advert(self, message: Message) -> None:

@@ -87,10 +87,11 @@ class Fan:
         Args:
             shared: whether transfers share links; else each has its narrowest one for itself.
         """
+        if shared:
+            links = self.path.links
+            return len(dict.fromkeys(links)) == len(links) and (not links or links[0] is self.path.up)
         rates = {min((link.capacity for link in route.path.links), default=0.0) for route in self.routes}
-        links = self.path.links
-        apart = len(dict.fromkeys(links)) == len(links) and (not links or links[0] is self.path.up)
-        return apart if shared else len(rates) == 1
+        return len(rates) == 1
 
 
 class Broadcast(Bundle):
