@@ -182,7 +182,9 @@ class View:
 
     def _candidates(self, least: int) -> np.ndarray:
         active, event = self._whole()
-        here: np.ndarray = ((event & 1) == 0) & (active >= least)  # the event of one that is not known is odd, too
+        here: np.ndarray = ((event & 1) == 0) & (
+            active >= least
+        )  # the event of one that is not known is odd, too
         return here
 
     def _whole(self) -> np.ndarray:
