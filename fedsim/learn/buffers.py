@@ -103,7 +103,7 @@ def judged(task: Task, model: Deferred, own: Iterable[Mapping[str, Deferred]]) -
         model: of a server or a peer [P].
         own: what each client keeps, by name.
     """
-    if not kept(task) or model.is_phantom:
+    if model.is_phantom or not kept(task):
         return model
     held = [vectors[BUFFERS] for vectors in own if BUFFERS in vectors]
     return Deferred(

@@ -14,7 +14,7 @@ from fedsim.learn.corrupt import corrupted
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Learner, Place
 from fedsim.learn.local import LocalUpdate
-from fedsim.world.clock import Process, micros
+from fedsim.world.clock import MICRO, Process, micros
 from fedsim.world.graph import Graph, receivers, rounds, senders, talk
 from fedsim.world.net.network import Message
 from fedsim.world.node import Node
@@ -212,9 +212,11 @@ class Peer:
                 job.cancel()
                 raise
             if finished:
-                names = (*update.keeps, *learner.keeps)
+                place, names = self._place(round, began_s), (*update.keeps, *learner.keeps)
+                if not names:
+                    return learner.train(update, self.id, given, place)
                 kept = {name: self.kept.get(name, self.zeros) for name in names if name not in given}
-                result = learner.train(update, self.id, {**kept, **given}, self._place(round, began_s))
+                result = learner.train(update, self.id, {**kept, **given}, place)
                 self.kept.update((name, result.pick(name)) for name in kept)
                 return result
 
@@ -229,10 +231,11 @@ class Peer:
 
     def send_model(self, to: Iterable[int], model: Deferred, round: int) -> None:
         """Send a model to several nodes; one that a fault corrupts sends something else."""
-        place = Place(self.id, round, self.node.clock.now_s)
-        model = corrupted(model, self.node.corruptions, place)
+        node = self.node
+        if node.corruptions:
+            model = corrupted(model, node.corruptions, Place(self.id, round, node.clock.now_s))
         message = Message("model", model, self._run.model_bytes, round, self.id)
-        self.node.send_all(map(self._run.world.nodes.__getitem__, to), message)
+        node.send_all(map(self._run.world.nodes.__getitem__, to), message)
 
     def send(
         self,
@@ -248,12 +251,14 @@ class Peer:
         What a node sends to itself is handed over at once and costs nothing. ``on_end`` is told the receiver and
         whether the message was delivered.
         """
-        place, faults = Place(self.id, round, self.node.clock.now_s), self.node.corruptions
-        sent = tuple(
-            corrupted(one, faults, place, f"{kind}/{i}") if isinstance(one, Deferred) else one
-            for i, one in enumerate(payload)
-        )
-        message = Message(kind, sent, size_bytes, round, self.id)
+        faults = self.node.corruptions
+        if faults:
+            place = Place(self.id, round, self.node.clock.now_s)
+            payload = tuple(
+                corrupted(one, faults, place, f"{kind}/{i}") if isinstance(one, Deferred) else one
+                for i, one in enumerate(payload)
+            )
+        message = Message(kind, payload, size_bytes, round, self.id)
         nodes, others = self._run.world.nodes, [other for other in to if other != self.id]
         if on_end is None:
             self.node.send_all(map(nodes.__getitem__, others), message)
@@ -272,10 +277,10 @@ class Peer:
             The models (or what else was sent) that came in time, by sender, in the order of ids.
         """
         timeout_us = None if timeout_s is None else micros(timeout_s)
-        wanted, began_s = frozenset(senders), self.node.clock.now_s
+        wanted, began_us = frozenset(senders), self.node.clock.now
         heard = yield self.node.gather(kind, round, wanted, timeout_us)
         if len(heard) < len(wanted):
-            self._run.waited(self, f"{kind} of round {round}", wanted - heard.keys(), began_s)
+            self._run.waited(self, f"{kind} of round {round}", wanted - heard.keys(), began_us / MICRO)
         return {sender: message.payload for sender, message in heard.items()}
 
     def receive(self, kind: str = "model") -> Process:
