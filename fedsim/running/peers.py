@@ -102,7 +102,7 @@ class PeerRun:
         if self.observer.on_round(0, models, 0):
             return
         for peer in self.peers.values():
-            peer.node.on_change.append(self._changed)
+            peer.node.on_change += (self._changed,)
             clock.process(self._life(peer))
         self._count()
         clock.process(self._watch())

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from functools import cached_property
-from operator import attrgetter
+from functools import cache, cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +24,6 @@ from fedsim.world.net.network import Access, Network
 from fedsim.world.node import Node
 
 MEGA = 1_000_000
-
-_work, _wasted = attrgetter("work"), attrgetter("wasted")
 
 
 class Usage(NamedTuple):
@@ -88,13 +85,13 @@ class World:
 
     def totals(self) -> dict[str, int]:
         """Return bytes and work summed over all nodes."""
-        total = self.network.total
+        total, effort = self.network.total, self.network.effort
         return {
             "bytes_up": total.up,
             "bytes_down": total.down,
             "bytes_lost": total.lost,
-            "work": sum(map(_work, self.nodes)),
-            "wasted": sum(map(_wasted, self.nodes)),
+            "work": effort.work,
+            "wasted": effort.wasted,
         }
 
     def usage(self, node: Node) -> Usage:
@@ -254,7 +251,8 @@ def _access(experiment: Experiment, owned: list[Kit], server: bool) -> dict[int,
     settings, seed, members = experiment.network, experiment.seed, len(owned)
     delay = settings.node_latency_ms.sample(rng.stream(seed, "node latency"), members)
     up, down = _bandwidth(experiment, owned, "up_mbps"), _bandwidth(experiment, owned, "down_mbps")
-    access = {id: Access(micros(delay[id] / 1000), _bps(up[id]), _bps(down[id])) for id in range(members)}
+    attached = cache(Access)  # those who are attached alike share what says so
+    access = {id: attached(micros(delay[id] / 1000), _bps(up[id]), _bps(down[id])) for id in range(members)}
     if server:
         own = settings.server
         access[members] = Access(

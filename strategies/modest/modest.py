@@ -172,7 +172,7 @@ class Member:
         """Take up its life; the first sample starts from the initial model."""
         peer = self.peer
         peer.waiting_for = self.waiting_for
-        peer.node.on_change.append(self._changed)
+        peer.node.on_change += (self._changed,)
         peer.on_retire(self._retire)
         if self.rules.heartbeat_s is not None:
             peer.start(self._beat(self.rules.heartbeat_s))

@@ -14,7 +14,7 @@ from fedsim.world.graph import Graph
 from fedsim.world.log import EventLog
 from fedsim.world.net.broadcast import Broadcast, Broadcasts
 from fedsim.world.net.flows import Link, Path
-from fedsim.world.net.messages import NOWHERE, Endpoint, First, Message, Route, Traffic, Transfer
+from fedsim.world.net.messages import NOWHERE, Effort, Endpoint, First, Message, Route, Traffic, Transfer
 from fedsim.world.net.sharing import KINDS
 
 __all__ = ["Access", "Hazard", "Message", "Network", "Route", "Traffic", "Transfer"]
@@ -34,7 +34,7 @@ ENDS = 1_000_000
 """How many ends of quickest paths are kept."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Access:
     """How a node is attached to the network.
 
@@ -68,7 +68,8 @@ class Network:
         overlay: whether the graph only says who talks to whom, and messages take no detours over it.
 
     Faults add to ``hazards``, which every message is exposed to, and to ``walls``, each of which gives every node a
-    group: no message gets from one group to another.
+    group: no message gets from one group to another. ``total``, ``effort`` and ``switches`` sum up what the nodes have
+    done, and how often one has come or gone: nobody has to go through all nodes for that.
     """
 
     clock: Clock
@@ -82,6 +83,8 @@ class Network:
     hazards: list[Hazard] = field(default_factory=list)
     walls: list[Mapping[int, int]] = field(default_factory=list)
     total: Traffic = field(default_factory=Traffic)
+    effort: Effort = field(default_factory=Effort)
+    switches: int = 0
     _broken: Counter[tuple[int, int]] = field(default_factory=Counter)
     _numbers: Counter[int] = field(default_factory=Counter)
     _serial: int = 0
