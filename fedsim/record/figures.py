@@ -22,6 +22,7 @@ from fedsim.record.maps import network_map
 from fedsim.record.nodes import hours, labels, topology, traffic, utilisation
 from fedsim.record.numbers import changing, numbers
 from fedsim.record.schema import Place
+from fedsim.record.servers import servers
 from fedsim.record.spans import activity
 from fedsim.record.store import Table, facts, faults, read, wide
 from fedsim.record.style import STYLE
@@ -127,6 +128,8 @@ def _of_strategies(
     measured = set(tables["metrics"]["name"].tolist())
     if "pool" in measured:
         yield "curriculum", curriculum(tables["metrics"], difficulty)
+    if (tables["metrics"]["node"][tables["metrics"]["name"] == "bytes_with_clients"] >= 0).any():
+        yield "servers", servers(tables["metrics"], tables["rounds"])
     if "view_mean" in measured:
         yield "views", views(tables["metrics"], tables["rounds"], tables["presence"], end_us, broken)
 

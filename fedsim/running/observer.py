@@ -59,6 +59,7 @@ class Observer(Run):
         self.models: Models = {}
         self.subject = ""
         self.own: Callable[[Deferred, int], Deferred] = lambda model, _: model
+        self.homes: Mapping[int, int] = {}
         numbers = experiment.assume.numbers
         self._assumed: dict[str, float] = {
             name: numbers[name] for name in ("loss", "accuracy") if name in numbers
@@ -146,12 +147,8 @@ class Observer(Run):
         """Measure how well clients do on what they have held out: with the server's model and what is their own."""
         if not self.learner.tests:
             return
-        clients = range(len(self.learner.tests)) if SYSTEM in self.models else list(evaluated)
-        each = (
-            {client: self.own(self.models[SYSTEM], client) for client in clients}
-            if SYSTEM in self.models
-            else {client: self.models[client] for client in clients}
-        )
+        each = self._models_of(list(evaluated))
+        clients = list(each)
         found = {client: self.learner.evaluate_own(model, client) for client, model in each.items()}
         self._compute(found.values())
         scores = {client: dict(score.read()) for client, score in found.items()}
@@ -166,6 +163,19 @@ class Observer(Run):
                 self.record.metric(self.round, self._time_us, key, self.scores[key])
             for client, value in values.items():
                 self.record.metric(self.round, self._time_us, f"client_{name}", value, client)
+
+    def _models_of(self, evaluated: list[int]) -> dict[int, Deferred]:
+        """Return the model of each client that holds some data out: its own, its server's, or that of all."""
+        if SYSTEM in self.models:
+            return {
+                client: self.own(self.models[SYSTEM], client) for client in range(len(self.learner.tests))
+            }
+        if self.homes:
+            homes = self.homes.items()
+            return {
+                client: self.own(self.models[home], client) for client, home in homes if home in evaluated
+            }
+        return {client: self.models[client] for client in evaluated}
 
     def _measure_final(self) -> None:
         """Look at the test, once: the mean over the models, where there are several."""
