@@ -53,7 +53,7 @@ def check_buffers(experiment: Experiment, strategy: Any, task: Task) -> None:
 
 
 def _check_fedbn(experiment: Experiment, strategy: Any, task: Task) -> None:
-    """Refuse FedBN where no layer is a batch normalisation, or clients send something else than their weights."""
+    """Refuse FedBN where no layer is a batch normalisation, or it would not train by the client's own gradients."""
     if not task.norms:
         rule = "the model has no batch normalisation with a scale and a shift of its own"
         raise BadValue("buffers", task.held, rule, "take average")
@@ -66,13 +66,21 @@ def _check_fedbn(experiment: Experiment, strategy: Any, task: Task) -> None:
         if any(isinstance(one, Codec) for one in vars(strategy).values()):
             rule = f"{name} compresses models, and would count {task.norms[0]}"
             raise BadValue("buffers", task.held, rule, "take dpsgd")
-    if any(
-        one.takes + one.sends + one.models != ("arrays",) * 3 for one in updates.values() if one.sends
-    ) or any(isinstance(one, Transform | Central) for one in transforms_of(experiment)):
+    hint = "take local, or fedavg without anything around it"
+    if not all(_follows_its_own(one) for one in updates.values() if one.sends):
         rule = (
-            f"clients of {name} send more than their weights, or have it changed: {task.norms[0]} would count"
+            f"weights of {name} follow what is made of everybody's gradients: {task.norms[0]} would have none"
         )
-        raise BadValue("buffers", task.held, rule, "take local, or fedavg without anything around it")
+        raise BadValue("buffers", task.held, rule, hint)
+    if any(isinstance(one, Transform | Central) for one in transforms_of(experiment)):
+        rule = f"what clients of {name} send is changed on its way, and {task.norms[0]} would count"
+        raise BadValue("buffers", task.held, rule, hint)
+
+
+def _follows_its_own(update: LocalUpdate) -> bool:
+    """Tell whether weights that nobody else has are trained as by local SGD, or stay as they are."""
+    plain = update.takes + update.sends + update.models == ("arrays",) * 3
+    return plain or update.moved is not None
 
 
 def check_deployed(experiment: Experiment, strategy: Any, task: Task) -> None:
