@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import MISSING, BadValue, did_you_mean, few
+from fedsim.errors import MISSING, BadValue, clip, did_you_mean, few
 from fedsim.learn.data.dataset import Dataset
 from fedsim.learn.data.samples import Samples, damaged, dataset, library, located, pictures
 from fedsim.learn.data.text import next_ones, numbered, pieces
@@ -112,11 +112,17 @@ def _read(path: str, key: str, names: tuple[str, str | None], is_text: bool, roo
                 raise BadValue(key, path, f"holds {few(list(file))}, and no group named examples")
             groups = file["examples"]
             clients = list(groups)
-            first = groups[clients[0]] if clients else {}
+            if not clients:
+                raise BadValue(key, path, "has no clients")
+            first = groups[clients[0]]
             for name, column in zip(("x", "y"), names, strict=True):
                 if column is not None:
                     _check_column(path, first, name, column, is_text)
             x = names[0]
+            for name in filter(None, names):
+                lacks = next((client for client in clients if name not in groups[client]), None)
+                if lacks is not None:
+                    raise BadValue(key, path, f"client {clip(lacks)} has no column {name}, and others have")
             rows = [len(groups[client][x]) for client in clients]
             size = float(np.prod(first[x].shape[1:], dtype=float)) * sum(rows)
             # A character becomes two numbers of 8 bytes, and is held as text meanwhile.

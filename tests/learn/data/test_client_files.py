@@ -298,6 +298,11 @@ def test_tff_files_that_do_not_fit_are_refused(hdf5, tmp_path):
     )
     with library("h5py").File(tmp_path / "other.h5", "w") as file:
         file["weights"] = [1.0]
+    with library("h5py").File(tmp_path / "nobody.h5", "w") as file:
+        file.create_group("examples")
+    assert refusal("tff", path=str(tmp_path / "nobody.h5"), x="x", y="y").rule == "has no clients"
+    uneven = refusal("tff", path=hdf5({"A": {"x": [1.0]}, "B": {"z": [1.0]}}, "z.h5"), x="x", y="x")
+    assert uneven.rule == "client B has no column x, and others have"
     other = refusal("tff", path=str(tmp_path / "other.h5"), x="x", y="y")
     assert other.rule == "holds ['weights'], and no group named examples"
 
