@@ -113,13 +113,18 @@ class AppClients(Watch):
     def _hand_over(self, message: Message) -> None:
         """Hand over what waits, if there are processes."""
         assert self._pool is not None  # something waits for it
-        with self._named(message):
-            if not self._pool.is_open(lambda: wire_bytes(message.content)):
-                return
+        if not self._is_open(message):
+            return
         waiting, self._waiting = self._waiting, {}
         for id, (one, _) in waiting.items():
             visit = self._begun[id] = self._begin(one)
             self._submit(visit, one)
+
+    def _is_open(self, message: Message) -> bool:
+        """Tell whether other processes make visits; they start when it is time for that."""
+        assert self._pool is not None  # or there are none
+        with self._named(message):
+            return self._pool.is_open(lambda: wire_bytes(message.content))
 
     def _submit(self, visit: Visit, message: Message) -> None:
         assert self._pool is not None  # it is open
@@ -215,7 +220,7 @@ class AppClients(Watch):
             visit = None
         if visit is None:
             visit = self._begin(message)
-            if self._pool is not None and not self._pool.shares:
+            if self._pool is not None and not self._pool.shares and self._is_open(message):
                 self._submit(visit, message)
         if visit.task is None or self._pool is None:
             return self._here(message, visit.context, visit.key)

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fedsim.errors import BadValue, few
+from fedsim.errors import BadValue
 from fedsim.flower.apps.project import Project
 from fedsim.record.store import FILE as RECORD
 from fedsim.record.tape import Tape
@@ -26,6 +26,9 @@ REPLIES = "replies.tape"
 FORMAT = 1
 LIBRARIES = ("flwr", "numpy", "torch")
 """What replies and their sums are computed with, in almost every app."""
+
+SHOWN = 10
+"""No more files are named that have changed."""
 
 log = logging.getLogger("fedsim")
 
@@ -92,7 +95,8 @@ class Origin:
         now = sources(root)
         others = sorted(file for file in {**now, **self.sources} if now.get(file) != self.sources.get(file))
         if others:
-            rule = f"is that of an app whose sources have changed since: {few(others)}"
+            named = ", ".join(others[:SHOWN]) + (f" and {len(others) - SHOWN} more" if others[SHOWN:] else "")
+            rule = f"is that of an app whose sources have changed since: {named}"
             raise BadValue("run", str(run), rule, f"put them back, or begin it anew: {self.command}")
         app = self.name, self.serverapp, self.clientapp, self.run_config
         return Project(root, *app, App.model_validate(self.settings))
