@@ -32,7 +32,7 @@ from fedsim.flower.apps.servertime import ServerTime
 from fedsim.flower.apps.threads import Ended
 from fedsim.flower.apps.worker import import_seeded
 from fedsim.flower.apps.workers import workers_of
-from fedsim.flower.apps.worldfile import node_config_of, read_world
+from fedsim.flower.apps.worldfile import CHECKPOINT, node_config_of, read_world
 from fedsim.record import store, weights
 from fedsim.record.reports import try_report
 from fedsim.record.result import Result
@@ -222,11 +222,16 @@ def _command(
 
     >>> _command("my app", 3, None, "lr=0.1", {"seed": 2, "network.latency_ms": "5"}, "runs")
     "fedsim flower run 'my app' --nodes 3 --run-config lr=0.1 --set seed=2 --set network.latency_ms=5"
+    >>> _command("app", 3, None, "", {"record.checkpoint": {}}, "runs")
+    'fedsim flower run app --nodes 3 --checkpoint'
     """
     words = ["fedsim", "flower", "run", str(path), "--nodes", str(nodes)]
     words += [] if world is None else ["--config", str(world)]
     words += ["--run-config", run_config] if run_config else []
     for key, value in overrides.items():
+        if (key, value) == (CHECKPOINT, {}):
+            words.append("--checkpoint")
+            continue
         words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     words += ["--out", str(out)] if Path(out) != Path("runs") else []
     return shlex.join(words)
