@@ -57,6 +57,20 @@ class Reuse:
     only: bool = False
 
 
+def checked(experiment: Experiment, dry: bool) -> Setup:
+    """Prepare an experiment as a run of it would, with as many threads.
+
+    Args:
+        experiment: the experiment.
+        dry: as if for a run that keeps time only.
+
+    Raises:
+        ConfigError: if anything is to be refused.
+    """
+    with threads.limited(experiment.compute.threads):
+        return prepare(experiment, dry)
+
+
 def fresh(
     experiment: Experiment, out: Path, dry: bool, progress: Told, began: float, reuse: Reuse | None = None
 ) -> Result:
@@ -221,7 +235,7 @@ def origin_in(run: Path) -> Mapping[str, Any] | None:
         return None
     known = facts(run)
     if "app" in known:
-        raise BadValue("run", str(run), "is that of a Flower app, which cannot be resumed", "begin it anew")
+        raise BadValue("run", str(run), "is that of a Flower app, whose local updates are not known")
     found = known.get(ORIGIN)
     if not isinstance(found, dict) or not {"format", "version", "experiment", "timing_only"} <= found.keys():
         raise BadValue("run", str(run), "was begun by a version of fedsim whose runs cannot be resumed")

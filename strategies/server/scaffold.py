@@ -71,6 +71,7 @@ class WarmControl(MeanGradient):
     """The whole gradient at the weights received; the client keeps it as its control."""
 
     keeps = (OWN,)
+    moved = 0.0
 
     def final(self, state: State) -> State:
         """Send the gradient, and keep it."""
@@ -89,6 +90,7 @@ class Controlled(LocalUpdate):
     takes = ("arrays", CONTROL)
     sends = ("arrays", CONTROL)
     models = ()
+    moved = 1.0
     keeps = (OWN,)
 
     def __init__(self, local: Local, option: int) -> None:
@@ -132,9 +134,5 @@ class Controlled(LocalUpdate):
             own = state["sum"] / state["samples"]
         else:
             own = state[OWN] - state[CONTROL] - progress / (state["steps"] * state["lr"])
-        return {
-            "arrays": progress,
-            CONTROL: own - state[OWN],
-            OWN: own,
-            "train_loss": state["loss"] / state["steps"],
-        }
+        loss = state["loss"] / state["steps"]
+        return {"arrays": progress, CONTROL: own - state[OWN], OWN: own, "train_loss": loss}

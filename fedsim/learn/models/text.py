@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fedsim.errors import BadValue
+from fedsim.errors import MISSING, BadValue
 from fedsim.learn.models.builtin import check_classes
 from fedsim.parts import Count, NotNegative
 
@@ -42,9 +42,7 @@ def lstm(
     >>> model(torch.zeros(3, 5, dtype=torch.long)).shape, sum(p.numel() for p in model.parameters())
     (torch.Size([3, 80]), 819920)
     """
-    _check_text("lstm", shape, classes)
-    part = nn.LSTM(embedding, hidden, layers, batch_first=True)
-    return Recurrent(words or classes, embedding, part, classes, each=bool(target))
+    return _recurrent("lstm", nn.LSTM, shape, classes, target, words, (embedding, hidden, layers))
 
 
 def gru(
@@ -60,13 +58,7 @@ def gru(
     """Return a network of gated recurrent units over words or characters.
 
     Args:
-        shape: (T,), the length of a text; its words are numbered from 0.
-        classes: how many there are.
-        target: (T,) if each word has a label of its own; () if a text has one.
-        words: how many different ones there are; None says as many as classes.
-        embedding: numbers that stand for a word.
-        hidden: units in a layer.
-        layers: how many of them.
+        shape, classes, target, words, embedding, hidden, layers: as for lstm.
 
     Returns:
         A module from words [B, T] to logits [B, classes], or [B, classes, T].
@@ -77,9 +69,7 @@ def gru(
     >>> gru(shape=(5,), classes=4, target=(5,))(torch.zeros(3, 5, dtype=torch.long)).shape
     torch.Size([3, 4, 5])
     """
-    _check_text("gru", shape, classes)
-    part = nn.GRU(embedding, hidden, layers, batch_first=True)
-    return Recurrent(words or classes, embedding, part, classes, each=bool(target))
+    return _recurrent("gru", nn.GRU, shape, classes, target, words, (embedding, hidden, layers))
 
 
 def transformer(
@@ -126,18 +116,27 @@ def transformer(
 
 
 def matrix_factorisation(
-    *, shape: tuple[int, ...], users: Count, items: Count, factors: Count = 16
+    *,
+    shape: tuple[int, ...],
+    counts: tuple[int, ...] = (),
+    users: Count | None = None,
+    items: Count | None = None,
+    factors: Count = 16,
 ) -> nn.Module:
     """Return the factorisation of a matrix of ratings, with biases; for regression.
 
     Args:
         shape: (2,), a user and an item, each numbered from 0.
-        users: how many there are.
-        items: how many there are.
+        counts: how many users and items the data know of.
+        users: how many there are; None takes the data's.
+        items: how many there are; None takes the data's.
         factors: the numbers that stand for each of them.
 
     Returns:
         A module from pairs [B, 2] to ratings [B].
+
+    Raises:
+        BadValue: if samples are no pairs, or nobody says how many users and items there are.
 
     References:
         Koren, Bell, Volinsky, Matrix factorization techniques for recommender systems, Computer 2009.
@@ -149,7 +148,12 @@ def matrix_factorisation(
         raise BadValue(
             "name", "matrix_factorisation", f"needs pairs of user and item, not samples of shape {shape}"
         )
-    return Factors(users, items, factors)
+    known = {"users": users, "items": items}
+    found = {key: count or own for (key, count), own in zip(known.items(), counts or (0, 0), strict=True)}
+    for key, count in found.items():
+        if not count:
+            raise BadValue(key, MISSING, "must be given, as the data do not say how many there are")
+    return Factors(found["users"], found["items"], factors)
 
 
 class Recurrent(nn.Module):
@@ -242,6 +246,22 @@ class Factors(nn.Module):
         shift = self.biases[0](user) + self.biases[1](item)
         rating: Tensor = (self.users(user) * self.items(item)).sum(1) + shift.squeeze(1) + self.mean
         return rating
+
+
+def _recurrent(
+    name: str,
+    cell: type[nn.LSTM | nn.GRU],
+    shape: tuple[int, ...],
+    classes: int,
+    target: tuple[int, ...],
+    words: int | None,
+    size: tuple[int, int, int],
+) -> Recurrent:
+    """Return a recurrent network of a kind of cell; its size is that of the embedding, of a layer, and their number."""
+    _check_text(name, shape, classes)
+    embedding, hidden, layers = size
+    part = cell(embedding, hidden, layers, batch_first=True)
+    return Recurrent(words or classes, embedding, part, classes, each=bool(target))
 
 
 def _check_text(name: str, shape: tuple[int, ...], classes: int) -> None:
