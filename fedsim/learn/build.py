@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -37,6 +38,7 @@ from fedsim.learn.raised import passes, told
 from fedsim.learn.sampling import batch_width
 from fedsim.learn.schedules import schedule
 from fedsim.learn.several import cast, leaves
+from fedsim.learn.staying import staying
 from fedsim.learn.task import Task
 from fedsim.learn.trial import tried
 from fedsim.rng import stream
@@ -49,7 +51,10 @@ log = logging.getLogger("fedsim")
 
 
 def build(
-    experiment: Experiment, dry: bool = False, pooled: bool = False
+    experiment: Experiment,
+    dry: bool = False,
+    pooled: bool = False,
+    kept: Sequence[str | int] | None = (),
 ) -> tuple[Learner, Dataset, list[np.ndarray]]:
     """Make the learner that an experiment describes.
 
@@ -57,6 +62,7 @@ def build(
         experiment: the experiment.
         dry: keep time only.
         pooled: let one more have all that the clients have: the server, whose id is theirs plus one.
+        kept: the parts of the model that stay with each client, by name; None is its last layer.
 
     Returns:
         The learner, the dataset, and the training samples of each client.
@@ -71,6 +77,8 @@ def build(
             whole, dataset = holdout.validation(dataset, share, experiment.seed)
     notes: list[str] = []
     task = make_task(experiment, dataset, notes)
+    with experiment.blame("strategy"):
+        task.kept = staying(task, kept)
     device, settings = task.device, experiment.compute
     losses = _judging(experiment, dataset)
     owned = deal(experiment, dataset, losses)
@@ -79,6 +87,8 @@ def build(
     if experiment.data.client_test_share:
         with experiment.blame("data"):
             owned, held = holdout.client_tests(owned, experiment.data.client_test_share, experiment.seed)
+    elif experiment.evaluate.personal is not None:
+        held = holdout.own_tests(dataset, owned)
     if experiment.data.faults:
         dataset = _faulty(experiment, dataset, owned)
         losses = _judging(experiment, dataset)
@@ -102,6 +112,7 @@ def build(
     tests = [torch.from_numpy(own).to(device) for own in held]
     best = _optimum(dataset, task)
     more: dict[str, Any] = {"optimum": best, "schedule": rates, "why": reason, "tests": tests, "final": final}
+    more["own_tests"] = bool(held) and not experiment.data.client_test_share
     learner = Learner(engine, x_test, y_test, seed, chunk, dry, **more)
     return learner, dataset, owned
 
@@ -272,12 +283,15 @@ def _try_metrics(task: Task, dataset: Dataset) -> None:
         outputs = task.predict(task.initial, x)
     for index, (name, metric) in enumerate(task.metrics.items()):
         try:
-            metric(outputs, y)
+            found = metric(outputs, y)
         except BaseException as error:
             if passes(error):
                 raise
             rule = f"does not fit {dataset.name}: {told(error)}"
             raise BadValue(f"metrics.{index}.name", name, rule) from error
+        if not math.isfinite(found):
+            rule = f"does not fit {dataset.name}: it is {found} for the model before any training"
+            raise BadValue(f"metrics.{index}.name", name, rule)
 
 
 def _model(experiment: Experiment, dataset: Dataset) -> nn.Module:

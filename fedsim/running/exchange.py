@@ -58,6 +58,7 @@ class Exchange:
         self._arrived: dict[Instruction, None] = {}  # in the order of their ends
         self._looked: set[frozenset[Instruction]] = set()  # looked for in vain since the last end
         self._waits: list[Wait] = []
+        self._seen, self._online = -1, list[int]()  # who is online, since so many have come or gone
         self._slept_s = 0.0
         self._idle = 0
         self._time_up = False
@@ -69,7 +70,10 @@ class Exchange:
 
     def online(self) -> list[int]:
         """Return the clients that are online, sorted."""
-        return [node.id for node in self.world.members if node.online]
+        switches = self.world.network.switches
+        if self._seen != switches:
+            self._seen, self._online = switches, [node.id for node in self.world.members if node.online]
+        return self._online.copy()
 
     def node(self, id: int, round: int) -> Node:
         """Return a client to write to.
@@ -326,7 +330,7 @@ class Exchange:
 
     def _throw_away(self, instruction: Instruction) -> None:
         """Nobody will use what a client has computed."""
-        instruction.node.wasted += instruction.work
+        instruction.node.spend(0, instruction.work)
         instruction.node.wasted_us += instruction.spent_us
 
     def _lost(self, instruction: Instruction) -> None:

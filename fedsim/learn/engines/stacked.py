@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ class Stacked(Engine):
         data: the clients' training data.
         slots: the number of clients in a stack; None for one that suits the device.
     """
+
+    stacks: ClassVar[bool] = True
 
     def __init__(self, task: Task, data: Shard, slots: int | None = None) -> None:
         super().__init__(task, data)
