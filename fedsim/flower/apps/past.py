@@ -19,6 +19,7 @@ from fedsim.errors import RunError
 from fedsim.flower import serial
 from fedsim.flower.apps.applog import OUTSIDE, Line, say
 from fedsim.flower.apps.visit import Done
+from fedsim.flower.apps.visit import said as used
 from fedsim.flower.simulate.instruction import named_round
 from fedsim.record.tape import Tape
 from fedsim.world.clock import MICRO
@@ -142,7 +143,7 @@ class Past:
         if piece.about["error"] is not None:
             return Done(None, Error(*piece.about["error"]), state)
         content = serial.with_doubles(serial.from_bytes(piece.content), piece.about["doubles"])
-        return Done(content, None, state)
+        return Done(content, None, state, used(content) or 0)
 
     def keep(self, message: Message, before: RecordDict, done: Done, said: Sequence[Line]) -> None:
         """Keep what a client has replied.
