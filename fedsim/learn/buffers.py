@@ -5,7 +5,8 @@ buffers again: those of the client where they are averaged, and those received w
 the server's. With FedBN (Li, Jiang, Zhang, Kamp, Dou: FedBN: Federated Learning on Non-IID Features via Local Batch
 Normalization. ICLR 2021) scale and shift of batch normalisation are the client's own, too, and so is whatever part of
 a model a strategy leaves with the clients: a local update begins with the client's, and where they stand in what is
-sent there is what was received.
+sent there is what was received. A difference is zero there, and so is all that a method remembers of differences: what
+corrects the steps of the others leaves a client's own alone.
 """
 
 from __future__ import annotations
@@ -71,9 +72,21 @@ def whole(task: Task, update: LocalUpdate, result: State, given: Inputs) -> Stat
         elif name != BUFFERS:
             made[name] = value
     if kept(task):
-        own = result["arrays"][task.own] if task.mine else after[:0]
+        own = _own_at_the_end(task, update, result, given) if task.mine else after[:0]
         made[BUFFERS] = torch.cat([start.new_ones(1), after, own])  # zeros say that there has been no visit
     return made
+
+
+def _own_at_the_end(task: Task, update: LocalUpdate, result: State, given: Inputs) -> Tensor:
+    """Return a client's own weights after an update that sends weights, or how far they have moved."""
+    sent = result["arrays"][task.own]
+    if "arrays" in update.models:
+        return sent
+    start: Tensor = given["arrays"][task.own]
+    held = given.get(BUFFERS)
+    if held is not None and bool(held[0] != 0):
+        start = held[1 + task.size - task.trained :]
+    return start + update.moved * sent if update.moved else start
 
 
 def _has_own(task: Task) -> bool:
@@ -113,7 +126,7 @@ def judged(task: Task, model: Deferred, own: Iterable[Mapping[str, Deferred]]) -
         model: of a server or a peer [P].
         own: what each client keeps, by name.
     """
-    if not kept(task) or model.is_phantom:
+    if model.is_phantom or not kept(task):
         return model
     held = [vectors[BUFFERS] for vectors in own if BUFFERS in vectors]
     return Deferred(

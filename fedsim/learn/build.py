@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -292,12 +293,15 @@ def _try_metrics(task: Task, dataset: Dataset) -> None:
         outputs = task.predict(task.initial, x)
     for index, (name, metric) in enumerate(task.metrics.items()):
         try:
-            metric(outputs, y)
+            found = metric(outputs, y)
         except BaseException as error:
             if passes(error):
                 raise
             rule = f"does not fit {dataset.name}: {told(error)}"
             raise BadValue(f"metrics.{index}.name", name, rule) from error
+        if not math.isfinite(found):
+            rule = f"does not fit {dataset.name}: it is {found} for the model before any training"
+            raise BadValue(f"metrics.{index}.name", name, rule)
 
 
 def _model(experiment: Experiment, dataset: Dataset) -> nn.Module:

@@ -38,6 +38,8 @@ class LocalUpdate(ABC):
         takes: the vectors it reads, by name; the weights are called ``"arrays"`` as in Flower.
         sends: the vectors it sends back, by name.
         models: those of the vectors sent that are weights, and not gradients or differences.
+        moved: how far the weights have moved along the client's own gradients, in units of ``"arrays"``, where that is
+            no weights: 1 for y - x, -1 for x - y, 0 where they stay; None where what is sent means something else.
         metrics: the numbers it sends back, by name.
         keeps: the vectors that the client keeps from visit to visit, by name, and never sends. ``init`` finds them
             beside those received, zeros at the first visit; ``final`` returns the new ones.
@@ -53,6 +55,7 @@ class LocalUpdate(ABC):
     takes: tuple[str, ...] = ("arrays",)
     sends: tuple[str, ...] = ("arrays",)
     models: tuple[str, ...] = ("arrays",)
+    moved: float | None = None
     metrics: tuple[str, ...] = ("train_loss",)
     keeps: tuple[str, ...] = ()
     codec: Codec | None = None

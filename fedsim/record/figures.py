@@ -23,6 +23,7 @@ from fedsim.record.nodes import hours, labels, topology, traffic, utilisation
 from fedsim.record.numbers import changing, numbers
 from fedsim.record.personal import TUNED, personal
 from fedsim.record.schema import Place
+from fedsim.record.servers import servers
 from fedsim.record.spans import activity
 from fedsim.record.store import Table, facts, faults, read, wide
 from fedsim.record.style import STYLE
@@ -131,6 +132,8 @@ def _of_strategies(
         yield "personal", personal(tables["metrics"], tables["rounds"])
     if "pool" in measured:
         yield "curriculum", curriculum(tables["metrics"], difficulty)
+    if (tables["metrics"]["node"][tables["metrics"]["name"] == "bytes_with_clients"] >= 0).any():
+        yield "servers", servers(tables["metrics"], tables["rounds"])
     if "view_mean" in measured:
         yield "views", views(tables["metrics"], tables["rounds"], tables["presence"], end_us, broken)
 

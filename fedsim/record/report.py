@@ -45,6 +45,7 @@ TITLES = {
     "labels": "Labels of each client",
     "pace": "Pace of the samples",
     "curriculum": "Curriculum of the clients",
+    "servers": "The servers",
     "views": "Who is in the views",
     "numbers": "What else was measured",
 }
@@ -61,6 +62,7 @@ REMARKS = {
     "curriculum": "The pool of clients, their scores when they were last asked (the darker, the more clients), and how "
     "often each took part, the hardest on the right: by the known difficulty of its samples, or else by its first "
     "score, for training makes the last one low.",
+    "servers": "Each server's own model, and the bytes that it has sent and received by then, without headers.",
     "views": "How many nodes a node counts as active by the round that it knows of, which may be an old one: the mean, "
     "and from the least to the most, when a round was evaluated, over the nodes that were online then or, where there "
     "are more than 100 nodes, over those of them that were among 100 drawn for the round.",

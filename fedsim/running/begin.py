@@ -235,7 +235,7 @@ def origin_in(run: Path) -> Mapping[str, Any] | None:
         return None
     known = facts(run)
     if "app" in known:
-        raise BadValue("run", str(run), "is that of a Flower app, which cannot be resumed", "begin it anew")
+        raise BadValue("run", str(run), "is that of a Flower app, whose local updates are not known")
     found = known.get(ORIGIN)
     if not isinstance(found, dict) or not {"format", "version", "experiment", "timing_only"} <= found.keys():
         raise BadValue("run", str(run), "was begun by a version of fedsim whose runs cannot be resumed")

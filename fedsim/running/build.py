@@ -36,7 +36,7 @@ from fedsim.running.updates import transforms_of, updates_of
 from fedsim.running.weighting import choose_weighting
 from fedsim.spec.experiment import Experiment, Strategy
 from fedsim.world import world as worlds
-from fedsim.world.graph import Graph
+from fedsim.world.graph import Graph, talk
 from fedsim.world.world import World
 
 
@@ -97,8 +97,8 @@ def prepare(experiment: Experiment, dry: bool = False, book: Book | None = None)
         pooled, kept = isinstance(strategy, Rounds) and strategy.pooled, Traits.of(strategy).kept
         if dry:
             check_timing_only(experiment, strategy)
-        server = not isinstance(strategy, PeerStrategy)
-        graph = make_graph(experiment, server)
+        servers = count_servers(experiment, strategy)
+        graph = make_graph(experiment, servers)
         check_use(experiment, Traits.of(strategy), graph)
     with _collect(mistakes):
         learner, dataset, owned = learning.build(experiment, dry, pooled, kept)
@@ -121,9 +121,12 @@ def prepare(experiment: Experiment, dry: bool = False, book: Book | None = None)
             check_budget(experiment.compute.state_bytes, state)
     if dry and depends_on_values(strategy) is not False:
         learner = replace(learner, assumed=experiment.assume.numbers)
-    if server and not isinstance(strategy, Rounds | Arrivals):
+    if not isinstance(strategy, Rounds | Arrivals | PeerStrategy):
         adapter().say_cost(strategy, learner)
-    world = worlds.build(experiment, graph, server)
+    world = worlds.build(experiment, graph, servers)
+    if isinstance(strategy, PeerStrategy):
+        with experiment.blame("strategy"):
+            strategy.check_links(talk(graph), [node.id for node in world.servers])
     needs = None
     if pooled:
         world.equip_server()
@@ -142,6 +145,13 @@ def _collect(mistakes: list[ConfigError]) -> Iterator[None]:
         yield
     except ConfigError as error:
         mistakes.append(error)
+
+
+def count_servers(experiment: Experiment, strategy: Any) -> int:
+    """Return how many servers a strategy has: none, one, or as many as the experiment says."""
+    if not isinstance(strategy, PeerStrategy):
+        return 1
+    return len(experiment.network.attached) if strategy.has_servers else 0
 
 
 def _check_personal(experiment: Experiment, learner: Learner) -> None:
@@ -182,7 +192,7 @@ def make_strategy(experiment: Experiment) -> Any:
             supplied["select"] = select
         strategy = _call(part, block, supplied)
         if isinstance(strategy, PeerStrategy):
-            _check_peers(block)
+            _check_peers(block, strategy)
             strategy.check(experiment.data.clients)
             _order(strategy, block)
             return strategy
@@ -231,14 +241,17 @@ def make_selector(experiment: Experiment) -> Any:
     return select
 
 
-def _check_peers(block: Strategy) -> None:
+def _check_peers(block: Strategy, strategy: PeerStrategy) -> None:
     defaults = {"on_failure": "stop", "quorum": 1.0, "retries": 0}
     defaults |= {"select": None, "weighting": None, "around": []}
     for key, default in defaults.items():
         value = getattr(block, key)
         if value != default:
             shown = MISSING if key in ("select", "around") else value
-            raise BadValue(key, shown, f"belongs to a server, and {block.name} has only peers")
+            rule = f"belongs to a server, and {block.name} has only peers"
+            if strategy.has_servers:
+                rule = f"is for strategies with one server, and {block.name} can have several"
+            raise BadValue(key, shown, rule)
 
 
 def _as_method(experiment: Experiment, part: parts.Part, method: Any, select: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
@@ -41,9 +41,10 @@ class Kept:
         """Return all that a client has kept so far, by name."""
         return self._vectors.get(client, {})
 
-    def all(self) -> list[dict[str, Deferred]]:
-        """Return what each client keeps, in the order of ids."""
-        return [self._vectors[client] for client in sorted(self._vectors)]
+    def all(self) -> Iterator[dict[str, Deferred]]:
+        """Yield what each client keeps, in the order of ids."""
+        for client in sorted(self._vectors):
+            yield self._vectors[client]
 
     def put(self, client: int, update: LocalUpdate | None, result: Deferred) -> None:
         """Take over what a client keeps of the result of a visit."""

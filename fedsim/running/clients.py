@@ -147,7 +147,7 @@ class LocalClients:
         vectors = {
             name: corrupted(vector, node.corruptions, place, name) for name, vector in reply.vectors.items()
         }
-        return replace(answer, content=replace(reply, vectors=vectors))
+        return answer._replace(content=replace(reply, vectors=vectors))
 
     def aborted(self, client: int, payload: Order) -> None:
         """Nothing has been computed yet."""

@@ -56,7 +56,7 @@ def check_buffers(experiment: Experiment, strategy: Any, task: Task) -> None:
 
 
 def _check_own(experiment: Experiment, strategy: Any, task: Task) -> None:
-    """Refuse weights of the clients' own where there are none, or clients send something else than their weights."""
+    """Refuse weights of the clients' own where there are none, or that their own gradients would not train."""
     key, value = ("kept", MISSING) if task.kept else ("buffers", task.held)
     if task.held == "fedbn" and not task.norms:
         rule = "the model has no batch normalisation with a scale and a shift of its own"
@@ -70,16 +70,32 @@ def _check_own(experiment: Experiment, strategy: Any, task: Task) -> None:
         if any(isinstance(one, Codec) for one in vars(strategy).values()):
             rule = f"{name} compresses models, and would count {task.mine[0]}"
             raise BadValue(key, value, rule, "take dpsgd")
-    more = any(one.takes + one.sends + one.models != ("arrays",) * 3 for one in updates.values() if one.sends)
+    hint = "take local, or fedavg without anything around it"
     if task.kept and any(one.keeps for one in updates.values()):
         rule = f"clients of {name} keep whole models from visit to visit here, and {task.mine[0]} would count"
         raise BadValue(key, value, rule, "leave out what asks for these, such as a curriculum's score: local")
-    if more or any(isinstance(one, Transform | Central) for one in transforms_of(experiment)):
-        rule = (
-            f"clients of {name} send more than their weights, or have it changed: {task.mine[0]} would count"
-        )
-        hint = "take local, or fedavg without anything around it"
+    sending = [one for one in updates.values() if one.sends]
+    if task.kept and not all(map(_is_plain, sending)):
+        rule = f"clients of {name} send more than their weights, and {task.mine[0]} would count"
         raise BadValue(key, value, rule, hint)
+    if not all(map(_follows_its_own, sending)):
+        rule = (
+            f"weights of {name} follow what is made of everybody's gradients: {task.mine[0]} would have none"
+        )
+        raise BadValue(key, value, rule, hint)
+    if any(isinstance(one, Transform | Central) for one in transforms_of(experiment)):
+        rule = f"what clients of {name} send is changed on its way, and {task.mine[0]} would count"
+        raise BadValue(key, value, rule, hint)
+
+
+def _is_plain(update: LocalUpdate) -> bool:
+    """Tell whether clients take a model and send a model."""
+    return update.takes + update.sends + update.models == ("arrays",) * 3
+
+
+def _follows_its_own(update: LocalUpdate) -> bool:
+    """Tell whether weights that nobody else has are trained as by local SGD, or stay as they are."""
+    return _is_plain(update) or update.moved is not None
 
 
 def check_deployed(experiment: Experiment, strategy: Any, task: Task) -> None:

@@ -63,6 +63,7 @@ class Observer(Run):
         self.models: Models = {}
         self.subject = ""
         self.own: Callable[[Deferred, int], Deferred] = lambda model, _: model
+        self.homes: Mapping[int, int] = {}
         self.personal: Callable[[Client], Deferred] = lambda client: client.model
         self.kept: Callable[[int], Mapping[str, Deferred]] = lambda _: {}
         numbers = experiment.assume.numbers
@@ -152,12 +153,7 @@ class Observer(Run):
         """Measure how well clients do on what they have held out: with the server's model and what is their own."""
         if not self.learner.tests:
             return
-        clients = range(len(self.learner.tests)) if SYSTEM in self.models else list(evaluated)
-        each = (
-            {client: self.own(self.models[SYSTEM], client) for client in clients}
-            if SYSTEM in self.models
-            else {client: self.models[client] for client in clients}
-        )
+        each = self._models_of(list(evaluated))
         for name, values in self._own_scores(each).items():
             told = shares(values, name)
             self._tell_clients(f"client_{name}", values, {"": told["_mean"], **told}, ("", "_worst_decile"))
@@ -193,6 +189,19 @@ class Observer(Run):
             self.record.metric(self.round, self._time_us, name + end, told[end])
         for client, value in values.items():
             self.record.metric(self.round, self._time_us, name, value, client)
+
+    def _models_of(self, evaluated: list[int]) -> dict[int, Deferred]:
+        """Return the model of each client that holds some data out: its own, its server's, or that of all."""
+        if SYSTEM in self.models:
+            return {
+                client: self.own(self.models[SYSTEM], client) for client in range(len(self.learner.tests))
+            }
+        if self.homes:
+            homes = self.homes.items()
+            return {
+                client: self.own(self.models[home], client) for client, home in homes if home in evaluated
+            }
+        return {client: self.models[client] for client in evaluated}
 
     def _measure_final(self) -> None:
         """Look at the test, once: the mean over the models, where there are several."""

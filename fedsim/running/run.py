@@ -122,6 +122,7 @@ def _facts(setup: Setup) -> dict[str, Any]:
     return {
         **ordering(setup),
         "notes": setup.notes,
+        "homes": setup.world.homes,
         "places": places(setup.graph),
         "target_accuracy": None if target is None else target.accuracy,
     }

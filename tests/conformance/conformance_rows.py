@@ -329,6 +329,12 @@ ROWS = [
         {"edges": 1, "cloud_every": 1, **PATIENT},
         topology={"name": "tree", "branching": 2},
     ),
+    Row(
+        "multi_server",
+        {"participants": 3, "exchange_every": 2, **TIMEOUT},
+        PATIENT,
+        topology="stars",
+    ),
     Row("adpsgd", TIMEOUT, TIMEOUT, topology={"name": "random_regular", "degree": 3}, symmetric=False),
     Row(
         "teleportation",

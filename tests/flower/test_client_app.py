@@ -18,8 +18,8 @@ import fedsim
 from fedsim import parts
 from fedsim.errors import BadValue, ConfigError, RunError, StalledError
 from fedsim.flower import ByPartition, client_app, compat, run_app, server_side
-from fedsim.flower.apps.app import read_world
 from fedsim.flower.apps.project import read_project
+from fedsim.flower.apps.worldfile import read_world
 from fedsim.flower.deploy.template import write_app
 from tests.learn.odd_models import Constants
 
@@ -427,6 +427,7 @@ def test_an_app_is_never_written_over_files(tmp_path):
     ("name", "rule"),
     [
         ("fedamx", "did you mean fedamd"),
+        ("centralised", "trains in one place and asks no client"),
         *((name, "has peers and no server") for name in ("dpsgd", "modest", "epidemic", "teleportation")),
     ],
 )

@@ -25,6 +25,7 @@ from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Learner
 from fedsim.learn.staying import shared
 from fedsim.methods.peer import PeerStrategy
+from fedsim.methods.rounds import Rounds
 from fedsim.methods.traits import Traits
 from fedsim.running.build import make_strategy
 from fedsim.running.held import check_deployed
@@ -238,6 +239,9 @@ def server_side(
     with experiment.blame("strategy"):
         part = experiment.find("strategies", name)
     # That comes before its parameters: no value of theirs would help.
+    if isinstance(part, type) and issubclass(part, Rounds) and part.pooled:
+        rule = "trains in one place and asks no client, so there is nothing for Flower to run"
+        raise BadValue("strategy", name, rule)
     has_peers = isinstance(part, type) and issubclass(part, PeerStrategy)
     made = None if has_peers else make_strategy(experiment)
     if not isinstance(made, Strategy):

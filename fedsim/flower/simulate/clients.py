@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
-from fedsim.flower.records import LazyMetrics, layout_of, pack, unpack
+from fedsim.flower.lazy import LazyMetrics
+from fedsim.flower.records import layout_of, pack, unpack
 from fedsim.flower.simulate.instruction import numbers_of, round_of
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Learner

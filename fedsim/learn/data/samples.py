@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.errors import MISSING, BadValue, clip, few
-from fedsim.learn.data.dataset import PADDING, Dataset
+from fedsim.learn.data.dataset import PADDING, Dataset, check_finite
 from fedsim.learn.data.partition import stratified_split
 from fedsim.learn.several import Several
 from fedsim.machine import require_room
@@ -104,7 +104,10 @@ def dataset(
     labels, count, gap = _labels([part.y for part in parts], classes, names)
     whose = [part.groups for part in parts]
     inputs = [part.x for part in parts]
-    if test is None:
+    if test is None:  # afterwards nobody could say where in the file a sample was
+        for part in train.x.parts if isinstance(train.x, Several) else (train.x,):
+            check_finite("x", part, "inputs")
+        check_finite("y", labels[0], "targets")
         kept, held = _split(labels[0], count, test_share, stream(seed, "split"))
         require_room("name", name, 2.0 * train.x.nbytes, "its samples, divided into training and test")
         inputs, labels = [train.x[kept], train.x[held]], [labels[0][kept], labels[0][held]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,8 @@ def _check_none(params: Mapping[str, Any] | None) -> None:
 
 
 def _made(part: type[Engine], task: Task, data: Shard, slots: int | None) -> Engine:
-    return Stacked(task, data, slots) if part is Stacked else part(task, data)
+    make: Callable[..., Engine] = part
+    return make(task, data, slots) if part.stacks else make(task, data)
 
 
 def _on_cpu(task: Task, data: Shard) -> tuple[Engine, str]:
@@ -149,10 +150,10 @@ def _on_accelerator(task: Task, data: Shard, slots: int | None) -> tuple[Engine,
 
 def _faults(part: type[Engine], task: Task, data: Shard) -> tuple[str, str]:
     """Say what is wrong with an engine, and what is only slow."""
-    if part is Stacked and task.draws:
+    if part.stacks and task.draws:
         return DRAWS, ""
     try:
-        return probe(part, task, data), slowness(task, data) if part is Stacked else ""
+        return probe(part, task, data), slowness(task, data) if part.stacks else ""
     except BaseException as error:  # a model may fail under vmap in any way: the reference can do it
         if passes(error):
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -50,6 +50,8 @@ class Stacked(Engine):
     Raises:
         BadValue: with the key ``precision``, if that is none of this device or of this type of weights.
     """
+
+    stacks: ClassVar[bool] = True
 
     def __init__(
         self, task: Task, data: Shard, slots: int | None = None, precision: Precision = "full"
