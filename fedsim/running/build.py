@@ -15,12 +15,10 @@ from fedsim import parts
 from fedsim.errors import MISSING, BadValue, ConfigError, FedsimError, few
 from fedsim.learn import build as learning
 from fedsim.learn.book import Book
-from fedsim.learn.curriculum.expert import consistency
 from fedsim.learn.curriculum.update import ordered
 from fedsim.learn.data.datasets import Dataset
 from fedsim.learn.learner import Learner
 from fedsim.learn.local import LocalSGD, LocalUpdate
-from fedsim.learn.sampling import pace_of, steps_taken
 from fedsim.logs import once
 from fedsim.machine import require_threads
 from fedsim.methods.around import Central
@@ -103,22 +101,13 @@ def prepare(experiment: Experiment, dry: bool = False, book: Book | None = None)
     with _collect(mistakes):
         learner, dataset, owned = learning.build(experiment, dry, pooled, kept)
         _check_personal(experiment, learner)
-    with _collect(mistakes), experiment.blame("churn"):
-        supplied = dict.fromkeys(("node", "rng", "n"))
-        parts.check(experiment.find("churn", experiment.churn.name), experiment.churn.params, supplied)
-    for index, fault in enumerate(experiment.faults):
-        with _collect(mistakes), experiment.blame("faults", index):
-            parts.check(experiment.find("faults", fault.name), fault.params, {"world": 0, "rng": 0})
+    _check_happenings(experiment, mistakes)
     if mistakes:
         raise ConfigError([problem for mistake in mistakes for problem in mistake.problems]) from mistakes[0]
     if book is not None:
         learner = replace(learner, book=book)
     check_buffers(experiment, strategy, learner.engine.task)
-    state = 0
-    if server:
-        with experiment.blame("compute"):
-            state = kept_bytes(learner.engine, updates_in(strategy, experiment))
-            check_budget(experiment.compute.state_bytes, state)
+    state = _state_bytes(experiment, strategy, learner)
     if dry and depends_on_values(strategy) is not False:
         learner = replace(learner, assumed=experiment.assume.numbers)
     if not isinstance(strategy, Rounds | Arrivals | PeerStrategy):
@@ -127,15 +116,43 @@ def prepare(experiment: Experiment, dry: bool = False, book: Book | None = None)
     if isinstance(strategy, PeerStrategy):
         with experiment.blame("strategy"):
             strategy.check_links(talk(graph), [node.id for node in world.servers])
-    needs = None
     if pooled:
         world.equip_server()
-    elif any(kit.memory_mb is not None for kit in world.kits):
-        needs = need_mb(learner.engine, updates_in(strategy, experiment))
-        with experiment.blame("devices"):
-            check_memory(world.kits, needs)
+    needs = None if pooled else _check_devices(experiment, strategy, learner, world)
     worlds.start(world, experiment)
     return Setup(experiment, strategy, world, learner, graph, dataset, owned, needs, state)
+
+
+def _check_happenings(experiment: Experiment, mistakes: list[ConfigError]) -> None:
+    """Check what makes nodes come and go, and what goes wrong."""
+    with _collect(mistakes), experiment.blame("churn"):
+        supplied = dict.fromkeys(("node", "rng", "n"))
+        parts.check(experiment.find("churn", experiment.churn.name), experiment.churn.params, supplied)
+    for index, fault in enumerate(experiment.faults):
+        with _collect(mistakes), experiment.blame("faults", index):
+            parts.check(experiment.find("faults", fault.name), fault.params, {"world": 0, "rng": 0})
+
+
+def _state_bytes(experiment: Experiment, strategy: Any, learner: Learner) -> int:
+    """Return how much each client keeps from visit to visit, in bytes, and refuse a budget that is below that."""
+    if isinstance(strategy, PeerStrategy):
+        return 0
+    with experiment.blame("compute"):
+        state = kept_bytes(learner.engine, updates_in(strategy, experiment))
+        check_budget(experiment.compute.state_bytes, state)
+    return state
+
+
+def _check_devices(
+    experiment: Experiment, strategy: Any, learner: Learner, world: World
+) -> list[float] | None:
+    """Return the memory that each client needs, and refuse devices with less, where they say how much they have."""
+    if all(kit.memory_mb is None for kit in world.kits):
+        return None
+    needs = need_mb(learner.engine, updates_in(strategy, experiment))
+    with experiment.blame("devices"):
+        check_memory(world.kits, needs)
+    return needs
 
 
 @contextmanager
@@ -321,78 +338,3 @@ def _check_target(experiment: Experiment) -> None:
         if assumed < stop.target.accuracy and stop.rounds is None and stop.sim_time_s is None:
             rule = f"the assumed accuracy of {assumed:g} never reaches {stop.target.accuracy:g}"
             raise BadValue("target", MISSING, rule, "give stop.rounds or stop.sim_time_s as well")
-
-
-def describe(setup: Setup) -> dict[str, Any]:
-    """Return what the start of a run is recorded with: presence, edges, labels."""
-    dataset = setup.dataset
-    labels = np.asarray(dataset.y)
-    counts = []
-    if dataset.classes:
-        for client, own in enumerate(setup.owned):
-            own_labels = labels[own]
-            found, count = np.unique(own_labels[own_labels >= 0], return_counts=True)  # others are padding
-            counts += [(client, int(label), int(k)) for label, k in zip(found, count, strict=True)]
-    return {**describe_world(setup.world), "labels": counts}
-
-
-def ordering(setup: Setup) -> dict[str, Any]:
-    """Return what there is to record of a curriculum: the pace of a client of median size, and how clients differ."""
-    local, samples = setup.experiment.strategy.local, int(np.median(setup.learner.sizes))
-    found: dict[str, Any] = {}
-    pace = pace_of(local, samples)
-    if pace:
-        assert local.curriculum is not None  # without one, there is no pace
-        rounds = local.curriculum.rounds
-        clock, end = ("step", steps_taken(local, samples)) if rounds is None else ("round", rounds + 1)
-        found["pace"] = {"clock": clock, "sizes": pace, "end": end}
-    judge = _judge(setup)
-    if judge:
-        known = judge == "known"
-        losses = setup.dataset.difficulty if known else setup.learner.engine.data.expert_losses().cpu()
-        hard = np.asarray(losses)
-        between, within = consistency(hard, setup.owned)
-        found |= {"difficulty_between_clients": between, "difficulty_within_clients": within}
-        found["difficulty_unit"] = "known difficulty" if known else "loss of the expert"
-        found["difficulty_of_clients"] = [round(float(hard[own].mean()), 9) for own in setup.owned]
-    return found
-
-
-def places(graph: Graph) -> list[dict[str, Any]]:
-    """Return where nodes are, as far as the topology says so."""
-    found = []
-    for node in sorted(graph):
-        known: dict[str, Any] = graph.nodes[node]
-        if "longitude" in known and "latitude" in known:
-            place = {key: float(known[key]) for key in ("longitude", "latitude")}
-            router = bool(known.get("router"))
-            found.append({"node": node, "name": str(known.get("name", node)), "router": router, **place})
-    return found
-
-
-def _judge(setup: Setup) -> str:
-    """Say who tells how hard samples are: whom the partition asked, the data, or an expert that is used anyway."""
-    partition, local = setup.experiment.data.partition, setup.experiment.strategy.local.paced
-    if partition.name == "by_difficulty":
-        return str(partition.params.get("by", "expert"))
-    if setup.dataset.difficulty is not None:
-        return "known"
-    if setup.learner.dry:
-        return ""  # nobody asks the expert, and its training takes long
-    select = setup.experiment.strategy.select
-    asked = local is not None and local.scored and local.score == "expert"
-    if select is not None and select.params.get("order") not in ("random", "vanilla"):
-        asked |= select.params.get("score") == "expert"
-    return "expert" if asked else ""
-
-
-def describe_world(world: World) -> dict[str, Any]:
-    """Return what the start of a run in this world is recorded with: presence and edges."""
-    edges = world.network.graph.edges(data=True)
-    return {
-        "edges": [
-            (a, b, e["latency_us"] / 1000, e["bits_per_s"] / 1e6 if e["bits_per_s"] else None)
-            for a, b, e in edges
-        ],
-        "presence": [(0, node.id, int(node.online)) for node in world.nodes],
-    }

@@ -19,8 +19,9 @@ from fedsim.record import weights
 from fedsim.record.reports import try_report
 from fedsim.record.result import Result
 from fedsim.record.store import FILE, Record
-from fedsim.running.build import Setup, adapter, describe, ordering, places
+from fedsim.running.build import Setup, adapter
 from fedsim.running.checkpoint import Keeper
+from fedsim.running.described import describe, ordering, places
 from fedsim.running.ending import Ending
 from fedsim.running.garbage import settled
 from fedsim.running.models import write_models

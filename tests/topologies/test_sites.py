@@ -13,7 +13,7 @@ import fedsim
 from fedsim import parts
 from fedsim.errors import BadValue, ConfigError
 from fedsim.record.store import facts, read
-from fedsim.running import build
+from fedsim.running import build, described
 from fedsim.spec.experiment import load
 from fedsim.world.graph import TALK, members, talk
 from topologies.backbone import backbone
@@ -121,7 +121,7 @@ def test_abilene_has_its_kilometres():
 
 def test_a_plane_has_kilometres_and_no_map():
     graph = hub(5, key="gabriel/25/0")
-    assert build.places(graph) == []
+    assert described.places(graph) == []
     assert graph.edges[5, 21]["latency_ms"] == pytest.approx(127.58 * 0.005)
 
 

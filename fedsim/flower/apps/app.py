@@ -38,7 +38,7 @@ from fedsim.record.reports import try_report
 from fedsim.record.result import Result
 from fedsim.record.store import Record
 from fedsim.record.tape import Tape
-from fedsim.running.build import describe_world
+from fedsim.running.described import describe_world
 from fedsim.running.ending import Ending, clock
 from fedsim.running.folder import make_folder
 from fedsim.running.lock import locked

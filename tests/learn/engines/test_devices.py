@@ -21,7 +21,7 @@ from fedsim.learn.curriculum.update import ClientScore, Ordered
 from fedsim.learn.engines import Engine, Shard, TrainJob
 from fedsim.learn.engines.base import Unfit
 from fedsim.learn.engines.device import find_device, steady
-from fedsim.learn.local import LocalSGD, LocalUpdate, MeanGradient
+from fedsim.learn.local import MINE, LocalSGD, LocalUpdate, MeanGradient
 from fedsim.learn.models import builtin as models
 from fedsim.learn.task import Task
 from fedsim.rng import stream
@@ -100,6 +100,8 @@ def jobs_of(task, data, update):
     names = [*update.takes, *update.keeps]
     drawn = update.draws(task.trained, stream(0, "draws"))
     given = dict.fromkeys(names, task.initial[: task.trained])
+    if update.splits:
+        given[MINE] = (torch.arange(task.trained, device=task.device) % 3 == 0).to(task.dtype)
     given |= {name: torch.from_numpy(one).to(task.device, task.dtype) for name, one in drawn.items()}
     rows = [update.batches(size, stream(0, "batches", i)) for i, size in enumerate(data.sizes)]
     return [TrainJob(update, i, one, given, 7 + i) for i, one in enumerate(rows)]
