@@ -98,11 +98,15 @@ def outline(
 
     >>> experiment = {"data": {"clients": 5}, "strategy": "fedavg", "model": "softmax", "stop": {"rounds": 2}}
     >>> [line.partition(":")[0] for line in outline(experiment)]
-    ['experiment is fine', 'engine', 'memory']
+    ['experiment is fine', 'engine', 'memory', 'time']
     """
     setup = _prepared(source, overrides, more, timing_only)
     fine = f"{setup.experiment.name} is fine"
-    return [fine, *setup.learner.outline(), *(f"note: {line}" for line in remarks(setup.experiment))]
+    return [
+        fine,
+        *_late("running.estimate").outline(setup),
+        *(f"note: {line}" for line in remarks(setup.experiment)),
+    ]
 
 
 def _prepared(
@@ -222,11 +226,13 @@ def resume(
     """Let a run go on that was stopped, killed, or has ended and is to be longer.
 
     All that happened is repeated from the start without training; from the latest checkpoint on, the run goes on. It
-    ends as it would have ended without a break, bit for bit.
+    ends as it would have ended without a break, bit for bit. A Flower app's ServerApp starts again, and is told what
+    its clients had replied.
 
     Args:
         folder: the run's.
-        overrides: values by dotted key, of ``stop``, ``record`` and ``evaluate``.
+        overrides: values by dotted key, of ``stop``, ``record`` and ``evaluate``; for a Flower app, of ``record`` and
+            ``stop.sim_time_s``.
         extend: how much longer it is to be, such as ``{"rounds": 50}`` or ``{"sim_time_s": 600}``.
         progress: called after every round; True shows a bar.
         store: as for :func:`run`.
@@ -253,10 +259,19 @@ def resume(
         experiment = _load(file, overrides)
         changes = {f"stop.{key}": _longer(experiment, key, more) for key, more in (extend or {}).items()}
         experiment = _load(file, {**(overrides or {}), **changes})
-        how = began, bool(extend), _reuse(store, store_gb)
         with telling(progress) as told:
-            result: Result = _late("running.begin").again(Path(folder), experiment, told, *how)
+            if _is_app(experiment):
+                given = overrides or {}, told, began, bool(extend)
+                result: Result = _late("flower.apps.resume").resume_app(Path(folder), experiment, *given)
+            else:
+                how = began, bool(extend), _reuse(store, store_gb)
+                result = _late("running.begin").again(Path(folder), experiment, told, *how)
         return result
+
+
+def _is_app(experiment: Experiment) -> bool:
+    """Tell whether what runs is a Flower app."""
+    return {"clientapp", "run_config"} <= experiment.strategy.params.keys()
 
 
 def _reuse(store: str | Path | None, limit_gb: float) -> Any:
@@ -267,6 +282,9 @@ def _reuse(store: str | Path | None, limit_gb: float) -> Any:
 
 def _longer(experiment: Experiment, key: str, more: float) -> float:
     now = getattr(experiment.stop, key, None)
+    if key == "rounds" and _is_app(experiment):
+        rule, hint = "an app's own code says how many rounds it has", "begin it anew, as with --run-config"
+        raise BadValue("extend", key, rule, hint)
     if key not in ("rounds", "sim_time_s") or now is None:
         raise BadValue("extend", key, "is not among what ends this run", "extend rounds or sim_time_s")
     return float(now + more) if key == "sim_time_s" else now + int(more)

@@ -168,7 +168,7 @@ def test_links_are_estimated_before_they_are_made(little_memory, topology, key, 
         {"data": {"clients": 1001}, "strategy": "dpsgd", "topology": topology, "stop": {"rounds": 1}}
     )
     with pytest.raises(ConfigError) as caught:
-        make_graph(experiment, server=False)
+        make_graph(experiment, servers=0)
     assert f"{key}: " in str(caught.value)
     need = f"needs about {links * 500 / 1e9:.3g} GB for {links:.3g} links, and this machine has 0.1 GB"
     assert need in str(caught.value)

@@ -10,7 +10,7 @@ from fedsim.errors import MISSING, BadValue, did_you_mean
 from fedsim.parts import NotNegative, Positive, needed
 from topologies.files import Values, degrees, read, simple
 from topologies.graphs import Graph, require_connected
-from topologies.sites import PerSite, Spread, attach, check_places, distance_km
+from topologies.sites import PerSite, Sites, Spread, attach, check_places, distance_km
 
 US_PER_KM = 5.0
 """Light in glass takes about 5 microseconds for a kilometre."""
@@ -24,12 +24,12 @@ def topohub(
     *,
     key: str,
     spread: Spread = "even",
-    server: str | int = "best",
+    server: Sites = "best",
     us_per_km: NotNegative = US_PER_KM,
     mbps: Positive | None = None,
     access_ms: NotNegative = 0.0,
     clients_per_site: PerSite | None = None,
-    has_server: bool,
+    servers: int,
     seed: int,
 ) -> Graph:
     """Return a real network from the package topohub with clients at its sites; needs topohub.
@@ -38,16 +38,17 @@ def topohub(
     link of the backbone comes from its length. Peers talk to those at their own site and at neighbouring sites.
 
     Args:
-        n: how many clients or peers there are, and one more if there is a server.
+        n: how many clients or peers there are, and servers after them.
         key: family and name, such as topozoo/Abilene, sndlib/germany50, backbone/europe or gabriel/25/0.
         spread: how clients are divided among the sites: even, random, or links, in proportion to the links of a site.
-        server: the name or number of the server's site; best is that with the least mean latency to the clients.
+        server: the name or number of the server's site, or a list for several servers; best is where the mean latency
+            to the clients is the least, to the nearest server where there are several.
         us_per_km: microseconds per kilometre; fibres are longer than they would have to be: 7.5 allows for half more.
         mbps: capacity of each link of the backbone in Mbit/s; null is network.edge_mbps, or unlimited.
         access_ms: latency between anybody and the router of its site in milliseconds.
         clients_per_site: how many are at each site, in place of a spread: 3 everywhere, [3, 0, 2] in the order of the
             sites, or {Chicago: 3} by their names.
-        has_server: whether the last node is a server.
+        servers: how many of the nodes are servers, the last ones.
         seed: where random clients are.
 
     Raises:
@@ -71,7 +72,7 @@ def topohub(
         latency_ms = float(edge["dist"]) * us_per_km / 1000
         sites.add_edge(number[edge["source"]], number[edge["target"]], latency_ms=latency_ms, **_limit(mbps))
     how: dict[str, Any] = {"spread": spread, "server": server, "clients_per_site": clients_per_site}
-    return attach(sites, n, has_server=has_server, access_ms=access_ms, seed=seed, **how)
+    return attach(sites, n, servers=servers, access_ms=access_ms, seed=seed, **how)
 
 
 def backbone(
@@ -79,22 +80,22 @@ def backbone(
     *,
     path: str,
     spread: Spread = "even",
-    server: str | int = "best",
+    server: Sites = "best",
     values: Values | None = None,
     us_per_km: NotNegative = US_PER_KM,
     mbps: Positive | None = None,
     access_ms: NotNegative = 0.0,
     clients_per_site: PerSite | None = None,
-    has_server: bool,
+    servers: int,
     seed: int,
 ) -> Graph:
     """Return the network in a file with clients at its sites: as topohub, for a network of one's own.
 
     Args:
-        n: how many clients or peers there are, and one more if there is a server.
+        n: how many clients or peers there are, and servers after them.
         path: the file, of one of the formats in docs/networks.md. Where it gives links no latency, their lengths come
             from the places of their ends, in degrees.
-        spread, server, access_ms, clients_per_site, has_server, seed: as for topohub.
+        spread, server, access_ms, clients_per_site, servers, seed: as for topohub.
         values: what numbers are that a format does not name: latency_ms or mbps; null leaves them out.
         us_per_km: microseconds per kilometre, for links without a latency.
         mbps: capacity of links that the file gives none, in Mbit/s; null is network.edge_mbps, or unlimited.
@@ -113,7 +114,7 @@ def backbone(
             data["latency_ms"] = _length(path, labels[a], labels[b], places) * us_per_km / 1000
         data.setdefault("mbps", mbps) if mbps is not None else None
     how: dict[str, Any] = {"spread": spread, "server": server, "clients_per_site": clients_per_site}
-    return attach(sites, n, has_server=has_server, access_ms=access_ms, seed=seed, **how)
+    return attach(sites, n, servers=servers, access_ms=access_ms, seed=seed, **how)
 
 
 def _length(path: str, a: str, b: str, places: dict[str, tuple[float, float]]) -> float:

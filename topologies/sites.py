@@ -22,6 +22,9 @@ from fedsim.rng import stream
 from fedsim.world.graph import TALK, Graph
 
 Spread = Literal["even", "random", "links", "population"]
+Sites = str | int | list[str | int]
+"""The site of the server, or of each server where there are several: names or numbers, or best."""
+
 PerSite = Count | list[Whole] | dict[str, Whole]
 """How many clients are at each site: as many at all of them, so many in the order of sites, or by their names."""
 
@@ -57,25 +60,26 @@ def attach(
     sites: Graph,
     n: int,
     *,
-    has_server: bool,
+    servers: int,
     spread: Spread = "even",
-    server: str | int = "best",
+    server: Sites = "best",
     access_ms: float = 0.0,
     clients_per_site: PerSite | None = None,
     seed: int,
 ) -> Graph:
-    """Put clients or peers, and a server, at the sites of a backbone.
+    """Put clients or peers, and servers, at the sites of a backbone.
 
     Args:
         sites: the backbone over the nodes 0 … s-1, connected; links have ``latency_ms``, nodes may have ``name``,
             ``longitude``, ``latitude`` and ``population``.
-        n: how many clients or peers there are, and one more if there is a server.
-        has_server: whether the last of them is a server.
+        n: how many clients or peers there are, and servers after them.
+        servers: how many of them are servers.
         spread: how clients are divided among the sites: even, one after the other to each site; random, each at a
             site of its own drawing; links, in proportion to the links that a site has; population, in proportion to
             that.
-        server: the name or the number of the server's site, or best: the site from which the mean latency to the
-            clients is the least.
+        server: the name or the number of the server's site, or a list with one for each of several servers; best is
+            the site from which the mean latency to the clients is the least, and for several servers, one after the
+            other, the site that most lowers the mean latency of the clients to the nearest of them.
         access_ms: latency of the link between anybody and the router of its site.
         clients_per_site: how many are at each site, in place of a spread: as many everywhere, so many in the order of
             sites, or by the sites' names, where those that are not named have none.
@@ -89,24 +93,31 @@ def attach(
 
     >>> line = nx.path_graph(3)
     >>> nx.set_edge_attributes(line, 10.0, "latency_ms")
-    >>> graph = attach(line, 4, has_server=True, seed=0)
+    >>> graph = attach(line, 4, servers=1, seed=0)
     >>> [next(iter(graph[node])) - 4 for node in range(4)]
     [0, 1, 2, 1]
     """
-    members = n - has_server
+    members = n - servers
     if clients_per_site is None:
         homes = _homes(sites, members, spread, stream(seed, "sites"))
     else:
         homes = _placed(sites, members, clients_per_site)
-    if has_server:
-        homes.append(_server(sites, homes, server))
+    homes += _servers(sites, homes, server, servers)
     graph = Graph()
     graph.add_nodes_from((node, dict(sites.nodes[home])) for node, home in enumerate(homes))
     graph.add_nodes_from((n + site, {**data, "router": True}) for site, data in sites.nodes(data=True))
     graph.add_edges_from((node, n + home, {"latency_ms": access_ms}) for node, home in enumerate(homes))
     graph.add_edges_from((n + a, n + b, data) for a, b, data in sites.edges(data=True))
-    graph.graph[TALK] = _talk(sites, homes) if not has_server else nx.star_graph([n - 1, *range(n - 1)])
+    graph.graph[TALK] = _served(members, n) if servers else _talk(sites, homes)
     return graph
+
+
+def _served(members: int, n: int) -> Graph:
+    """Return who talks to whom where there are servers: they, to everybody."""
+    talk = Graph()
+    talk.add_nodes_from(range(n))
+    talk.add_edges_from((node, server) for server in range(members, n) for node in range(server))
+    return talk
 
 
 def _homes(sites: Graph, members: int, spread: Spread, rng: np.random.Generator) -> list[int]:
@@ -151,10 +162,17 @@ def _placed(sites: Graph, members: int, per_site: PerSite) -> list[int]:
     return [site for site, here in enumerate(found) for _ in range(here)]
 
 
-def _server(sites: Graph, homes: list[int], server: str | int) -> int:
-    """Return the site of the server."""
+def _servers(sites: Graph, homes: list[int], server: Sites, count: int) -> list[int]:
+    """Return the site of each server."""
     if server == "best":
-        return _best(sites, homes)
+        return _best(sites, homes, count)
+    named = server if isinstance(server, list) else [server]
+    if count and len(named) != count:
+        raise BadValue("server", server, f"must name a site for each of the {count} servers, or be best")
+    return [_number(sites, one) for one in named[:count]]
+
+
+def _number(sites: Graph, server: str | int) -> int:
     if isinstance(server, int):
         if not 0 <= server < len(sites):
             raise BadValue("server", server, f"sites are 0 to {len(sites) - 1}")
@@ -162,15 +180,21 @@ def _server(sites: Graph, homes: list[int], server: str | int) -> int:
     return _named(sites, server, "server")
 
 
-def _best(sites: Graph, homes: list[int]) -> int:
-    """Return the site with the least mean latency to the clients; of equal ones the first."""
+def _best(sites: Graph, homes: list[int], count: int) -> list[int]:
+    """Return the sites that, one after the other, most lower the clients' mean latency; of equal ones the first."""
+    if not count:
+        return []
     taken, counts = np.unique(homes, return_counts=True)
     # A row for each site with clients, all in one call: links of no latency are there, too, as tiny ones.
     lengths = nx.to_scipy_sparse_array(sites, range(len(sites)), weight="latency_ms", dtype=np.dtype(float))
     lengths.data = np.maximum(lengths.data, np.finfo(float).tiny)
-    away = dijkstra(lengths, directed=sites.is_directed(), indices=taken)
-    sums = [math.fsum(counts * column) for column in np.round(away.T, 9)]
-    return min(range(len(sites)), key=lambda site: (sums[site], site))
+    away = np.round(dijkstra(lengths, directed=sites.is_directed(), indices=taken), 9)
+    nearest, found = np.full(len(taken), np.inf), list[int]()
+    for _ in range(count):
+        sums = [math.fsum(counts * np.minimum(nearest, column)) for column in away.T]
+        found.append(min(range(len(sites)), key=lambda site: (sums[site], site)))
+        nearest = np.minimum(nearest, away[:, found[-1]])
+    return found
 
 
 def _named(sites: Graph, name: str, key: str) -> int:

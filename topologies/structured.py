@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
+from typing import Literal
 
 import networkx as nx
 
 from fedsim.errors import BadValue
 from fedsim.machine import require_room
+from fedsim.ranges import Whole
 from fedsim.rng import stream
 from fedsim.world.graph import Graph
 from topologies.graphs import ordered, require_connected, require_links, require_probability, require_two
@@ -88,6 +91,42 @@ def stochastic_block(n: int, *, blocks: int, p_in: float, p_out: float, seed: in
     key, value = ("p_in", p_in) if blocks == 1 else ("p_out", p_out)
     hint = f"try another seed, a larger p_out (is {p_out}) or a larger p_in (is {p_in})"
     return require_connected(ordered(graph), key, value, hint)
+
+
+def stars(
+    n: int, *, servers: int, homes: list[Whole] | None = None, links: Literal["complete", "ring"] = "complete"
+) -> Graph:
+    """Link each client to one of several servers, and the servers among each other.
+
+    Args:
+        n: number of nodes; the servers are the last ones.
+        servers: how many there are: network.servers.
+        homes: the server that each client is linked to, from 0; by default they take turns.
+        links: which servers are linked: complete, all of them, or ring, each to the next one.
+
+    Returns:
+        The stars, joined at their hubs.
+
+    Raises:
+        BadValue: if there are only peers, or the list does not fit.
+
+    >>> list(stars(6, servers=2).edges)
+    [(0, 4), (1, 5), (2, 4), (3, 5), (4, 5)]
+    """
+    if not servers:
+        raise BadValue(
+            "name", "stars", "is for strategies with servers", "take multi_server, or the topology tree"
+        )
+    clients = n - servers
+    homes = [client % servers for client in range(clients)] if homes is None else homes
+    if len(homes) != clients or max(homes, default=0) >= servers:
+        rule = f"must have one of the servers 0 to {servers - 1} for each of the {clients} clients"
+        raise BadValue("homes", homes, rule)
+    hubs = range(clients, n)
+    ring = [(hubs[i], hubs[(i + 1) % servers]) for i in range(servers if servers > 1 else 0)]
+    among = ring if links == "ring" else list(combinations(hubs, 2))
+    require_links("n", n, clients + len(among))
+    return ordered(nx.Graph([*((client, hubs[home]) for client, home in enumerate(homes)), *among]))
 
 
 def tree(n: int, *, branching: int = 2) -> Graph:

@@ -10,7 +10,7 @@ ClientApp included; ``overhead_single_us`` is the same where the server takes th
 asynchronous one does.
 
 Images are random unless ``--mnist`` takes those in the data folder, of which each client has as many as there are.
-``--json`` prints one JSON object as the last line.
+What is printed is Markdown, as in ``experiments/README.md``; ``--json`` prints one JSON object as the last line.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def main() -> None:
     found: dict[str, Any] = {}
     for key, take in (("overhead_us", together), ("overhead_single_us", singly)):
         found[key] = spread([overhead_us(take) for _ in range(given.repeats)])
-        print(f"SimGrid, {take.__name__}: {show(found[key])} µs for a message and its reply")
+    both = show(found["overhead_us"]), show(found["overhead_single_us"])
+    print(f"A message and its reply take {both[0]} µs of processor time in SimGrid when the server waits")
+    print(f"for all of them, and {both[1]} µs when it takes them one at a time.")
     for name in given.cases:
         found[name] = {}
         # in turn, because a shared machine is busier now than then
@@ -60,9 +62,8 @@ def main() -> None:
         ]
         for engine in engines(given):
             runs = [turn[engine] for turn in turns]
-            table = {key: spread([run[key] for run in runs]) for key in runs[0]}
-            found[name][engine] = table
-            print(f"{name:7} {engine:9}", ", ".join(f"{key} {show(value)}" for key, value in table.items()))
+            found[name][engine] = {key: spread([run[key] for run in runs]) for key in runs[0]}
+        print_table(name, found[name])
     if given.json:
         print(json.dumps({"rounds": given.rounds, "repeats": given.repeats, "mnist": given.mnist, **found}))
 
@@ -83,6 +84,15 @@ def arguments() -> argparse.Namespace:
     return given
 
 
+def print_table(case: str, found: dict[str, dict[str, Any]]) -> None:
+    """Print the seconds of a case's engines as a table."""
+    print(f"\n{case}, seconds:\n")
+    print("|", " | ".join(["engine", *COLUMNS.values()]), "|")
+    print("|", " | ".join(["---"] * (1 + len(COLUMNS))), "|")
+    for engine, measured in found.items():
+        print("|", " | ".join([TITLES[engine], *(show(measured[key]) for key in COLUMNS)]), "|")
+
+
 def engines(given: argparse.Namespace) -> list[str]:
     """Return what can be measured here; without Ray, Flower's own engine cannot."""
     return [name for name in given.engines if name != "flwr" or importlib.util.find_spec("ray")]
@@ -95,6 +105,7 @@ def measure(engine: str, case: dict[str, Any], given: argparse.Namespace) -> dic
         case["samples"] = given.samples or case["samples"]
         write_images(case, given.mnist)
         env = {**os.environ, SETTING: json.dumps(case), "OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0"}
+        env["RAY_ADDRESS"] = "local"  # not a cluster that somebody else has here
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(APP), env.get("PYTHONPATH"))))
         began = time.clock_gettime(time.CLOCK_REALTIME)
         command = [sys.executable, __file__, "--only", engine]
@@ -293,6 +304,21 @@ def show(value: dict[str, float]) -> str:
     return "{median:.{0}f} [{min:.{0}f}-{max:.{0}f}]".format(digits, **value)
 
 
+COLUMNS = {
+    "startup_s": "start-up",
+    "first_round_s": "first round",
+    "round_s": "a later round",
+    "total_s": "in all",
+    "cpu_s": "of processor time",
+}
+TITLES = {
+    "plain": "plain loop",
+    "pool": "pool of two processes",
+    "fedsim": "fedsim",
+    "fedsim-1": "fedsim, one process",
+    "fedsim-2": "fedsim, two worker processes",
+    "flwr": "Flower's simulation engine",
+}
 ENGINES = {
     "plain": plain,
     "pool": pool,

@@ -44,6 +44,10 @@ def run(
     samples_per_message: Annotated[
         int | None, typer.Option(help="Per-sample gradients that a message costs.")
     ] = None,
+    checkpoint: Annotated[
+        bool,
+        typer.Option("--checkpoint", help="Keep all replies, so that fedsim resume can let the run go on."),
+    ] = False,
     out: Out = Path("runs"),
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
     verbose: Annotated[
@@ -55,6 +59,7 @@ def run(
         told = {"on_failure": on_failure, "workers": workers, "samples_per_message": samples_per_message}
         overrides: dict[str, Any] = {**show.overrides_of(settings)}
         overrides |= {f"app.{key}": value for key, value in told.items() if value is not None}
+        overrides |= {"record.checkpoint": {}} if checkpoint else {}
         with shown(quiet) as progress:
             result = _flower().run_app(
                 path,

@@ -74,7 +74,7 @@ def generate(churn: Mapping[str, Any], nodes: int, period_s: float, seed: int) -
     """
     base = {"data": {"clients": nodes}, "strategy": "dpsgd", "stop": {"sim_time_s": period_s}}
     experiment = load({**base, "churn": dict(churn), "seed": seed})
-    world = worlds.build(experiment, nx.empty_graph(nodes), server=False)
+    world = worlds.build(experiment, nx.empty_graph(nodes), servers=0)
     worlds.start(world, experiment)
     edges: list[list[int]] = [[0] if node.online else [] for node in world.nodes]
     world.log.listen(lambda time_us, _kind, node, *_: edges[node].append(time_us))

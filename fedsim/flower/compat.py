@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -28,6 +27,7 @@ from flwr.supercore.run import Run
 from numpy.random import mtrand
 
 from fedsim import rng
+from fedsim.flower.moment import iso
 from fedsim.learn.engines.own import belongs
 from fedsim.logs import quiet
 from fedsim.running.garbage import settled
@@ -68,44 +68,30 @@ def delivered(message: Message, content: RecordDict) -> Message:
     Flower's constructor checks what has been checked when the message was made, which takes longer than all of this.
     """
     about = message.metadata.__dict__
-    copy = _made(about, content, None)
-    copy.metadata.delivered_at = iso(about["_created_at"])
+    copy = _made(about, content)
+    copy.__dict__["_metadata"].__dict__["_delivered_at"] = iso(about["_created_at"])
     return copy
 
 
 def answered(message: Message, message_id: str, src_node_id: int, content: RecordDict) -> Message:
     """Return the reply to a message, as :class:`Message` makes it, with its id and its sender."""
     asked, now_s = message.metadata.__dict__, time_s()
-    own = {
-        "_run_id": RUN_ID,
-        "_message_id": message_id,
-        "_src_node_id": src_node_id,
-        "_dst_node_id": asked["_src_node_id"],
-        "_reply_to_message_id": asked["_message_id"],
-        "_created_at": now_s,
-        "_ttl": asked["_created_at"] + asked["_ttl"] - now_s,
-    }
+    reply = _made(asked, content)
+    about = reply.__dict__["_metadata"].__dict__
+    about["_run_id"], about["_message_id"], about["_src_node_id"] = RUN_ID, message_id, src_node_id
+    about["_dst_node_id"], about["_reply_to_message_id"] = asked["_src_node_id"], asked["_message_id"]
+    about["_created_at"], about["_ttl"] = now_s, asked["_created_at"] + asked["_ttl"] - now_s
     if "_dst_task_id" in asked:  # not in all versions
-        own |= {"_src_task_id": asked["_dst_task_id"], "_dst_task_id": asked["_src_task_id"]}
-    reply = _made({**asked, **own}, content, None)
-    reply.metadata.delivered_at = ""
+        about["_src_task_id"], about["_dst_task_id"] = asked["_dst_task_id"], asked["_src_task_id"]
+    about["_delivered_at"] = ""
     return reply
 
 
-def _made(about: Mapping[str, Any], content: RecordDict | None, error: Error | None) -> Message:
+def _made(about: Mapping[str, Any], content: RecordDict) -> Message:
     message, metadata = Message.__new__(Message), Metadata.__new__(Metadata)
     metadata.__dict__.update(about)
-    message.__dict__.update(_metadata=metadata, _content=content, _error=error)
+    message.__dict__.update(_metadata=metadata, _content=content, _error=None)
     return message
-
-
-def iso(time_s: float) -> str:
-    """Return a moment as a SuperLink writes it down.
-
-    >>> iso(0.0)
-    '1970-01-01T00:00:00+00:00'
-    """
-    return datetime.fromtimestamp(time_s, UTC).isoformat()
 
 
 def lost_reply(message_id: str, server_id: int, code: int, reason: str) -> Message:
@@ -178,7 +164,9 @@ def _identify(whose: tuple[Any, ...]) -> tuple[Any, ...]:
     if TaskIdentity is None:
         return whose
     before = TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id
-    TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = whose
+    if before[:2] != whose[:2]:  # every change makes Python look the class's attributes up anew
+        TaskIdentity._task_id, TaskIdentity._run_id = whose[:2]
+    TaskIdentity._node_id = whose[2]
     return before
 
 
@@ -245,8 +233,8 @@ def _restored() -> Iterator[None]:
 
 def _seed(key: int, numpy_key: int | None = None) -> None:
     random.seed(key)
-    np.random.seed((key if numpy_key is None else numpy_key) % 2**32)
-    torch.default_generator.manual_seed(key % 2**63)
+    np.random.seed((key if numpy_key is None else numpy_key) & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(key & 0x7FFFFFFFFFFFFFFF)
 
 
 @contextlib.contextmanager
@@ -281,25 +269,34 @@ def forgetful() -> Iterator[None]:
         module.Result = before
 
 
-@contextlib.contextmanager
-def client(node_id: int, key: int) -> Iterator[None]:
-    """Run a client's code inside a simulation, with global generators of its own.
+class Client:
+    """Runs a client's code inside a simulation, with global generators of its own, as long as a ``with`` block lasts.
+
+    It is a class and no generator, because that is quicker, and every message needs one.
 
     Args:
         node_id: the node id that its messages carry.
         key: what the global generators follow from.
     """
-    mark, before = _IN_CLIENT.set(True), _identify((TASK_ID, RUN_ID, node_id))
-    try:
-        if _AWAITED.get():
-            _seed(key)
-            yield
+
+    __slots__ = ("_before", "_key", "_mark", "_node", "_seeded")
+
+    def __init__(self, node_id: int, key: int) -> None:
+        self._node, self._key = node_id, key
+
+    def __enter__(self) -> None:
+        self._seeded = None if _AWAITED.get() else seeded(self._key)
+        if self._seeded is None:
+            _seed(self._key)
         else:
-            with seeded(key):
-                yield
-    finally:
-        _identify(before)
-        _IN_CLIENT.reset(mark)
+            self._seeded.__enter__()
+        self._mark, self._before = _IN_CLIENT.set(True), _identify((TASK_ID, RUN_ID, self._node))
+
+    def __exit__(self, *error: Any) -> None:
+        _identify(self._before)
+        _IN_CLIENT.reset(self._mark)
+        if self._seeded is not None:
+            self._seeded.__exit__(*error)
 
 
 def in_client() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,18 +26,20 @@ from fedsim.learn.data.faults import DataFault
 from fedsim.learn.data.kept import made_once
 from fedsim.learn.data.partition import Some
 from fedsim.learn.draws import seeded
-from fedsim.learn.engines import Shard
-from fedsim.learn.engines.choose import choose
+from fedsim.learn.engines import Engine, Shard
+from fedsim.learn.engines.choose import choose, cluster_of
 from fedsim.learn.engines.device import find_device
 from fedsim.learn.engines.together import seated
 from fedsim.learn.learner import Learner
 from fedsim.learn.losses import Loss, cross_entropy, loss_of
 from fedsim.learn.measured import metrics_of
 from fedsim.learn.models import builtin as models
+from fedsim.learn.overflow import default_budget
 from fedsim.learn.raised import passes, told
 from fedsim.learn.sampling import batch_width
 from fedsim.learn.schedules import schedule
 from fedsim.learn.several import cast, leaves
+from fedsim.learn.staying import staying
 from fedsim.learn.task import Task
 from fedsim.learn.trial import tried
 from fedsim.rng import stream
@@ -49,7 +52,10 @@ log = logging.getLogger("fedsim")
 
 
 def build(
-    experiment: Experiment, dry: bool = False, pooled: bool = False
+    experiment: Experiment,
+    dry: bool = False,
+    pooled: bool = False,
+    kept: Sequence[str | int] | None = (),
 ) -> tuple[Learner, Dataset, list[np.ndarray]]:
     """Make the learner that an experiment describes.
 
@@ -57,6 +63,7 @@ def build(
         experiment: the experiment.
         dry: keep time only.
         pooled: let one more have all that the clients have: the server, whose id is theirs plus one.
+        kept: the parts of the model that stay with each client, by name; None is its last layer.
 
     Returns:
         The learner, the dataset, and the training samples of each client.
@@ -71,6 +78,8 @@ def build(
             whole, dataset = holdout.validation(dataset, share, experiment.seed)
     notes: list[str] = []
     task = make_task(experiment, dataset, notes)
+    with experiment.blame("strategy"):
+        task.kept = staying(task, kept)
     device, settings = task.device, experiment.compute
     losses = _judging(experiment, dataset)
     owned = deal(experiment, dataset, losses)
@@ -79,6 +88,8 @@ def build(
     if experiment.data.client_test_share:
         with experiment.blame("data"):
             owned, held = holdout.client_tests(owned, experiment.data.client_test_share, experiment.seed)
+    elif experiment.evaluate.personal is not None:
+        held = holdout.own_tests(dataset, owned)
     if experiment.data.faults:
         dataset = _faulty(experiment, dataset, owned)
         losses = _judging(experiment, dataset)
@@ -91,10 +102,7 @@ def build(
         shares.append(torch.cat(shares))
     shard = Shard(x, y, shares, difficulty, (x_test, y_test))
     _check_last_batches(experiment, task, shard)
-    with experiment.blame("compute"):
-        engine, reason = choose(task, shard, settings.engine, settings.slots, experiment.folder)
-    log.info("engine: %s (%s)", engine.name, reason)
-    engine = seated(engine, settings.workers)
+    engine, reason = _engine(experiment, task, shard)
     with experiment.blame("strategy"):
         rates = schedule(experiment.strategy.local)
     seed, chunk = experiment.seed, experiment.evaluate.batch_size
@@ -102,8 +110,21 @@ def build(
     tests = [torch.from_numpy(own).to(device) for own in held]
     best = _optimum(dataset, task)
     more: dict[str, Any] = {"optimum": best, "schedule": rates, "why": reason, "tests": tests, "final": final}
+    more["own_tests"] = bool(held) and not experiment.data.client_test_share
+    more["state_bytes"] = default_budget(device) if settings.state_bytes is None else settings.state_bytes
     learner = Learner(engine, x_test, y_test, seed, chunk, dry, **more)
     return learner, dataset, owned
+
+
+def _engine(experiment: Experiment, task: Task, shard: Shard) -> tuple[Engine, str]:
+    """Return what a run computes with, and why."""
+    settings, block, folder = experiment.compute, experiment.compute.engine, experiment.folder
+    with experiment.blame("compute"):
+        cluster = cluster_of(block, settings.workers, folder)
+        wanted, params = (block.name, block.params) if cluster is None else (cluster.inner, {})
+        engine, reason = choose(task, shard, wanted, settings.slots, folder, params)
+    log.info("engine: %s (%s)", engine.name, reason)
+    return seated(engine, settings.workers, cluster), reason
 
 
 def _judging(experiment: Experiment, dataset: Dataset) -> Callable[[], np.ndarray]:
@@ -272,12 +293,15 @@ def _try_metrics(task: Task, dataset: Dataset) -> None:
         outputs = task.predict(task.initial, x)
     for index, (name, metric) in enumerate(task.metrics.items()):
         try:
-            metric(outputs, y)
+            found = metric(outputs, y)
         except BaseException as error:
             if passes(error):
                 raise
             rule = f"does not fit {dataset.name}: {told(error)}"
             raise BadValue(f"metrics.{index}.name", name, rule) from error
+        if not math.isfinite(found):
+            rule = f"does not fit {dataset.name}: it is {found} for the model before any training"
+            raise BadValue(f"metrics.{index}.name", name, rule)
 
 
 def _model(experiment: Experiment, dataset: Dataset) -> nn.Module:

@@ -70,7 +70,7 @@ class Deferred:
         self._depth: int = 1 + max((value._depth for value in self._inputs.values()), default=0)
         self._book, self._identity = book, b""
         if self._phantom:
-            self._call, self._inputs, self._depth = None, {}, 0
+            self._call, self._inputs, self._depth = None, NONE, 0
             return
         if book is None:
             self._book = next(filter(None, (value._book for value in self._inputs.values())), None)
@@ -89,7 +89,7 @@ class Deferred:
             book: keeps count of what is made of it; None keeps none.
         """
         deferred = cls.__new__(cls)
-        deferred._call, deferred._inputs, deferred._value, deferred._phantom = None, {}, value, False
+        deferred._call, deferred._inputs, deferred._value, deferred._phantom = None, NONE, value, False
         deferred._depth, deferred._book, deferred._identity = 0, book, b""
         return deferred
 
@@ -187,7 +187,7 @@ class Deferred:
 
     def settle(self, value: Any) -> None:
         """Be there, without having been computed."""
-        self._value, self._call, self._inputs, self._depth = value, None, {}, 0
+        self._value, self._call, self._inputs, self._depth = value, None, NONE, 0
 
     def forget(self) -> None:
         """Be neither there nor ever computed: it was, and nobody will need it again."""
@@ -218,6 +218,10 @@ class Deferred:
         return Deferred(Divide(divisor), {"of": self})
 
 
+NONE: dict[str, Deferred] = {}
+"""What a value reads that is there: nothing, and nobody may add to it."""
+
+
 def noted(values: Sequence[Deferred], name: str, make: Callable[[], Numbers]) -> Any:
     """Return numbers that are made of values, and keep them; where the values are gone, return what was kept.
 
@@ -245,10 +249,11 @@ def combine(vectors: Sequence[Deferred], factors: Sequence[float]) -> Deferred:
     """
     if len(vectors) != len(factors) or not vectors:
         raise ValueError(f"{len(vectors)} vectors and {len(factors)} factors")
-    if any(vector.is_phantom for vector in vectors):
-        return (
-            Deferred.phantom()
-        )  # a new one, as without phantoms: who tells vectors apart must not see a difference
+    for vector in vectors:
+        if (
+            vector.is_phantom
+        ):  # a new one, as without phantoms: who tells vectors apart must not see a difference
+            return Deferred.phantom()
     return Deferred(Combine(tuple(factors)), {str(i): vector for i, vector in enumerate(vectors)})
 
 

@@ -27,6 +27,9 @@ State = dict[str, Tensor]
 CHUNK = 256
 """How many samples of a large batch are differentiated at a time."""
 
+MINE = "mine"
+"""What says which weights are the client's own."""
+
 
 class LocalUpdate(ABC):
     """A client's part of an algorithm.
@@ -35,12 +38,16 @@ class LocalUpdate(ABC):
         takes: the vectors it reads, by name; the weights are called ``"arrays"`` as in Flower.
         sends: the vectors it sends back, by name.
         models: those of the vectors sent that are weights, and not gradients or differences.
+        moved: how far the weights have moved along the client's own gradients, in units of ``"arrays"``, where that is
+            no weights: 1 for y - x, -1 for x - y, 0 where they stay; None where what is sent means something else.
         metrics: the numbers it sends back, by name.
         keeps: the vectors that the client keeps from visit to visit, by name, and never sends. ``init`` finds them
             beside those received, zeros at the first visit; ``final`` returns the new ones.
         codec: how the vectors are written on their way to the server; None writes every number.
         sampling: which samples it uses, in what batches; by default none at all.
         gradients: how many gradients of each of them it computes.
+        splits: whether ``init`` finds as ``"mine"`` a vector [W] that is 1 where the client's own weights are, and 0
+            elsewhere.
         order: ranks the client's samples at the start of a visit: then the positions in its batches are ranks, and
             ``init`` finds the mean score as ``"score"``. None leaves the samples as they are.
     """
@@ -48,11 +55,13 @@ class LocalUpdate(ABC):
     takes: tuple[str, ...] = ("arrays",)
     sends: tuple[str, ...] = ("arrays",)
     models: tuple[str, ...] = ("arrays",)
+    moved: float | None = None
     metrics: tuple[str, ...] = ("train_loss",)
     keeps: tuple[str, ...] = ()
     codec: Codec | None = None
     sampling: Sampling = Nothing()
     gradients: int = 1
+    splits: bool = False
     order: Order | None = None
 
     def at(self, round: int) -> LocalUpdate:

@@ -57,25 +57,34 @@ def macro_f1(outputs: Tensor, y: Tensor, *, ignore_index: int = -100) -> float:
     return float(f1_score(right, said, average="macro", zero_division=0))
 
 
-def auc(outputs: Tensor, y: Tensor) -> float:
+def auc(outputs: Tensor, y: Tensor, *, ignore_index: int = -100) -> float:
     """Return the area under the receiver operating characteristic, of scikit-learn; the mean over several labels.
 
     Args:
-        outputs: logits [N, classes] of labels [N], each class against the rest; or logits [N, …] of targets that are 0
-            or 1.
-        y: labels [N], or 0 and 1 [N, …].
+        outputs: logits [N, classes, …] of labels [N, …], each class against the rest; or logits [N, …] of targets that
+            are 0 or 1.
+        y: labels [N, …], or 0 and 1 [N, …].
+        ignore_index: the label of padding; by default that of the loss.
+
+    >>> logits = torch.tensor([[[2.0, 0.0, 0.0], [0.0, 1.0, 9.0]]])
+    >>> auc(logits, torch.tensor([[0, 1, -100]]))
+    1.0
     """
     if y.is_floating_point():
+        if outputs.shape != y.shape:
+            raise ValueError("needs one number for each target")
         right, score = y.reshape(len(y), -1), outputs.reshape(len(y), -1)
     else:
-        if outputs.dim() != 2:
-            raise ValueError("needs one label for each sample")
-        right, score = torch.eye(outputs.shape[1])[y.cpu()], outputs.softmax(1)
-    both = (right.amax(0) > 0) & (right.amin(0) == 0)
+        if not _labelled(outputs, y):
+            raise ValueError("needs classes, and a label for each output")
+        counts = y != ignore_index
+        labels = y[counts]
+        there = torch.bincount(labels).nonzero()[:, 0]
+        right, score = labels[:, None] == there, outputs.movedim(1, -1)[counts].softmax(1)[:, there]
+    both = (right > 0).any(0) & (right == 0).any(0)
     if not bool(both.any()) or not bool(((right == 0) | (right == 1)).all()):
         raise ValueError("needs targets of 0 and 1, and some of both")
-    chosen = both.cpu()
-    return float(roc_auc_score(right.cpu()[:, chosen].numpy(), score.cpu()[:, chosen].numpy()))
+    return float(roc_auc_score(right[:, both].cpu().numpy(), score[:, both].cpu().numpy()))
 
 
 def perplexity(outputs: Tensor, y: Tensor, *, ignore_index: int = -100) -> float:

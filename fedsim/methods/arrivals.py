@@ -23,6 +23,7 @@ class Progress(LocalSGD):
     """Local SGD that sends how far it has come, y - x, because the server's model has moved on meanwhile."""
 
     models = ()
+    moved = 1.0
 
     def init(self, given: State) -> State:
         """Start at the weights received."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -14,7 +14,8 @@ from fedsim.learn.corrupt import corrupted
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Learner, Place
 from fedsim.learn.local import LocalUpdate
-from fedsim.world.clock import Process, micros
+from fedsim.methods.metrics import Metric
+from fedsim.world.clock import MICRO, Process, micros
 from fedsim.world.graph import Graph, receivers, rounds, senders, talk
 from fedsim.world.net.network import Message
 from fedsim.world.node import Node
@@ -30,6 +31,8 @@ class PeerStrategy(ABC):
         directed: whether it can use links that only work one way.
         varying: whether it can use a topology that changes from round to round.
         one_model: whether a round has one model, which :meth:`Peer.conclude` names, and not one for each node.
+        has_servers: whether there are servers, as ``network.servers`` says, after the nodes with data; they have none,
+            and their rounds and models are those of the run.
     """
 
     update: LocalUpdate = None  # type: ignore[assignment]  # some have none of their own
@@ -37,6 +40,7 @@ class PeerStrategy(ABC):
     directed = False
     varying = False
     one_model = False
+    has_servers = False
 
     @abstractmethod
     def run(self, node: Peer) -> Process:
@@ -44,6 +48,16 @@ class PeerStrategy(ABC):
 
     def check(self, clients: int) -> None:  # noqa: B027 - most strategies run with any number
         """Refuse parameters that do not fit the number of peers, before the start."""
+
+    def check_links(  # noqa: B027 - most run on any graph
+        self, graph: Graph, servers: Sequence[int]
+    ) -> None:
+        """Refuse a graph of who talks to whom on which nothing would come of it, before the start.
+
+        Args:
+            graph: the nodes with data, and then the servers.
+            servers: which nodes those are; mostly none.
+        """
 
     def setup(self, graph: Graph) -> None:  # noqa: B027 - most strategies have nothing to prepare
         """Prepare what all nodes share, such as mixing weights; called once, before the start."""
@@ -59,6 +73,10 @@ class PeerStrategy(ABC):
         """
         del round
         return {}
+
+    def metrics(self, round: int) -> Iterable[Metric]:
+        """Return numbers as :meth:`measure` does, which it returns by default, and also those of single nodes."""
+        return (Metric(name, value) for name, value in self.measure(round).items())
 
     def holders(self, round: int) -> Container[int] | None:
         """Return the nodes whose models count at the end of a round; None stands for all."""
@@ -139,6 +157,29 @@ class Peer:
         """Return what a node can both send and receive, in Mbit/s; infinite where it is not limited."""
         access = self._run.world.network.access[other]
         return min(bps / 1e6 if bps else math.inf for bps in (access.up_bps, access.down_bps))
+
+    @property
+    def server(self) -> int:
+        """The server that a client belongs to, where there are servers."""
+        world = self._run.world
+        return world.homes[self.id] if world.homes else world.nodes[-1].id
+
+    @property
+    def servers(self) -> list[int]:
+        """All servers, in the order of ids."""
+        return [node.id for node in self._run.world.servers]
+
+    @property
+    def clients(self) -> list[int]:
+        """The clients of a server, in the order of ids."""
+        world = self._run.world
+        homes = world.homes or [world.nodes[-1].id] * len(world.members)
+        return [client for client, home in enumerate(homes) if home == self.id]
+
+    def online(self, nodes: Iterable[int]) -> list[int]:
+        """Return those nodes that are online; none while this node is not."""
+        world = self._run.world
+        return [id for id in nodes if world.nodes[id].online] if self.node.online else []
 
     @property
     def samples(self) -> int:
@@ -224,11 +265,11 @@ class Peer:
                 job.cancel()
                 raise
             if finished:
-                names = (*update.keeps, *learner.keeps)
+                place, names = self._place(round, began_s), (*update.keeps, *learner.keeps)
+                if not names:
+                    return learner.train(update, self.id, given, place, numbers)
                 kept = {name: self.kept.get(name, self.zeros) for name in names if name not in given}
-                result = learner.train(
-                    update, self.id, {**kept, **given}, self._place(round, began_s), numbers
-                )
+                result = learner.train(update, self.id, {**kept, **given}, place, numbers)
                 self.kept.update((name, result.pick(name)) for name in kept)
                 return result
 
@@ -243,10 +284,11 @@ class Peer:
 
     def send_model(self, to: Iterable[int], model: Deferred, round: int) -> None:
         """Send a model to several nodes; one that a fault corrupts sends something else."""
-        place = Place(self.id, round, self.node.clock.now_s)
-        model = corrupted(model, self.node.corruptions, place)
+        node = self.node
+        if node.corruptions:
+            model = corrupted(model, node.corruptions, Place(self.id, round, node.clock.now_s))
         message = Message("model", model, self._run.model_bytes, round, self.id)
-        self.node.send_all(map(self._run.world.nodes.__getitem__, to), message)
+        node.send_all(map(self._run.world.nodes.__getitem__, to), message)
 
     def send(
         self,
@@ -262,12 +304,14 @@ class Peer:
         What a node sends to itself is handed over at once and costs nothing. ``on_end`` is told the receiver and
         whether the message was delivered.
         """
-        place, faults = Place(self.id, round, self.node.clock.now_s), self.node.corruptions
-        sent = tuple(
-            corrupted(one, faults, place, f"{kind}/{i}") if isinstance(one, Deferred) else one
-            for i, one in enumerate(payload)
-        )
-        message = Message(kind, sent, size_bytes, round, self.id)
+        faults = self.node.corruptions
+        if faults:
+            place = Place(self.id, round, self.node.clock.now_s)
+            payload = tuple(
+                corrupted(one, faults, place, f"{kind}/{i}") if isinstance(one, Deferred) else one
+                for i, one in enumerate(payload)
+            )
+        message = Message(kind, payload, size_bytes, round, self.id)
         nodes, others = self._run.world.nodes, [other for other in to if other != self.id]
         if on_end is None:
             self.node.send_all(map(nodes.__getitem__, others), message)
@@ -286,10 +330,10 @@ class Peer:
             The models (or what else was sent) that came in time, by sender, in the order of ids.
         """
         timeout_us = None if timeout_s is None else micros(timeout_s)
-        wanted, began_s = frozenset(senders), self.node.clock.now_s
+        wanted, began_us = frozenset(senders), self.node.clock.now
         heard = yield self.node.gather(kind, round, wanted, timeout_us)
         if len(heard) < len(wanted):
-            self._run.waited(self, f"{kind} of round {round}", wanted - heard.keys(), began_s)
+            self._run.waited(self, f"{kind} of round {round}", wanted - heard.keys(), began_us / MICRO)
         return {sender: message.payload for sender, message in heard.items()}
 
     def receive(self, kind: str = "model") -> Process:

@@ -21,7 +21,9 @@ from fedsim.record.files import own_folder, replaced
 from fedsim.record.maps import network_map
 from fedsim.record.nodes import hours, labels, topology, traffic, utilisation
 from fedsim.record.numbers import changing, numbers
+from fedsim.record.personal import TUNED, personal
 from fedsim.record.schema import Place
+from fedsim.record.servers import servers
 from fedsim.record.spans import activity
 from fedsim.record.store import Table, facts, faults, read, wide
 from fedsim.record.style import STYLE
@@ -40,6 +42,7 @@ __all__ = [
     "node_timeline",
     "numbers",
     "pace",
+    "personal",
     "progress",
     "round_timeline",
     "topology",
@@ -125,8 +128,12 @@ def _of_strategies(
     tables: dict[str, Table], difficulty: list[float | None] | None, broken: Table, end_us: int
 ) -> Iterator[tuple[str, Figure]]:
     measured = set(tables["metrics"]["name"].tolist())
+    if TUNED in measured:
+        yield "personal", personal(tables["metrics"], tables["rounds"])
     if "pool" in measured:
         yield "curriculum", curriculum(tables["metrics"], difficulty)
+    if (tables["metrics"]["node"][tables["metrics"]["name"] == "bytes_with_clients"] >= 0).any():
+        yield "servers", servers(tables["metrics"], tables["rounds"])
     if "view_mean" in measured:
         yield "views", views(tables["metrics"], tables["rounds"], tables["presence"], end_us, broken)
 

@@ -31,6 +31,7 @@ KEYS = (
 TITLES = {
     "curves": "Learning curves",
     "loss": "Loss",
+    "personal": "What clients get",
     "progress": "Rounds and bytes over time",
     "durations": "How long rounds took",
     "availability": "Who was online",
@@ -44,6 +45,7 @@ TITLES = {
     "labels": "Labels of each client",
     "pace": "Pace of the samples",
     "curriculum": "Curriculum of the clients",
+    "servers": "The servers",
     "views": "Who is in the views",
     "numbers": "What else was measured",
 }
@@ -53,10 +55,14 @@ REMARKS = {
     "round": "The round of median duration: every node that did something in it, in the order in which they "
     "finished. A transfer lasts from the beginning of its sending until it arrives, latency included.",
     "node": "What the client or peer that was busy for the longest time did in the whole run.",
+    "personal": "On the samples that each client has held out: with the model that it has, and with the one that it "
+    "makes of that by training for itself. Left, the clients at the last evaluation, each line from the worst to the "
+    "best; right, their mean and, dotted, the mean of the worst tenth. Gini is 0 where all get the same.",
     "pace": "How many samples of a client of median size take part.",
     "curriculum": "The pool of clients, their scores when they were last asked (the darker, the more clients), and how "
     "often each took part, the hardest on the right: by the known difficulty of its samples, or else by its first "
     "score, for training makes the last one low.",
+    "servers": "Each server's own model, and the bytes that it has sent and received by then, without headers.",
     "views": "How many nodes a node counts as active by the round that it knows of, which may be an old one: the mean, "
     "and from the least to the most, when a round was evaluated, over the nodes that were online then or, where there "
     "are more than 100 nodes, over those of them that were among 100 drawn for the round.",

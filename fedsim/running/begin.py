@@ -34,7 +34,7 @@ from fedsim.version import __version__
 FREE = ("stop", "record", "evaluate")
 """The blocks that may be others when a run goes on."""
 
-IDLE = ("workers", "patience_s")
+IDLE = ("workers", "state_bytes", "patience_s")
 """What may be another in the block compute."""
 
 Told = Callable[[Progress], None] | None
@@ -235,7 +235,7 @@ def origin_in(run: Path) -> Mapping[str, Any] | None:
         return None
     known = facts(run)
     if "app" in known:
-        raise BadValue("run", str(run), "is that of a Flower app, which cannot be resumed", "begin it anew")
+        raise BadValue("run", str(run), "is that of a Flower app, whose local updates are not known")
     found = known.get(ORIGIN)
     if not isinstance(found, dict) or not {"format", "version", "experiment", "timing_only"} <= found.keys():
         raise BadValue("run", str(run), "was begun by a version of fedsim whose runs cannot be resumed")
@@ -275,7 +275,14 @@ def _compared(given: Mapping[str, Any]) -> dict[str, Any]:
     model = given["model"]
     if isinstance(model, dict):
         given = {**given, "model": {key: value for key, value in model.items() if key != "weights"}}
-    return {**given, "compute": {key: value for key, value in given["compute"].items() if key not in IDLE}}
+    compute = {key: value for key, value in given["compute"].items() if key not in IDLE}
+    return {**given, "compute": {**compute, "engine": _of_jobs(compute["engine"])}}
+
+
+def _of_jobs(engine: Any) -> Any:
+    """Return the engine that does the jobs: over which cluster they are done is no matter."""
+    block = {"name": engine} if isinstance(engine, str) else engine
+    return block.get("inner", "auto") if block["name"] == "ray" else engine
 
 
 def check_data(origin: Mapping[str, Any], setup: Setup) -> None:

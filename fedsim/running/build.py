@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 
 from fedsim import parts
-from fedsim.errors import MISSING, BadValue, ConfigError, FedsimError
+from fedsim.errors import MISSING, BadValue, ConfigError, FedsimError, few
 from fedsim.learn import build as learning
 from fedsim.learn.book import Book
-from fedsim.learn.curriculum.expert import consistency
 from fedsim.learn.curriculum.update import ordered
 from fedsim.learn.data.datasets import Dataset
 from fedsim.learn.learner import Learner
 from fedsim.learn.local import LocalSGD, LocalUpdate
-from fedsim.learn.sampling import pace_of, steps_taken
 from fedsim.logs import once
 from fedsim.machine import require_threads
 from fedsim.methods.around import Central
@@ -30,14 +28,14 @@ from fedsim.methods.rounds import Rounds
 from fedsim.methods.select import Selector
 from fedsim.methods.traits import Traits
 from fedsim.running.held import check_buffers, innermost
-from fedsim.running.memory import check_memory, need_mb
+from fedsim.running.memory import check_budget, check_memory, kept_bytes, need_mb
 from fedsim.running.sinks import Sinks, make_sinks
 from fedsim.running.topology import check_use, make_graph
 from fedsim.running.updates import transforms_of, updates_of
 from fedsim.running.weighting import choose_weighting
 from fedsim.spec.experiment import Experiment, Strategy
 from fedsim.world import world as worlds
-from fedsim.world.graph import Graph
+from fedsim.world.graph import Graph, talk
 from fedsim.world.world import World
 
 
@@ -54,6 +52,7 @@ class Setup:
         dataset: the data.
         owned: the training samples of each client.
         needs_mb: the memory that each client needs, where the experiment says how much it has.
+        kept_bytes: what one client of a server keeps between its visits.
         sinks: where its numbers go besides its record.
     """
 
@@ -65,6 +64,7 @@ class Setup:
     dataset: Dataset
     owned: list[np.ndarray]
     needs_mb: list[float] | None = None
+    kept_bytes: int = 0
     sinks: Sinks = field(default_factory=Sinks)
 
     @property
@@ -90,19 +90,20 @@ def prepare(experiment: Experiment, dry: bool = False, book: Book | None = None)
         ConfigError: if any part is unknown, refuses its parameters, or does not fit the others.
     """
     mistakes: list[ConfigError] = []
-    pooled = False
+    pooled, kept = False, Traits.kept
     with experiment.blame("compute"):  # before anything is computed with so many
         require_threads(experiment.compute.threads)
     with _collect(mistakes):
         strategy = make_strategy(experiment)
-        pooled = isinstance(strategy, Rounds) and strategy.pooled
+        pooled, kept = isinstance(strategy, Rounds) and strategy.pooled, Traits.of(strategy).kept
         if dry:
             check_timing_only(experiment, strategy)
-        server = not isinstance(strategy, PeerStrategy)
-        graph = make_graph(experiment, server)
+        servers = count_servers(experiment, strategy)
+        graph = make_graph(experiment, servers)
         check_use(experiment, Traits.of(strategy), graph)
     with _collect(mistakes):
-        learner, dataset, owned = learning.build(experiment, dry, pooled)
+        learner, dataset, owned = learning.build(experiment, dry, pooled, kept)
+        _check_personal(experiment, learner)
     _check_happenings(experiment, mistakes)
     with _collect(mistakes):
         sinks = make_sinks(experiment)
@@ -111,20 +112,20 @@ def prepare(experiment: Experiment, dry: bool = False, book: Book | None = None)
     if book is not None:
         learner = replace(learner, book=book)
     check_buffers(experiment, strategy, learner.engine.task)
+    state = _state_bytes(experiment, strategy, learner)
     if dry and depends_on_values(strategy) is not False:
         learner = replace(learner, assumed=experiment.assume.numbers)
-    if server and not isinstance(strategy, Rounds | Arrivals):
+    if not isinstance(strategy, Rounds | Arrivals | PeerStrategy):
         adapter().say_cost(strategy, learner)
-    world = worlds.build(experiment, graph, server)
-    needs = None
+    world = worlds.build(experiment, graph, servers)
+    if isinstance(strategy, PeerStrategy):
+        with experiment.blame("strategy"):
+            strategy.check_links(talk(graph), [node.id for node in world.servers])
     if pooled:
         world.equip_server()
-    elif any(kit.memory_mb is not None for kit in world.kits):
-        needs = need_mb(learner.engine, _updates(strategy, experiment))
-        with experiment.blame("devices"):
-            check_memory(world.kits, needs)
+    needs = None if pooled else _check_devices(experiment, strategy, learner, world)
     worlds.start(world, experiment)
-    return Setup(experiment, strategy, world, learner, graph, dataset, owned, needs, sinks)
+    return Setup(experiment, strategy, world, learner, graph, dataset, owned, needs, state, sinks)
 
 
 def _check_happenings(experiment: Experiment, mistakes: list[ConfigError]) -> None:
@@ -137,6 +138,28 @@ def _check_happenings(experiment: Experiment, mistakes: list[ConfigError]) -> No
             parts.check(experiment.find("faults", fault.name), fault.params, {"world": 0, "rng": 0})
 
 
+def _state_bytes(experiment: Experiment, strategy: Any, learner: Learner) -> int:
+    """Return how much each client keeps from visit to visit, in bytes, and refuse a budget that is below that."""
+    if isinstance(strategy, PeerStrategy):
+        return 0
+    with experiment.blame("compute"):
+        state = kept_bytes(learner.engine, updates_in(strategy, experiment))
+        check_budget(experiment.compute.state_bytes, state)
+    return state
+
+
+def _check_devices(
+    experiment: Experiment, strategy: Any, learner: Learner, world: World
+) -> list[float] | None:
+    """Return the memory that each client needs, and refuse devices with less, where they say how much they have."""
+    if all(kit.memory_mb is None for kit in world.kits):
+        return None
+    needs = need_mb(learner.engine, updates_in(strategy, experiment))
+    with experiment.blame("devices"):
+        check_memory(world.kits, needs)
+    return needs
+
+
 @contextmanager
 def _collect(mistakes: list[ConfigError]) -> Iterator[None]:
     """Keep the mistakes of one step, so that the next step can report its own as well."""
@@ -144,6 +167,30 @@ def _collect(mistakes: list[ConfigError]) -> Iterator[None]:
         yield
     except ConfigError as error:
         mistakes.append(error)
+
+
+def count_servers(experiment: Experiment, strategy: Any) -> int:
+    """Return how many servers a strategy has: none, one, or as many as the experiment says."""
+    if not isinstance(strategy, PeerStrategy):
+        return 1
+    return len(experiment.network.attached) if strategy.has_servers else 0
+
+
+def _check_personal(experiment: Experiment, learner: Learner) -> None:
+    """Refuse to measure what clients get where they have nothing to measure it on."""
+    steps, hint = experiment.evaluate.personal, "set data.client_test_share, such as 0.2"
+    if steps is None:
+        return
+    with experiment.blame("evaluate"):
+        if not learner.tests:
+            rule = "is measured on what clients have held out, and they have held out nothing"
+            raise BadValue("personal", steps, rule, hint)
+        bare = [client for client, own in enumerate(learner.tests) if not len(own)]
+        if bare:
+            rule = (
+                f"is measured on the dataset's own test, in which there is no sample of clients {few(bare)}"
+            )
+            raise BadValue("personal", steps, rule, hint)
 
 
 def adapter() -> Any:
@@ -167,7 +214,7 @@ def make_strategy(experiment: Experiment) -> Any:
             supplied["select"] = select
         strategy = _call(part, block, supplied)
         if isinstance(strategy, PeerStrategy):
-            _check_peers(block)
+            _check_peers(block, strategy)
             strategy.check(experiment.data.clients)
             _order(strategy, block)
             return strategy
@@ -216,14 +263,17 @@ def make_selector(experiment: Experiment) -> Any:
     return select
 
 
-def _check_peers(block: Strategy) -> None:
+def _check_peers(block: Strategy, strategy: PeerStrategy) -> None:
     defaults = {"on_failure": "stop", "quorum": 1.0, "retries": 0}
     defaults |= {"select": None, "weighting": None, "around": []}
     for key, default in defaults.items():
         value = getattr(block, key)
         if value != default:
             shown = MISSING if key in ("select", "around") else value
-            raise BadValue(key, shown, f"belongs to a server, and {block.name} has only peers")
+            rule = f"belongs to a server, and {block.name} has only peers"
+            if strategy.has_servers:
+                rule = f"is for strategies with one server, and {block.name} can have several"
+            raise BadValue(key, shown, rule)
 
 
 def _as_method(experiment: Experiment, part: parts.Part, method: Any, select: Any) -> Any:
@@ -243,7 +293,7 @@ def _as_method(experiment: Experiment, part: parts.Part, method: Any, select: An
     return method
 
 
-def _updates(strategy: Any, experiment: Experiment) -> list[LocalUpdate]:
+def updates_in(strategy: Any, experiment: Experiment) -> list[LocalUpdate]:
     """Return what clients or peers compute: a strategy's own updates, or plain local SGD."""
     if isinstance(strategy, PeerStrategy):
         return [strategy.update or LocalSGD(experiment.strategy.local)]
@@ -274,7 +324,7 @@ def check_timing_only(experiment: Experiment, strategy: Any) -> None:
             name = type(innermost(strategy)).__name__
             why = "its choices depend on values" if depends else "it does not say whether its choices do not"
             asked = ["loss"] if experiment.strategy.select is not None else []  # what selectors ask for
-            sent = [name for one in _updates(strategy, experiment) for name in one.metrics]
+            sent = [name for one in updates_in(strategy, experiment) for name in one.metrics]
             names = dict.fromkeys([*asked, *sent])
             hint = f"say what to assume of them: assume: {{{', '.join(f'{one}: 1.0' for one in names)}}}"
             if not depends:
@@ -293,78 +343,3 @@ def _check_target(experiment: Experiment) -> None:
         if assumed < stop.target.accuracy and stop.rounds is None and stop.sim_time_s is None:
             rule = f"the assumed accuracy of {assumed:g} never reaches {stop.target.accuracy:g}"
             raise BadValue("target", MISSING, rule, "give stop.rounds or stop.sim_time_s as well")
-
-
-def describe(setup: Setup) -> dict[str, Any]:
-    """Return what the start of a run is recorded with: presence, edges, labels."""
-    dataset = setup.dataset
-    labels = np.asarray(dataset.y)
-    counts = []
-    if dataset.classes:
-        for client, own in enumerate(setup.owned):
-            own_labels = labels[own]
-            found, count = np.unique(own_labels[own_labels >= 0], return_counts=True)  # others are padding
-            counts += [(client, int(label), int(k)) for label, k in zip(found, count, strict=True)]
-    return {**describe_world(setup.world), "labels": counts}
-
-
-def ordering(setup: Setup) -> dict[str, Any]:
-    """Return what there is to record of a curriculum: the pace of a client of median size, and how clients differ."""
-    local, samples = setup.experiment.strategy.local, int(np.median(setup.learner.sizes))
-    found: dict[str, Any] = {}
-    pace = pace_of(local, samples)
-    if pace:
-        assert local.curriculum is not None  # without one, there is no pace
-        rounds = local.curriculum.rounds
-        clock, end = ("step", steps_taken(local, samples)) if rounds is None else ("round", rounds + 1)
-        found["pace"] = {"clock": clock, "sizes": pace, "end": end}
-    judge = _judge(setup)
-    if judge:
-        known = judge == "known"
-        losses = setup.dataset.difficulty if known else setup.learner.engine.data.expert_losses().cpu()
-        hard = np.asarray(losses)
-        between, within = consistency(hard, setup.owned)
-        found |= {"difficulty_between_clients": between, "difficulty_within_clients": within}
-        found["difficulty_unit"] = "known difficulty" if known else "loss of the expert"
-        found["difficulty_of_clients"] = [round(float(hard[own].mean()), 9) for own in setup.owned]
-    return found
-
-
-def places(graph: Graph) -> list[dict[str, Any]]:
-    """Return where nodes are, as far as the topology says so."""
-    found = []
-    for node in sorted(graph):
-        known: dict[str, Any] = graph.nodes[node]
-        if "longitude" in known and "latitude" in known:
-            place = {key: float(known[key]) for key in ("longitude", "latitude")}
-            router = bool(known.get("router"))
-            found.append({"node": node, "name": str(known.get("name", node)), "router": router, **place})
-    return found
-
-
-def _judge(setup: Setup) -> str:
-    """Say who tells how hard samples are: whom the partition asked, the data, or an expert that is used anyway."""
-    partition, local = setup.experiment.data.partition, setup.experiment.strategy.local.paced
-    if partition.name == "by_difficulty":
-        return str(partition.params.get("by", "expert"))
-    if setup.dataset.difficulty is not None:
-        return "known"
-    if setup.learner.dry:
-        return ""  # nobody asks the expert, and its training takes long
-    select = setup.experiment.strategy.select
-    asked = local is not None and local.scored and local.score == "expert"
-    if select is not None and select.params.get("order") not in ("random", "vanilla"):
-        asked |= select.params.get("score") == "expert"
-    return "expert" if asked else ""
-
-
-def describe_world(world: World) -> dict[str, Any]:
-    """Return what the start of a run in this world is recorded with: presence and edges."""
-    edges = world.network.graph.edges(data=True)
-    return {
-        "edges": [
-            (a, b, e["latency_us"] / 1000, e["bits_per_s"] / 1e6 if e["bits_per_s"] else None)
-            for a, b, e in edges
-        ],
-        "presence": [(0, node.id, int(node.online)) for node in world.nodes],
-    }

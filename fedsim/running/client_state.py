@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
 
 from fedsim.learn.deferred import Deferred, compute
 from fedsim.learn.local import LocalUpdate
+from fedsim.learn.overflow import Overflow
 
 PENDING = 256
 """How many visits may wait for their numbers; each keeps the weights alive that it began with."""
@@ -17,10 +21,14 @@ class Kept:
     Args:
         zeros: what a client has before its first visit [P].
         always: what it keeps whatever it does, by name.
+        budget_bytes: so much of the rest stays in memory; None has no limit.
     """
 
-    def __init__(self, zeros: Deferred, always: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, zeros: Deferred, always: tuple[str, ...] = (), budget_bytes: int | None = None
+    ) -> None:
         self._zeros, self._always = zeros, always
+        self.overflow = None if budget_bytes is None else Overflow(budget_bytes)
         self._vectors: dict[int, dict[str, Deferred]] = defaultdict(dict)
         self._pending: list[tuple[int, tuple[str, ...], Deferred]] = []
 
@@ -29,13 +37,18 @@ class Kept:
         own, names = self._vectors[client], () if update is None else update.keeps
         return {name: own.get(name, self._zeros) for name in (*names, *self._always)}
 
-    def all(self) -> list[dict[str, Deferred]]:
-        """Return what each client keeps, in the order of ids."""
-        return [self._vectors[client] for client in sorted(self._vectors)]
+    def held(self, client: int) -> Mapping[str, Deferred]:
+        """Return all that a client has kept so far, by name."""
+        return self._vectors.get(client, {})
 
-    def put(self, client: int, update: LocalUpdate, result: Deferred) -> None:
+    def all(self) -> Iterator[dict[str, Deferred]]:
+        """Yield what each client keeps, in the order of ids."""
+        for client in sorted(self._vectors):
+            yield self._vectors[client]
+
+    def put(self, client: int, update: LocalUpdate | None, result: Deferred) -> None:
         """Take over what a client keeps of the result of a visit."""
-        names = (*update.keeps, *self._always)
+        names = (*(() if update is None else update.keeps), *self._always)
         if not names:
             return
         self._vectors[client].update((name, result.pick(name)) for name in names)
@@ -58,5 +71,12 @@ class Kept:
         newer = {(client, name) for client, names, _ in waiting for name in names}
         for (client, name), result in latest.items():
             if (client, name) not in newer:
-                self._vectors[client][name] = self._vectors[client][name].moved(result.value()[name])
+                held = self._held(client, name, result.value()[name])
+                self._vectors[client][name] = self._vectors[client][name].moved(held)
         self._pending = waiting
+
+    def _held(self, client: int, name: str, vector: Tensor) -> Tensor:
+        """Return a vector where it is kept; what evaluations read, too, is always in memory."""
+        if self.overflow is None or name in self._always:
+            return vector
+        return self.overflow.put((client, name), vector)

@@ -92,7 +92,8 @@ class LocalClients:
         updates: Mapping[str, LocalUpdate],
         queries: Mapping[str, Query] | None = None,
     ) -> None:
-        self.learner, self.updates, self.kept = learner, dict(updates), Kept(learner.zeros, learner.keeps)
+        self.learner, self.updates = learner, dict(updates)
+        self.kept = Kept(learner.zeros, learner.keeps, learner.state_bytes)
         self.queries: Mapping[str, Query] = {QUERY_SIZE: nothing, **(queries or {})}
         task = learner.engine.task
         self._layout, self._dtype = task.sent, str(task.dtype).removeprefix("torch.")
@@ -146,7 +147,7 @@ class LocalClients:
         vectors = {
             name: corrupted(vector, node.corruptions, place, name) for name, vector in reply.vectors.items()
         }
-        return replace(answer, content=replace(reply, vectors=vectors))
+        return answer._replace(content=replace(reply, vectors=vectors))
 
     def aborted(self, client: int, payload: Order) -> None:
         """Nothing has been computed yet."""

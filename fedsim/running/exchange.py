@@ -58,6 +58,7 @@ class Exchange:
         self._arrived: dict[Instruction, None] = {}  # in the order of their ends
         self._looked: set[frozenset[Instruction]] = set()  # looked for in vain since the last end
         self._waits: list[Wait] = []
+        self._seen, self._online = -1, list[int]()  # who is online, since so many have come or gone
         self._slept_s = 0.0
         self._idle = 0
         self._time_up = False
@@ -69,7 +70,10 @@ class Exchange:
 
     def online(self) -> list[int]:
         """Return the clients that are online, sorted."""
-        return [node.id for node in self.world.members if node.online]
+        switches = self.world.network.switches
+        if self._seen != switches:
+            self._seen, self._online = switches, [node.id for node in self.world.members if node.online]
+        return self._online.copy()
 
     def node(self, id: int, round: int) -> Node:
         """Return a client to write to.
@@ -77,12 +81,13 @@ class Exchange:
         Raises:
             RunError: if there is no such client, or the server has crashed.
         """
-        now_s = self.world.clock.now_s
+        reason = None
         if self.server.crashed:
-            raise RunError("the server has crashed", self.server.id, round, now_s, "send")
-        if id not in self._ids:
+            reason = "the server has crashed"
+        elif id not in self._ids:
             reason = f"the strategy sends to node {id}; clients are 0 to {len(self._ids) - 1}"
-            raise RunError(reason, self.server.id, round, now_s, "send")
+        if reason is not None:
+            raise RunError(reason, self.server.id, round, self.world.clock.now_s, "send")
         return self.world.nodes[id]
 
     def push(self, instructions: Sequence[Instruction]) -> None:
@@ -269,7 +274,8 @@ class Exchange:
             instruction.wanted = False
 
     def _send(self, instruction: Instruction) -> None:
-        packet = network.Message("instruction", instruction, instruction.size_bytes, instruction.round)
+        size, round = instruction.size_bytes, instruction.round
+        packet = network.Message("instruction", instruction, size, round, self.server.id)
         self.server.send(instruction.node, packet, lambda ok: None if ok else self._lost(instruction))
 
     def _instruct(self, packet: network.Message) -> None:
@@ -299,7 +305,8 @@ class Exchange:
         answer = self.clients.answer(node.id, instruction.payload, self.world.clock.now_s)
         if node.corruptions and not answer.refused:
             answer = self.clients.corrupt(answer, node, instruction.round)
-        packet = network.Message("reply", (instruction, answer), answer.size_bytes, instruction.round)
+        size, round = answer.size_bytes, instruction.round
+        packet = network.Message("reply", (instruction, answer), size, round, node.id)
         node.send(self.server, packet, lambda ok: None if ok else self._waste(instruction))
 
     def _reply_in(self, packet: network.Message) -> None:
@@ -323,7 +330,7 @@ class Exchange:
 
     def _throw_away(self, instruction: Instruction) -> None:
         """Nobody will use what a client has computed."""
-        instruction.node.wasted += instruction.work
+        instruction.node.spend(0, instruction.work)
         instruction.node.wasted_us += instruction.spent_us
 
     def _lost(self, instruction: Instruction) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import simpy
 
@@ -15,8 +15,7 @@ End = Literal["answered", "refused", "unreachable", "expired"]
 """How an instruction ends for the server; ``refused`` is a client's own error."""
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What a client has made of an instruction.
 
     Args:
@@ -46,7 +45,7 @@ class Clients(Protocol):
         """Take note that a client went offline while it worked, or before it could begin."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Instruction:
     """A message to a client, until its answer has been taken or nobody waits for it any more.
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedsim.errors import MISSING, BadValue
 from fedsim.learn.engines import Engine, TrainJob
-from fedsim.learn.local import LocalUpdate
+from fedsim.learn.local import MINE, LocalUpdate
 from fedsim.rng import stream
 from fedsim.world.devices import Kit
 
@@ -42,11 +42,39 @@ def held_bytes(engine: Engine, update: LocalUpdate) -> int:
     """Return the size of an update's state, counted on the state that it begins with."""
     task = engine.task
     names = (*update.takes, *update.keeps, *update.draws(task.trained, stream(0, "memory")))
+    names += (MINE,) if update.splits else ()
     job = TrainJob(
         update, 0, np.zeros((0, 0), dtype=np.int64), dict.fromkeys(names, task.initial[: task.trained])
     )
     state = update.init({**job.given, **engine.scalars(job)})
     return sum(tensor.nbytes for tensor in state.values())
+
+
+def kept_bytes(engine: Engine, updates: Iterable[LocalUpdate]) -> int:
+    """Return the size of what one client of a server keeps between its visits, beside what the model itself keeps."""
+    names = {name for update in updates for name in update.keeps}
+    return len(names) * engine.task.initial.nbytes
+
+
+def check_budget(budget_bytes: int | None, one_bytes: int) -> None:
+    """Refuse a budget for what clients keep that is none.
+
+    Args:
+        budget_bytes: what stays in memory of what clients keep; None is automatic.
+        one_bytes: what one of them keeps.
+
+    Raises:
+        BadValue: with the key ``state_bytes``.
+
+    >>> check_budget(0, 100), check_budget(100, 100), check_budget(None, 100)
+    (None, None, None)
+    >>> check_budget(99, 100)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    fedsim.errors.BadValue: state_bytes: 99: is less than the 100 bytes that one client keeps; ...
+    """
+    if budget_bytes and budget_bytes < one_bytes:
+        rule = f"is less than the {one_bytes} bytes that one client keeps"
+        raise BadValue("state_bytes", budget_bytes, rule, "take 0 to keep all in files")
 
 
 def check_memory(kits: Sequence[Kit], needs: Sequence[float]) -> None:

@@ -46,8 +46,10 @@ log = logging.getLogger("fedsim")
 class PeerRun:
     """Runs a peer strategy: one process a node, and a round ends when every node that is online has finished it.
 
+    Where there are servers, only theirs are the rounds and the models.
+
     Args:
-        world: the peers.
+        world: the peers, and servers if the strategy has any.
         learner: model, data and engine.
         strategy: what they do.
         observer: told of every round.
@@ -60,9 +62,11 @@ class PeerRun:
         numbers = sum(math.prod(shape) for _, shape in task.sent)
         self.model_bytes = numbers * task.initial.element_size()
         self.updates = 0
-        self.peers = {node.id: Peer(node, self) for node in world.members}
+        self.peers = {node.id: Peer(node, self) for node in world.nodes}
+        leading = world.servers if strategy.has_servers else world.nodes
+        self.leaders = {node.id: self.peers[node.id] for node in leading}
         self.founders = [id for id, peer in self.peers.items() if peer.node.online]
-        self.latest = {id: learner.initial for id in self.peers}
+        self.latest = {id: learner.initial for id in self.leaders}
         self._round = 0
         self._kept: dict[int, dict[int, Deferred]] = {}
         self._behind = 0
@@ -97,12 +101,14 @@ class PeerRun:
         models = self.latest
         if self.strategy.one_model:
             self.observer.subject, models = "aggregate", {SYSTEM: self.learner.initial}
-            task = self.learner.engine.task
-            self.observer.own = lambda model, client: judged(task, model, [self.peers[client].kept])
+            self.observer.own = self._own
+        elif self.strategy.has_servers:
+            self.observer.own = self._own
+            self.observer.homes = {id: self.peers[id].server for id in range(len(self.learner.sizes))}
         if self.observer.on_round(0, models, 0):
             return
         for peer in self.peers.values():
-            peer.node.on_change.append(self._changed)
+            peer.node.on_change += (self._changed,)
             clock.process(self._life(peer))
         self._count()
         clock.process(self._watch())
@@ -114,13 +120,21 @@ class PeerRun:
             self.observer.stalled = self.diagnosis()
             log.warning("nobody could make progress when the time was up: %s", self.observer.stalled)
 
+    def _own(self, model: Deferred, client: int) -> Deferred:
+        """Return a model of several as one client has it."""
+        return judged(self.learner.engine.task, model, [self.peers[client].kept])
+
+    def _held(self, peer: Peer) -> list[dict[str, Deferred]]:
+        """Return what is kept beside a node's model: its own, or what a server's clients keep."""
+        return [self.peers[id].kept for id in (peer.clients if self.strategy.has_servers else [peer.id])]
+
     def finish(self, peer: Peer, round: int, model: Deferred, updates: int = 1) -> None:
         """Take note that a node has finished a round."""
         if peer.node.online and peer.finished <= self._round < round:
             self._behind -= 1
         peer.finished = round
         self.updates += updates
-        model = judged(self.learner.engine.task, model, [peer.kept])
+        model = judged(self.learner.engine.task, model, self._held(peer))
         self.latest[peer.id] = model
         if round > self._round and not self.learner.dry:
             self._kept.setdefault(round, {})[peer.id] = model
@@ -202,22 +216,24 @@ class PeerRun:
     def _changed(self, node: Node) -> None:
         self.peers[node.id].was_away |= not node.online
         self._sessions += node.online
-        if self.peers[node.id].finished <= self._round:
+        if node.id in self.leaders and self.peers[node.id].finished <= self._round:
             self._behind += 1 if node.online else -1
         self._advance()
 
     def _count(self) -> None:
         """Count the nodes that are online and have not finished the round that is going on."""
-        online = (p for p in self.peers.values() if p.node.online)
+        online = (p for p in self.leaders.values() if p.node.online)
         self._behind = sum(peer.finished <= self._round for peer in online)
 
     def _advance(self) -> None:
         while (
-            self._behind == 0 and not self._over.triggered and any(p.node.online for p in self.peers.values())
+            self._behind == 0
+            and not self._over.triggered
+            and any(p.node.online for p in self.leaders.values())
         ):
             self._round += 1
             kept = self._kept.pop(self._round, {})
-            alive = [id for id, peer in self.peers.items() if not peer.node.crashed]
+            alive = [id for id, peer in self.leaders.items() if not peer.node.crashed]
             holders = self.strategy.holders(self._round)
             chosen = [id for id in alive if holders is None or id in holders] or alive
             models = {id: kept.get(id, self.latest[id]) for id in chosen}
@@ -229,8 +245,8 @@ class PeerRun:
     def _measure(self) -> None:
         """Record what the strategy says of a round that has ended, if it is one of those that are evaluated."""
         if self._round % self.observer.experiment.evaluate.every == 0:
-            for name, value in self.strategy.measure(self._round).items():
-                self.observer.record.metric(self._round, self.world.clock.now, name, value)
+            for name, value, node in self.strategy.metrics(self._round):
+                self.observer.record.metric(self._round, self.world.clock.now, name, value, node)
 
     def _end(self, out_of_time: bool = False) -> None:
         if not self._over.triggered:
@@ -270,7 +286,7 @@ class PeerRun:
             f"no training was finished and no message delivered while nodes came back {self._sessions} times"
         )
         if update is not None:
-            picos = [update.work(sizes[id]) * peer.node.ps_per_sample for id, peer in self.peers.items()]
+            picos = [update.work(size) * self.peers[id].node.ps_per_sample for id, size in enumerate(sizes)]
             least_s, most_s = min(picos) / 1e12, max(picos) / 1e12
             reason += (
                 f"; a training takes {least_s:.3g} to {most_s:.3g} s, and no session seems to be that long"

@@ -19,8 +19,9 @@ from fedsim.record import weights
 from fedsim.record.reports import try_report
 from fedsim.record.result import Result
 from fedsim.record.store import FILE, Record
-from fedsim.running.build import Setup, adapter, describe, ordering, places
+from fedsim.running.build import Setup, adapter
 from fedsim.running.checkpoint import Keeper
+from fedsim.running.described import describe, ordering, places
 from fedsim.running.ending import Ending
 from fedsim.running.garbage import settled
 from fedsim.running.models import write_models
@@ -33,6 +34,9 @@ from fedsim.running.updates import updates_of
 
 IDENTITY = "identity"
 """The fact that says what the final models are, as follows from all that has led to them."""
+
+OWN = ("client_", "personal_", "tuned_")
+"""What begins the names of scores on what clients have held out."""
 
 ORIGIN = "origin"
 """The fact that says how a run began: its experiment, and what its results depend on."""
@@ -134,6 +138,7 @@ def _facts(setup: Setup) -> dict[str, Any]:
     return {
         **ordering(setup),
         "notes": setup.notes,
+        "homes": setup.world.homes,
         "places": places(setup.graph),
         "target_accuracy": None if target is None else target.accuracy,
     }
@@ -145,7 +150,7 @@ def _assumed(setup: Setup) -> dict[str, float] | None:
 
 def summarise(setup: Setup, observer: Observer, weights_hash: str | None) -> dict[str, Any]:
     """Return a run's final numbers by name."""
-    own = {name: value for name, value in observer.scores.items() if name.startswith("client_")}
+    own = {name: value for name, value in observer.scores.items() if name.startswith(OWN)}
     return observer.summary(
         not setup.learner.dry,
         weights_hash,

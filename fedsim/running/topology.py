@@ -17,9 +17,19 @@ if TYPE_CHECKING:
     from fedsim.methods.traits import Traits
 
 
-def make_graph(experiment: Experiment, server: bool) -> Graph:
-    """Make the topology: one node for each client or peer, and one more, the last, for a server."""
-    size = experiment.data.clients + server
+def make_graph(experiment: Experiment, servers: int) -> Graph:
+    """Make the topology: one node for each client or peer, and after them one for each server.
+
+    Args:
+        experiment: what is to run.
+        servers: how many the strategy has; no more than one unless it can have several.
+    """
+    named = len(experiment.network.attached)
+    if named > 1 and servers != named:
+        with experiment.blame("network"):
+            rule = f"{experiment.strategy.name} has {'one server' if servers else 'only peers'}"
+            raise BadValue("servers", named, rule, "take multi_server, which has several")
+    size = experiment.data.clients + servers
     with experiment.blame("data"):
         require_room("clients", experiment.data.clients, size * NODE_BYTES, "their nodes")
     with experiment.blame("topology"):
@@ -28,11 +38,11 @@ def make_graph(experiment: Experiment, server: bool) -> Graph:
             alone.add_node(0)
             return alone
         part = experiment.find("topologies", experiment.topology.name)
-        supplied = {"n": size, "seed": experiment.seed, "has_server": server}
+        supplied = {"n": size, "seed": experiment.seed, "has_server": servers > 0, "servers": servers}
         made = parts.call(part, experiment.topology.params, supplied)
         graph = _one_graph(experiment.topology.name, made, size)
         _check_graph(experiment.topology.name, graph, experiment.network.overlay)
-        _check_routers(experiment.topology.name, graph, server, experiment.network.overlay)
+        _check_routers(experiment.topology.name, graph, servers > 0, experiment.network.overlay)
     return graph
 
 

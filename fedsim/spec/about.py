@@ -178,7 +178,7 @@ def example(kind: str, name: str) -> str:
     wanted = [one.name for one in parameters(kind, name) if one.default == REQUIRED]
     block: Any = {"name": name, **({"clients": 10} if kind == "datasets" else {})}
     block |= {key: _value(key, known.get(key, Any)) for key in wanted}
-    block = name if kind == "engines" else block  # they have no parameters
+    block = name if kind == "engines" and not wanted else block
     for step in reversed(BLOCKS[kind]):
         block = [block] if step is None else {step: block}
     return write(block)

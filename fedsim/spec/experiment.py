@@ -127,6 +127,13 @@ class Evaluate(Block):
         default_factory=list,
         description="what is measured on the test data beside loss and accuracy, by name or dotted path",
     )
+    personal: Whole | None = Field(
+        default=None,
+        description="local steps that each client takes with its model before it is measured once more on the client's "
+        "own test, from data.client_test_share or from a dataset that says whose its test samples are: "
+        "personal_accuracy is what it has, tuned_accuracy what it has after them, each with _mean, _worst_decile and "
+        "_gini over the clients; 0 takes none, and null measures neither",
+    )
     nodes: float = Field(
         default=1.0,
         gt=0,
@@ -162,8 +169,9 @@ class Assume(Block):
 class Compute(Block):
     """How the numbers are computed."""
 
-    engine: str = Field(
-        default="auto", description="how clients are trained: auto, an engine's name, or a dotted path"
+    engine: Part = Field(
+        default=Part(name="auto"),
+        description="how clients are trained: auto, an engine's name, or a dotted path",
     )
     device: Device = Field(default="auto", description="auto, cpu, cuda, cuda:N or mps")
     dtype: Literal["float32", "float64"] = Field(default="float32", description="type of weights and data")
@@ -174,6 +182,11 @@ class Compute(Block):
         default=None,
         description="processes that share the clients' training on a CPU, at most 1024; null takes one for each core, "
         "once a run has trained for two seconds. No number depends on how many there are",
+    )
+    state_bytes: Whole | None = Field(
+        default=None,
+        description="bytes of what clients of a server keep between their visits that stay in memory; the rest is in "
+        "files of the temporary folder. null is a quarter of the device's memory. No number depends on it",
     )
     patience_s: Duration | None = Field(
         default=3600.0,

@@ -56,5 +56,6 @@ class Record(Block):
     )
     checkpoint: Checkpoints | None = Field(
         default=Checkpoints(),
-        description="how often the run is saved, so that it can go on; null never saves it",
+        description="how often the run is saved, so that it can go on; null never saves it, as for a Flower app whose "
+        "world says nothing of it",
     )

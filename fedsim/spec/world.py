@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from fedsim.errors import MISSING, BadValue
-from fedsim.ranges import NonNegative, Positive, Seconds, Whole
+from fedsim.ranges import Count, NonNegative, Positive, Seconds, Whole
 from fedsim.spec.blocks import Block, Constant, Draw, PositiveDraw
 
 EXTRAS = ("joules_per_sample", "joules_per_byte", "memory_mb")
@@ -35,6 +35,16 @@ class Server(Block):
         description="row of latency_matrix at which the server stands, or best, which has the smallest median delay "
         "there and back; null is its own number, like a node's",
     )
+
+
+Servers = Annotated[
+    Annotated[Count, Tag("<count>")] | Annotated[list[Server], Tag("<list>")],
+    Discriminator(lambda given: "<list>" if isinstance(given, list | tuple) else "<count>"),
+]
+Assign = Annotated[
+    Annotated[Literal["nearest", "random"], Tag("<rule>")] | Annotated[list[Whole], Tag("<list>")],
+    Discriminator(lambda given: "<list>" if isinstance(given, list | tuple) else "<rule>"),
+]
 
 
 class Network(Block):
@@ -84,6 +94,17 @@ class Network(Block):
     )
     header_bytes: Whole = Field(default=64, description="bytes that each message has besides its content")
     server: Server = Field(default_factory=Server, description="how the server is attached, if there is one")
+    servers: Servers = Field(
+        default=1,
+        description="how many servers there are, each attached as server says, or a list with how each of them is; "
+        "several are for strategies that have several, such as multi_server",
+    )
+    assign: Assign = Field(
+        default="nearest",
+        description="the server of each client, where there are several: nearest, by the latency from the server, of "
+        "equally near ones that over the fewest links, of those that with the fewest clients so far; random, as many "
+        "to each; or a list of their numbers",
+    )
     detect_s: Seconds = Field(
         default=10.0, description="seconds until the server notices that a node went offline"
     )
@@ -94,6 +115,26 @@ class Network(Block):
         if path is not None and info.data.get("latency_ms") != Constant(value=0):
             raise ValueError("give either latency_ms or latency_matrix, not both")
         return path
+
+    @property
+    def attached(self) -> list[Server]:
+        """How each server is attached, whether or not the strategy has any."""
+        return [self.server] * self.servers if isinstance(self.servers, int) else self.servers
+
+    @model_validator(mode="after")
+    def _whose_clients(self) -> Network:
+        if not self.attached:
+            raise BadValue("servers", [], "must name at least one server")
+        if not isinstance(self.servers, int) and self.server != Server():
+            raise BadValue("server", MISSING, "is for all servers, and network.servers says it of each")
+        if self.server.site is not None and len(self.attached) > 1:
+            rule = f"puts all {len(self.attached)} servers at one site"
+            raise BadValue(
+                "server.site", self.server.site, rule, "give a list: servers: [{site: 3}, {site: 8}]"
+            )
+        if self.assign != "nearest" and len(self.attached) == 1:
+            raise BadValue("assign", self.assign, "says which server a client has, and there is one")
+        return self
 
     @model_validator(mode="after")
     def _whose_time(self) -> Network:

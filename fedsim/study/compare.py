@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +17,9 @@ from fedsim.study.results import COSTS, Ran, setting
 LEVEL, RESAMPLES = 0.95, 2000
 RISING = ("accuracy", "f1", "auc", "top5")
 """Metrics of which more is better, as their names begin; of all others less is."""
+OWN = re.compile("^(client|personal|tuned)_")
+"""How the names of scores on what clients have held out begin."""
+UNEVEN = "_gini"
 
 QUALITY = ("accuracy", "distance", "loss")
 """What is compared where nobody says it: the first of these that all runs have."""
@@ -78,7 +82,7 @@ class Comparison:
     @property
     def rising(self) -> bool:
         """Whether more of the metric is better."""
-        return self.metric.startswith(RISING)
+        return OWN.sub("", self.metric).startswith(RISING) and not self.metric.endswith(UNEVEN)
 
     def rows(self) -> list[Row]:
         """Return one row for each value."""
@@ -234,8 +238,9 @@ def _rest(ran: Ran, by: str) -> str:
 
 def _worst(ran: Ran) -> float:
     """Return the worst tenth of the clients' accuracy: on what they have held out, or else of peers on the test."""
-    own = _last(ran, "client_accuracy_worst_decile")
-    return own if math.isfinite(own) else _last(ran, "accuracy_worst_decile")
+    names = (f"{whose}accuracy_worst_decile" for whose in ("personal_", "client_", ""))
+    found = (_last(ran, name) for name in names)
+    return next((value for value in found if math.isfinite(value)), math.nan)
 
 
 def _last(ran: Ran, name: str) -> float:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator
-from heapq import heapify, heappop
+from heapq import heapify, heappop, heappush
 from itertools import repeat
+from operator import attrgetter
 from typing import Any, cast
 
 import simpy
@@ -81,10 +82,9 @@ class Clock(simpy.Environment):
         self._looks += 1
         return next(self._eid) - self._looks + 1
 
-    @property
-    def now(self) -> int:
-        """Simulated microseconds since the start."""
-        return self._now  # type: ignore[return-value]  # SimPy allows any number; this clock has only integers
+    now: int = property(  # type: ignore[assignment]  # SimPy allows any number; this clock has only integers
+        attrgetter("_now"), doc="Simulated microseconds since the start."
+    )  # without a call of Python's: it is asked for at every step
 
     @property
     def now_s(self) -> float:
@@ -117,11 +117,12 @@ class Clock(simpy.Environment):
             raise ValueError(f"a delay is at least 0, not {delay_us}")
         due_us: int = self._now + delay_us  # type: ignore[assignment]  # as above
         if due_us > END_US:
-            due_us, delay_us = END_US, self._to_the_end()
+            self._to_the_end()
+            due_us = END_US
         calls = self._due.get(due_us)
         if calls is None:
-            calls = self._due[due_us] = []
-            self.schedule(_Moment(self, calls, due_us), NORMAL, delay_us)
+            self._due[due_us] = calls = []
+            heappush(self._queue, (due_us, NORMAL, next(self._eid), _Moment(self, calls, due_us)))
         calls.append((call, args))
 
     def timer(self, delay_us: int, call: Callable[..., Any], *args: Any) -> Timer:
@@ -161,7 +162,10 @@ class Clock(simpy.Environment):
     def _clear(self) -> None:
         """Take the moments without calls out of the schedule; what is left keeps its order."""
         self._empty = 0
-        self._queue[:] = [item for item in self._queue if not self._forget(item[-1])]
+        kept = [item for item in self._queue if type(item[-1]) is not _Moment or item[-1]._calls]
+        for due_us in [due_us for due_us, calls in self._due.items() if not calls]:
+            del self._due[due_us]
+        self._queue[:] = kept
         heapify(self._queue)
 
     def _forget(self, event: simpy.Event) -> bool:

@@ -38,7 +38,7 @@ class Inbox:
         """Hand a message to somebody who waits for it, or keep it."""
         src, round, kind = message.src, message.round, message.kind
         for gather in self._gathers:
-            if src in gather.missing and round == gather.round and kind == gather.kind:
+            if round == gather.round and src in gather.missing and kind == gather.kind:
                 gather.missing.remove(src)
                 gather.heard[src] = message
                 if not gather.missing:
@@ -47,18 +47,22 @@ class Inbox:
         if 0 <= round <= self._read.get(kind, -1):
             self._late(message)
             return
+        if self._readers and self._hand_over(message):
+            return
+        self._count += 1
+        try:
+            self._items[kind, round].append((self._count, message))
+        except KeyError:
+            self._items[kind, round] = [(self._count, message)]
+
+    def _hand_over(self, message: Message) -> bool:
+        """Give a message to the first reader that it matches, and say whether there is one."""
         for index, (match, event) in enumerate(self._readers):
             if match(message):
                 del self._readers[index]
                 event.succeed(message)
-                return
-        self._count += 1
-        item = self._count, message
-        items = self._items.get((kind, round))
-        if items is None:
-            self._items[kind, round] = [item]
-        else:
-            items.append(item)
+                return True
+        return False
 
     def _late(self, message: Message) -> None:
         self._log.add("late", self._node, message.src, message.size_bytes, message.round)
@@ -82,16 +86,11 @@ class Inbox:
     def gather(self, kind: str, round: int, senders: frozenset[int], timeout_us: int | None) -> simpy.Event:
         """See :meth:`Node.gather`."""
         gather = Gather(self, kind, round, senders)
-        kept = []
-        for item in self._items.pop((kind, round), ()):
-            message = item[1]
-            if message.src in gather.missing:
-                gather.missing.remove(message.src)
-                gather.heard[message.src] = message
-            else:
-                kept.append(item)
-        if kept:
-            self._items[kind, round] = kept
+        items = self._items.pop((kind, round), None)
+        if items is not None:
+            kept = [item for item in items if not gather.takes(item[1])]
+            if kept:
+                self._items[kind, round] = kept
         self._gathers.append(gather)
         if not gather.missing:
             gather.close()
@@ -102,10 +101,12 @@ class Inbox:
     def close(self, gather: Gather) -> None:
         """Forget a finished gather and treat what nobody took for it as late."""
         self._gathers.remove(gather)
-        self._read[gather.kind] = latest = max(self._read.get(gather.kind, -1), gather.round)
-        past = [key for key in self._items if key[0] == gather.kind and 0 <= key[1] <= latest]
-        for _, message in sorted(item for key in past for item in self._items.pop(key)):
-            self._late(message)
+        kind = gather.kind
+        self._read[kind] = latest = max(self._read.get(kind, -1), gather.round)
+        past = [key for key in self._items if key[0] == kind and 0 <= key[1] <= latest]
+        if past:
+            for _, message in sorted(item for key in past for item in self._items.pop(key)):
+                self._late(message)
 
     @property
     def stuck(self) -> bool:
@@ -128,6 +129,14 @@ class Gather(simpy.Event):
         self.missing = set(senders)
         self.timer: Timer | None = None
         self.heard: dict[int, Message] = {}
+
+    def takes(self, message: Message) -> bool:
+        """Take a message of its kind and round that it waits for, and say whether it does."""
+        if message.src not in self.missing:
+            return False
+        self.missing.remove(message.src)
+        self.heard[message.src] = message
+        return True
 
     def close(self) -> None:
         """Finish with what has been heard."""

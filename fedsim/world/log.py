@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from fedsim.world.clock import Clock
 
@@ -116,20 +117,31 @@ class EventLog:
         if len(self._buffer) > BUFFER:
             self._flush()
 
+    def add_all(self, kind: str, pairs: Sequence[bytes], size: int, round: int) -> None:
+        """Write like events of this moment down, one for each node and its peer, packed by :func:`pack_pair`."""
+        write = self.writer(kind, size, round)
+        if kind in self._told or self._clock.now == 0:
+            for pair in pairs:
+                write(pair)
+        else:
+            self._pairs.extend(pairs)
+
     def writer(self, kind: str, size: int, round: int) -> Callable[[bytes], None]:
         """Return a function that writes like events of this moment down, until another one is asked for.
 
         Its argument is a node and its peer, packed by :func:`pack_pair`.
         """
-        self._end_series()
-        now, pairs = self._clock.now, self._pairs
+        if self._pairs:
+            self._end_series()
+        now = self._clock.now
+        if now == 0 or kind in self._told:
+            return partial(self._add_pair, kind, size, round)
         self._series = _HEAD.pack(now, self._code[kind]), _TAIL.pack(size, round)
+        return self._pairs.append
 
-        def write_and_tell(pair: bytes) -> None:
-            node, peer = _PAIR.unpack(pair)
-            self.add(kind, node, peer, size, round)
-
-        return write_and_tell if now == 0 or kind in self._told else pairs.append
+    def _add_pair(self, kind: str, size: int, round: int, pair: bytes) -> None:
+        node, peer = _PAIR.unpack(pair)
+        self.add(kind, node, peer, size, round)
 
     def _end_series(self) -> None:
         if self._pairs:

@@ -83,7 +83,7 @@ class Node:
         self.corruptions: tuple[Corruption, ...] = ()
         self.transfers: dict[Transfer | Broadcast, None] = {}
         self.on_message: Callable[[Message], None] | None = None
-        self.on_change: list[Callable[[Node], None]] = []
+        self.on_change: tuple[Callable[[Node], None], ...] = ()
         self.work = self.wasted = self.wasted_us = 0
         self.goodbye: Callable[[], Process] | None = None
         self.heard = 0
@@ -188,6 +188,14 @@ class Node:
         """Return how long it has been online until now, in microseconds."""
         return self._online_us + (self.clock.now - self._since_us if self.online else 0)
 
+    def spend(self, work: int, wasted: int = 0) -> None:
+        """Count per-sample gradients that have been computed, and how many turned out to be of no use."""
+        effort = self.network.effort
+        self.work += work
+        self.wasted += wasted
+        effort.work += work
+        effort.wasted += wasted
+
     def waiting_for(self) -> str:
         """Say what this node waits for, for a diagnosis."""
         return "to come back online" if not self.online else self._open().waiting_for()
@@ -256,12 +264,13 @@ class Node:
         self._online_us = self.online_us()
         self._since_us = self.clock.now
         self.online = online
+        self.network.switches += 1
         self.log.add("online" if online else "offline", self.id)
         if online:
             self._come_back()
         else:
             self._leave()
-        for call in list(self.on_change):
+        for call in self.on_change:
             call(self)
 
     def back(self) -> simpy.Event:
@@ -344,8 +353,7 @@ class Job(simpy.Event):
             part = min(self.amount, int(done_us * PICOS_PER_MICRO // pace)) if pace else 0
             node._busy_us += node.clock.now - self.start_us
             node.wasted_us += node.clock.now - self.start_us
-            node.work += part
-            node.wasted += part
+            node.spend(part, part)
             node.log.add("aborted", node.id, size=part, round=self.round)
         self.succeed(False)
 
@@ -364,7 +372,7 @@ class Job(simpy.Event):
             return
         node = self.node
         node._busy_us += node.clock.now - self.start_us
-        node.work += self.amount
+        node.spend(self.amount)
         node.log.add("done", node.id, size=self.amount, round=self.round)
         node._next()
         self.succeed(True)

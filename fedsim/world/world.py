@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from functools import cached_property
-from operator import attrgetter
-from typing import NamedTuple
+from functools import cache, cached_property
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from fedsim import parts, rng
 from fedsim.errors import BadValue, FedsimError, RunError, StalledError
 from fedsim.spec.experiment import Draw, Experiment
+from fedsim.spec.world import Network as Settings
+from fedsim.spec.world import Server
 from fedsim.spec.yamlfile import Steps
 from fedsim.world.churn import always
 from fedsim.world.clock import MICRO, Clock, Process, micros
 from fedsim.world.devices import Kit, kits
 from fedsim.world.graph import Graph, members
+from fedsim.world.homes import Way, homes
 from fedsim.world.log import EventLog
 from fedsim.world.net.matrix import Matrix, note, read
 from fedsim.world.net.network import Access, Network
@@ -26,7 +28,8 @@ from fedsim.world.node import Node
 
 MEGA = 1_000_000
 
-_work, _wasted = attrgetter("work"), attrgetter("wasted")
+NEVER = 2**62
+"""Microseconds to where no way leads."""
 
 
 class Usage(NamedTuple):
@@ -55,9 +58,10 @@ class World:
         clock: simulated time.
         log: the event log.
         network: the network.
-        nodes: all nodes by id; clients or peers first, the server (if there is one) last.
+        nodes: all nodes by id; clients or peers first, the servers (if there are any) last.
         kits: what each client or peer has.
         notes: what whoever reads its times must know, one sentence each.
+        homes: the server of each client, where there are several.
     """
 
     clock: Clock
@@ -66,10 +70,16 @@ class World:
     nodes: list[Node]
     kits: list[Kit] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    homes: list[int] = field(default_factory=list)
+
+    @cached_property
+    def servers(self) -> list[Node]:
+        """The servers, which hold no data."""
+        return [node for node in self.nodes if node.role == "server"]
 
     @property
     def server(self) -> Node | None:
-        """The server, or None in a world of peers."""
+        """The server, or None in a world of peers; of several the last one."""
         return self.nodes[-1] if self.nodes[-1].role == "server" else None
 
     @cached_property
@@ -88,13 +98,13 @@ class World:
 
     def totals(self) -> dict[str, int]:
         """Return bytes and work summed over all nodes."""
-        total = self.network.total
+        total, effort = self.network.total, self.network.effort
         return {
             "bytes_up": total.up,
             "bytes_down": total.down,
             "bytes_lost": total.lost,
-            "work": sum(map(_work, self.nodes)),
-            "wasted": sum(map(_wasted, self.nodes)),
+            "work": effort.work,
+            "wasted": effort.wasted,
         }
 
     def usage(self, node: Node) -> Usage:
@@ -122,14 +132,14 @@ class World:
         }
 
 
-def build(experiment: Experiment, graph: Graph, server: bool) -> World:
+def build(experiment: Experiment, graph: Graph, servers: int) -> World:
     """Make the world that an experiment describes, at t=0 and before anything has happened.
 
     Args:
         experiment: the experiment.
         graph: nodes 0 to n-1, and routers after them; edges may have ``latency_ms`` and ``mbps``, which win over the
             experiment's.
-        server: whether the last node is a server.
+        servers: how many servers there are, which are the last ones of those nodes.
 
     Returns:
         The world; :func:`start` sets churn and faults going.
@@ -148,16 +158,13 @@ def build(experiment: Experiment, graph: Graph, server: bool) -> World:
             form = settings.latency_unit, settings.latency_in, settings.latency_missing
             matrix = read(settings.latency_matrix, *form)
             notes = [note(settings.latency_matrix, settings.latency_unit, matrix)]
-        if server and settings.server.site is not None:
-            if matrix is None:
-                rule = "names a row of network.latency_matrix, and there is none"
-                raise BadValue("server.site", settings.server.site, rule, "give latency_matrix")
-            matrix.place(size - 1, settings.server.site)
+        for number, key, one in _attached(settings, servers):
+            _place(matrix, size - servers + number, key, one.site)
     wired = _wire(experiment, graph, matrix)
     with experiment.blame("devices"):
-        owned = kits(experiment.devices, size - server, seed)
+        owned = kits(experiment.devices, size - servers, seed)
     with experiment.blame("network"):
-        access = _access(experiment, owned, server)
+        access = _access(experiment, owned, servers)
     network = Network(
         clock,
         log,
@@ -168,10 +175,39 @@ def build(experiment: Experiment, graph: Graph, server: bool) -> World:
         matrix.delay_us if matrix else _pairs(experiment, wired) if settings.overlay else None,
         settings.overlay,
     )
-    pace = [kit.ps_per_sample for kit in owned] + [0] * server
-    roles = ["client" if server else "peer"] * (size - server) + ["server"] * server
+    pace = [kit.ps_per_sample for kit in owned] + [0] * servers
+    roles = ["client" if servers else "peer"] * (size - servers) + ["server"] * servers
     nodes = [Node(id, roles[id], clock, log, network, pace[id]) for id in range(size)]
-    return World(clock, log, network, nodes, owned, notes)
+    with experiment.blame("network"):
+        own = _homes(experiment, network, list(range(size - servers, size))) if servers > 1 else []
+    return World(clock, log, network, nodes, owned, notes, own)
+
+
+def _attached(settings: Settings, servers: int) -> list[tuple[int, str, Server]]:
+    """Return how servers are attached, each with its number and its key in the block network."""
+    listed = not isinstance(settings.servers, int)
+    found = settings.attached[:servers]
+    return [(at, f"servers.{at}" if listed else "server", one) for at, one in enumerate(found)]
+
+
+def _place(matrix: Matrix | None, server: int, key: str, site: int | Literal["best"] | None) -> None:
+    """Let a server stand at its site."""
+    if site is None:
+        return
+    if matrix is None:
+        rule = "names a row of network.latency_matrix, and there is none"
+        raise BadValue(f"{key}.site", site, rule, "give latency_matrix")
+    matrix.place(server, site, f"{key}.site")
+
+
+def _homes(experiment: Experiment, network: Network, servers: list[int]) -> list[int]:
+    """Return the server of each client."""
+
+    def way(server: int, client: int) -> Way:
+        route = network.route(server, client)
+        return (NEVER, 0) if route is None else (route.latency_us, len(route.links))
+
+    return homes(experiment.network.assign, servers[0], servers, way, experiment.seed)
 
 
 def start(world: World, experiment: Experiment) -> None:
@@ -249,15 +285,15 @@ def _wire(experiment: Experiment, graph: Graph, matrix: Matrix | None) -> Graph:
     return wired
 
 
-def _access(experiment: Experiment, owned: list[Kit], server: bool) -> dict[int, Access]:
-    """Attach clients or peers with what is drawn for them or traced, and the server with what it is given."""
+def _access(experiment: Experiment, owned: list[Kit], servers: int) -> dict[int, Access]:
+    """Attach clients or peers with what is drawn for them or traced, and servers with what they are given."""
     settings, seed, members = experiment.network, experiment.seed, len(owned)
     delay = settings.node_latency_ms.sample(rng.stream(seed, "node latency"), members)
     up, down = _bandwidth(experiment, owned, "up_mbps"), _bandwidth(experiment, owned, "down_mbps")
-    access = {id: Access(micros(delay[id] / 1000), _bps(up[id]), _bps(down[id])) for id in range(members)}
-    if server:
-        own = settings.server
-        access[members] = Access(
+    attached = cache(Access)  # those who are attached alike share what says so
+    access = {id: attached(micros(delay[id] / 1000), _bps(up[id]), _bps(down[id])) for id in range(members)}
+    for number, _, own in _attached(settings, servers):
+        access[members + number] = Access(
             micros(own.latency_ms / 1000), _bps(own.up_mbps or 0), _bps(own.down_mbps or 0)
         )
     return access

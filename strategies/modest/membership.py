@@ -59,10 +59,11 @@ class Membership(ABC):
         self._advertise(joined, NEVER if joined else self.round - self.rules.window, "advert", self.events)
 
     def _advertise(self, joined: bool, least: int, purpose: str, number: int) -> None:
-        others = [node for node in self.view.candidates(least) if node != self.id]
+        known = self.view.candidates(least)
+        others = known[known != self.id]
         rng = stream(self.rules.seed, f"modest {purpose}", self.id, number)
         chosen = rng.choice(len(others), min(self.rules.sample_size, len(others)), replace=False)
-        receivers = [others[index] for index in sorted(chosen)]
+        receivers = others[sorted(chosen)].tolist()
         self.peer.send(receivers, (self.events, joined), ADVERT_BYTES, self.round, "advert")
 
     def _advert(self, message: Message) -> None:

@@ -30,7 +30,7 @@ from fedsim.world.net.network import Message
 from fedsim.world.node import Node
 from strategies.modest.membership import Membership
 from strategies.modest.registry import VIEWS, View, view_sizes
-from strategies.modest.sampling import LiveSample, Probes, fastest_first, least_window, order, quorum
+from strategies.modest.sampling import LiveSample, Probes, fastest_first, least_window, orders, quorum
 
 PING_BYTES, ACK_BYTES, ENVELOPE_BYTES = 179, 172, 70
 """Sizes of the authors' datagrams, signatures included, and of what goes with a model and its view."""
@@ -113,7 +113,7 @@ class MoDeST(PeerStrategy):
         """Name the nodes, and prepare what all of them compute alike."""
         ids = [str(node) for node in range(len(graph))]
         self.window = self._window or least_window(len(ids), self.sample_size)
-        self.order = lru_cache(maxsize=16)(lambda round: order(ids, round))
+        self.order = lru_cache(maxsize=16)(orders(ids))
         self.members: dict[int, Member] = {}
         self.first_view = lru_cache(maxsize=1)(lambda founders: View(len(ids), list(founders)))
 
@@ -195,7 +195,7 @@ class Member(Membership):
         """Take up its life; the first sample starts from the initial model."""
         peer = self.peer
         peer.waiting_for = self.waiting_for
-        peer.node.on_change.append(self._changed)
+        peer.node.on_change += (self._changed,)
         peer.on_retire(self._retire)
         if self.rules.heartbeat_s is not None:
             peer.start(self._beat(self.rules.heartbeat_s))

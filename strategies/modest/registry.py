@@ -103,10 +103,9 @@ class View:
         active, event = self._look(node)
         return event != UNKNOWN and event % 2 == 0 and active >= least
 
-    def candidates(self, least: int) -> list[int]:
-        """Return all candidates, in the order of ids."""
-        found: list[int] = np.flatnonzero(self._candidates(least)).tolist()
-        return found
+    def candidates(self, least: int) -> np.ndarray:
+        """Return all candidates [n], in the order of ids."""
+        return np.flatnonzero(self._candidates(least))
 
     def count(self, least: int) -> int:
         """Return how many candidates there are."""
@@ -183,7 +182,9 @@ class View:
 
     def _candidates(self, least: int) -> np.ndarray:
         active, event = self._whole()
-        here: np.ndarray = (event != UNKNOWN) & (event % 2 == 0) & (active >= least)
+        here: np.ndarray = ((event & 1) == 0) & (
+            active >= least
+        )  # the event of one that is not known is odd, too
         return here
 
     def _whole(self) -> np.ndarray:

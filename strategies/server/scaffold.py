@@ -71,6 +71,7 @@ class WarmControl(MeanGradient):
     """The whole gradient at the weights received; the client keeps it as its control."""
 
     keeps = (OWN,)
+    moved = 0.0
 
     def final(self, state: State) -> State:
         """Send the gradient, and keep it."""
@@ -89,6 +90,7 @@ class Controlled(LocalUpdate):
     takes = ("arrays", CONTROL)
     sends = ("arrays", CONTROL)
     models = ()
+    moved = 1.0
     keeps = (OWN,)
 
     def __init__(self, local: Local, option: int) -> None:

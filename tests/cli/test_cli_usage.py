@@ -275,11 +275,12 @@ def test_a_mistake_in_the_second_file_comes_before_the_first_run(folder):
 
 def test_checking_a_good_file(folder):
     code, text, errors = call("check", "tiny.yaml", "--set", "name=other", "--set", "compute.workers=2")
-    first, engine, memory = text.splitlines()
+    first, engine, memory, took = text.splitlines()
     assert (code, first, errors) == (0, "tiny.yaml: other is fine", "")
     why = "the model is a chain of plain layers, whose gradients are written out"
     assert engine == f"engine: closed, up to 2 processes; {why}"
     assert re.fullmatch(r"memory: [0-9.]+ MB for the data and one model of each client", memory)
+    assert re.fullmatch(r"time: about [0-9.]+ (s|min) on this machine", took)
     _, text, _ = call("check", "tiny.yaml", "--timing-only")
     assert text.splitlines()[1:] == ["engine: none, for a timing-only run trains nothing"]
 

@@ -33,7 +33,10 @@ def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch):
         done = CliRunner().invoke(cli, [*arguments, *quick])
         assert done.exit_code == 0, f"{line}\n{done.output}"
     runs = [line for line in lines if line.startswith("fedsim flower run")]
-    assert len(list((tmp_path / "runs").iterdir())) == len(runs) == 3
+    assert len(list((tmp_path / "runs").iterdir())) == len(runs) - 1 == 3
+    (kept,) = (tmp_path / "kept").iterdir()
+    (kept / "summary.json").unlink()
+    assert CliRunner().invoke(cli, ["resume", str(kept), "--quiet"]).exit_code == 0
 
 
 def test_the_python_prints_what_the_page_says(tmp_path, monkeypatch, capsys):

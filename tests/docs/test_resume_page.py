@@ -56,3 +56,11 @@ def test_the_commands_do_what_it_says(tmp_path: Path) -> None:
     assert said["replay-job"].count("equal to the last bit") >= 2
     assert summary(fourth)["accuracy"] > began["accuracy"]  # type: ignore[operator]
     assert len(list(fourth.glob("digits-*/models/*.safetensors"))) == 2
+    (app,) = (tmp_path / "fifth").iterdir()
+    before = json.loads((app / "summary.json").read_text())
+    (app / "summary.json").unlink()
+    with (app / "replies.tape").open("r+b") as file:
+        file.truncate((app / "replies.tape").stat().st_size // 2)
+    (text,) = re.findall(r"```text\n(fedsim resume .*)\n```", PAGE)
+    run(tmp_path, text)
+    assert json.loads((app / "summary.json").read_text())["run_hash"] == before["run_hash"]

@@ -16,7 +16,7 @@ from fedsim.cli.app import app as cli
 from fedsim.errors import RunError, ValueNeeded
 from fedsim.flower import compat, run_app
 from fedsim.flower.apps.project import importable
-from fedsim.flower.apps.visit import examples
+from fedsim.flower.apps.visit import said
 from fedsim.flower.apps.workers import Task, Workers
 from fedsim.record.store import read
 
@@ -83,7 +83,7 @@ def test_examples_that_are_no_number_name_the_client(count, shown, app, tmp_path
 
 
 def test_examples_keep_their_fraction_as_weights():
-    assert examples(RecordDict({"m": MetricRecord({"num-examples": 0.5})})) == 0.5
+    assert said(RecordDict({"m": MetricRecord({"num-examples": 0.5})})) == 0.5
 
 
 def test_all_clients_without_examples_are_named(app, tmp_path):

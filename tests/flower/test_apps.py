@@ -16,7 +16,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedsim.errors import ConfigError, RunError, StalledError
 from fedsim.flower import run_app
-from fedsim.flower.apps.visit import examples
+from fedsim.flower.apps.visit import said
 from fedsim.record.report import KEYS
 from fedsim.record.store import read
 
@@ -330,5 +330,5 @@ def test_a_world_without_clients(app, tmp_path):
 
 
 def test_examples_are_found_under_both_names():
-    assert examples(RecordDict({"m": MetricRecord({"num_examples": 7})})) == 7
-    assert examples(RecordDict({"c": ConfigRecord({"num-examples": 7}), "a": ArrayRecord()})) == 0
+    assert said(RecordDict({"m": MetricRecord({"num_examples": 7})})) == 7
+    assert said(RecordDict({"c": ConfigRecord({"num-examples": 7}), "a": ArrayRecord()})) is None

@@ -14,17 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.errors import ValueNeeded
-from fedsim.flower.records import (
-    LazyMetrics,
-    TensorArray,
-    isolate,
-    layout_of,
-    npy_bytes,
-    pack,
-    together,
-    unpack,
-    wire_bytes,
-)
+from fedsim.flower.lazy import LazyMetrics, TensorArray, together
+from fedsim.flower.records import isolate, layout_of, npy_bytes, pack, unpack, wire_bytes
 from fedsim.learn.deferred import Deferred
 
 LAYOUT = [("weight", (2, 3)), ("bias", (2,)), ("scale", ())]

@@ -189,12 +189,12 @@ def test_a_client_has_generators_of_its_own():
         return random.random(), np.random.random(), float(torch.rand(()))
 
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    with compat.client(4, 17):
+    with compat.Client(4, 17):
         first = draw()
         assert TaskIdentity.node_id == 4
-    with compat.client(5, 17):
+    with compat.Client(5, 17):
         second = draw()
-    with compat.client(5, 18):
+    with compat.Client(5, 18):
         third = draw()
     assert first == second != third
     assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
@@ -215,7 +215,7 @@ def states():
 
 
 def visit(key):
-    with compat.client(4, key):
+    with compat.Client(4, key):
         return draw()
 
 
@@ -247,7 +247,7 @@ def test_the_servers_generators_are_restored_after_an_exception():
         fail()
     assert states() == before
     assert np.random.get_bit_generator() is own
-    with compat.client(4, 17):  # no wait any more: each visit restores by itself
+    with compat.Client(4, 17):  # no wait any more: each visit restores by itself
         draw()
     assert states() == before
 
@@ -272,7 +272,7 @@ def test_a_servers_sleep_passes_simulated_time_and_a_clients_does_not():
         from time import sleep
 
         time.sleep(100.0)
-        with compat.client(0, 1):
+        with compat.Client(0, 1):
             time.sleep(0.0)
         thread = threading.Thread(target=time.sleep, args=(0.0,))
         thread.start()

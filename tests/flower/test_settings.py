@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from fedsim.cli.app import app as cli
 from fedsim.errors import ConfigError, RunError
 from fedsim.flower import run_app
-from fedsim.flower.apps.app import read_world
 from fedsim.flower.apps.project import importable, read_project
+from fedsim.flower.apps.worldfile import read_world
 from fedsim.spec.experiment import load
 
 QUIET = {"record.report": False}

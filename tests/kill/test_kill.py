@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 import fedsim
+import fedsim.flower
 from fedsim.record import read
+from fedsim.record.tape import Tape
 
 SOAK = bool(os.environ.get("FEDSIM_SOAK"))
 LOCAL = {"steps": 4, "batch_size": 8, "lr": 0.1}
@@ -135,3 +137,57 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(name: str, seed: int, tmp_
         assert one == two, table
     one, two = ({*zip(*read(path, "journal").values(), strict=True)} for path in (found.path, whole.path))
     assert one == two
+
+
+APP = Path(__file__).parents[1] / "flower" / "apps" / "plain"
+WORLD = {
+    "seed": 3,
+    "network": {"latency_ms": 5, "detect_s": 0.1},
+    "churn": {"name": "exponential", "online_s": 0.2, "offline_s": 0.02},
+    "faults": [{"name": "message_loss", "probability": 0.03}],
+    "record": {"report": False, "checkpoint": {}},
+}
+
+
+def run_app(out: Path) -> fedsim.Result:
+    """Run a Flower app in a world in which much goes wrong."""
+    rounds = f"num-server-rounds={200 if SOAK else 60}"
+    return fedsim.flower.run_app(APP, nodes=8, world=WORLD, run_config=rounds, out=out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20 if SOAK else 1))
+def test_an_app_that_is_killed_ends_as_one_that_is_not(seed: int, tmp_path: Path) -> None:
+    whole, out, rng = run_app(tmp_path / "whole"), tmp_path / "killed", random.Random(seed)
+    most_s = min(whole.summary["wall_total_s"], 1.0)
+
+    def begun() -> Path | None:
+        return next((path.parent for path in out.glob("*/replies.tape") if path.stat().st_size), None)
+
+    def go_on() -> fedsim.Result:
+        path = begun()
+        if path is None:
+            shutil.rmtree(out, ignore_errors=True)
+            return run_app(out)
+        (path / "summary.json").unlink(missing_ok=True)
+        return fedsim.resume(path)
+
+    for _ in range(8 if SOAK else 4):
+        killed(go_on, rng.uniform(0.1, 1.0) * most_s)
+    found = go_on()
+    for key in whole.summary.keys() - {"wall_time_s", "wall_total_s"}:
+        assert found.summary[key] == whole.summary[key], key
+    for table in ("metrics", "rounds", "presence", "nodes", "links", "events"):
+        one, two = (
+            [repr(column.tolist()) for column in read(path, table).values()]
+            for path in (found.path, whole.path)
+        )
+        assert one == two, table
+    logs = [(path / "app.log").read_text().splitlines() for path in (found.path, whole.path)]
+    one, two = ([line for line in log if "execution finished in" not in line] for log in logs)
+    assert one == two
+    kept = []
+    for path in (found.path, whole.path):
+        with Tape(path / "replies.tape") as tape:
+            kept.append(list(iter(tape.read, None))[1:])  # the first says where the app is run
+    assert kept[0] == kept[1]

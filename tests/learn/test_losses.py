@@ -206,6 +206,24 @@ def test_padding_counts_nothing():
             {"evaluate": {"metrics": [{"name": "top_k", "k": 5}]}},
             r"top_k: does not fit points: .*more than 5 classes",
         ),
+        (
+            "ratings",
+            FACTORS,
+            {"evaluate": {"metrics": ["auc"]}},
+            r"auc: does not fit ratings: .*needs targets of 0 and 1",
+        ),
+        (
+            "ratings",
+            FACTORS,
+            {"evaluate": {"metrics": ["perplexity"]}},
+            r"perplexity: does not fit ratings: .*needs labels",
+        ),
+        (
+            "points",
+            "softmax",
+            {"evaluate": {"metrics": ["mse"]}},
+            r"mse: does not fit points: .*needs one number for each",
+        ),
         ("points", "softmax", {"evaluate": {"metrics": ["auk"]}}, r"no such metric; did you mean auc\?"),
         (
             "points",
@@ -287,6 +305,9 @@ def test_metrics_of_sequences_leave_padding_out():
     assert metrics.top_k(outputs, y, k=2) == 3 / 4
     # class 0: said once, right, there 3 times: 1/2; class 1: said once, never there: 0; class 2: 2 said, 1 there: 2/3
     assert metrics.macro_f1(outputs, y) == pytest.approx((1 / 2 + 0 + 2 / 3) / 3)
+    # the odds of class 1 are 0.35 where it is right, 0.1 and 0.4 where not: of two pairs one is in order; class 0 alike
+    logits, right = torch.tensor([[[0.0] * 4, [0.1, 0.4, 0.35, 0.8]]]), torch.tensor([[0, 0, 1, -100]])
+    assert metrics.auc(logits, right) == 1 / 2
     assert metrics.accuracy(outputs, torch.where(y < 0, 1, y), ignore_index=1) == 2 / 4
     assert metrics.accuracy(outputs, torch.full((2, 3), -100)) == 0
 

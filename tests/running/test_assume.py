@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import fedsim
 from fedsim.cli import show
 from fedsim.errors import ConfigError, RunError, ValueNeeded
-from fedsim.flower.records import LazyMetrics
+from fedsim.flower.lazy import LazyMetrics
 from fedsim.learn.deferred import Deferred, combine, compute
 from fedsim.record.store import facts, read
 from fedsim.spec.experiment import Assume, load

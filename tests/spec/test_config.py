@@ -62,7 +62,7 @@ def test_the_defaults():
     assert (experiment.evaluate.every, experiment.evaluate.batch_size) == (1, 1000)
     assert (experiment.stop.rounds, experiment.stop.sim_time_s, experiment.stop.target) == (2, None, None)
     compute = experiment.compute
-    assert (compute.engine, compute.device, compute.dtype) == ("auto", "auto", "float32")
+    assert (compute.engine.name, compute.device, compute.dtype) == ("auto", "auto", "float32")
     assert (compute.slots, compute.threads) == (None, 1)
     assert (experiment.record.events, experiment.record.report) == (True, True)
 
@@ -352,7 +352,7 @@ def test_speeds_are_positive(value, message):
         ({"stop": {"target": {"accuracy": 90}}}, "stop.target.accuracy: 90: must be at most 1"),
         ({"stop": {"target": {"acuracy": 0.9}}}, "stop.target.acuracy: unknown key; did you mean accuracy?"),
         ({"stop": {"sim_time_s": math.inf}}, "stop.sim_time_s: inf: must be a finite number"),
-        ({"compute": {"engine": 3}}, "compute.engine: 3: must be text"),
+        ({"compute": {"engine": 3}}, "compute.engine: 3: must be a name or a block with a name"),
         ({"compute": {"device": "gpu"}}, "compute.device: gpu: must be auto, cpu, cuda, cuda:N or mps"),
         ({"compute": {"threads": 0}}, "compute.threads: 0: must be at least 1"),
         ({"record": {"events": "yes"}}, "record.events: yes: must be true or false"),

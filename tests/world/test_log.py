@@ -133,3 +133,26 @@ def test_payloads_do_not_enter_the_log(make):
         world.clock.run()
         hashes.add(world.log.hexdigest())
     assert len(hashes) == 1
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("moment_us", [0, 5])
+def test_like_events_are_written_as_one_after_the_other(told, moment_us):
+    """Whether somebody listens or not, at the start (where all is kept for a listener to come) and later."""
+    logs, heard = [], []
+    for together in (True, False):
+        clock = Clock()
+        log = EventLog(clock, (lambda *event: heard.append(event)) if told else None)
+        clock.after(moment_us, log.add, "compute", 4)
+        clock.run()
+        if together:
+            log.add_all("send", [pack_pair(1, 2), pack_pair(1, 3)], 100, 7)
+        else:
+            log.add("send", 1, 2, 100, 7)
+            log.add("send", 1, 3, 100, 7)
+        log.add("done", 4)
+        logs.append(log)
+    assert logs[0].hexdigest() == logs[1].hexdigest()
+    assert logs[0].early == logs[1].early
+    assert heard[:4] == heard[4:]
+    assert len(heard) == 8 * told

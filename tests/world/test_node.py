@@ -205,7 +205,7 @@ def test_work_is_either_done_or_wasted_and_time_is_never_counted_twice(make, wat
 def test_switching_to_what_it_is_changes_nothing(make, watch):
     world = make(nx.path_graph(2))
     events, node, calls = watch(world), world.nodes[0], []
-    node.on_change.append(lambda n: calls.append((n.id, n.online)))
+    node.on_change += (lambda n: calls.append((n.id, n.online)),)
     for online in (True, False, False, True, True):
         node.set_online(online)
     assert [event[1] for event in events] == ["offline", "online"]
@@ -216,7 +216,7 @@ def test_a_crash_is_for_good(make, watch):
     world = make(nx.path_graph(2), network={"latency_ms": 20, "edge_mbps": 8})
     events, (node, other) = watch(world), world.nodes
     calls, ends = [], ending(node, node.compute(5))
-    node.on_change.append(lambda n: calls.append(n.online))
+    node.on_change += (lambda n: calls.append(n.online),)
     other.send(node, Message("model", None, 936))
     world.clock.after(2000, node.crash)
     world.clock.after(3000, node.set_online, True)

@@ -366,7 +366,8 @@ def check_books(world: World, events: list[tuple[int, str, int, int, int, int]])
     for id, traffic in world.network.traffic.items():
         assert (traffic.up, traffic.down, traffic.lost) == (up[id], down[id], lost[id])
     assert up.total() == down.total() + lost.total()
-    assert sum(node.work for node in world.nodes) == work
+    assert sum(node.work for node in world.nodes) == world.totals()["work"] == work
+    assert sum(node.wasted for node in world.nodes) == world.totals()["wasted"]
     assert wasted <= sum(node.wasted for node in world.nodes) <= work
 
 

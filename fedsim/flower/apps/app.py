@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
 import shlex
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,52 +16,40 @@ import numpy as np
 from flwr.app import ArrayRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
-from pydantic import ValidationError
 from safetensors import SafetensorError
 
-from fedsim.errors import MISSING, ConfigError, Problem, RunError
+from fedsim.errors import ConfigError, Problem, RunError
 from fedsim.flower import compat
 from fedsim.flower.apps import applog, legacy
 from fedsim.flower.apps.client import AppClients
 from fedsim.flower.apps.grid import AppGrid, watched
 from fedsim.flower.apps.journal import Journal
-from fedsim.flower.apps.project import (
-    FILE,
-    Project,
-    importable,
-    load_client,
-    load_server,
-    pairs,
-    read_project,
-)
+from fedsim.flower.apps.origin import REPLIES, Origin, lasting_s
+from fedsim.flower.apps.past import Past
+from fedsim.flower.apps.project import Project, importable, load_client, load_server, read_project
 from fedsim.flower.apps.replies import remark
 from fedsim.flower.apps.servertime import ServerTime
 from fedsim.flower.apps.threads import Ended
 from fedsim.flower.apps.worker import import_seeded
 from fedsim.flower.apps.workers import workers_of
+from fedsim.flower.apps.worldfile import CHECKPOINT, node_config_of, read_world
 from fedsim.record import store, weights
 from fedsim.record.reports import try_report
 from fedsim.record.result import Result
 from fedsim.record.store import Record
-from fedsim.running.build import describe_world
+from fedsim.record.tape import Tape
+from fedsim.running.described import describe_world
 from fedsim.running.ending import Ending, clock
 from fedsim.running.folder import make_folder
+from fedsim.running.lock import locked
 from fedsim.running.progress import Progress
 from fedsim.running.servers import warn
 from fedsim.running.sinks import Sinks, make_sinks
 from fedsim.running.threads import limited
 from fedsim.running.topology import make_graph
-from fedsim.spec.app import App
-from fedsim.spec.blocks import Block
-from fedsim.spec.experiment import Experiment, load
-from fedsim.spec.explain import explain
-from fedsim.spec.yamlfile import Document, read
+from fedsim.spec.experiment import Experiment
 from fedsim.world import world as worlds
 from fedsim.world.world import World
-
-FOREIGN = ("data", "model", "strategy", "evaluate", "compute.engine", "stop.rounds", "stop.target")
-"""What an app brings itself, so that a world cannot choose it."""
-ENDLESS = 10**9
 
 log = logging.getLogger("fedsim")
 
@@ -109,17 +96,28 @@ def run_app(
     """
     began = clock()
     project = read_project(path, run_config)
-    overrides = {**(overrides or {}), **_node_config(node_config)}
+    overrides = {**(overrides or {}), **node_config_of(node_config)}
     experiment, settings = read_world(project, nodes, world, overrides)
-    project = replace(project, settings=settings)
-    source = Source(project, lambda: load_server(project), lambda: load_client(project))
-    with importable(project.root):
-        try:
-            return simulated(source, experiment, Path(out), began, progress, verbose)
-        except (RunError, KeyboardInterrupt) as error:
-            if hasattr(error, "run_path"):
-                error.again = _command(path, nodes, world, run_config, overrides, out)  # type: ignore[union-attr]
-            raise
+    source = Source.of(
+        replace(project, settings=settings), _command(path, nodes, world, run_config, overrides, out)
+    )
+    with importable(project.root), explained(source):
+        return simulated(source, experiment, Path(out), began, progress, verbose)
+
+
+@contextmanager
+def explained(source: Source) -> Iterator[None]:
+    """Let what ends a run early say what to type to run the app again, or to let it go on."""
+    try:
+        yield
+    except (RunError, KeyboardInterrupt) as error:
+        path: Path | None = getattr(error, "run_path", None)
+        if path is not None:
+            error.again = source.command  # type: ignore[union-attr]
+            own = isinstance(error, RunError) and error.phase == "server"  # would happen again
+            if (path / REPLIES).exists() and not own:
+                error.go_on = f"fedsim resume {shlex.quote(str(path))}"  # type: ignore[union-attr]
+        raise
 
 
 @dataclass(frozen=True)
@@ -130,17 +128,39 @@ class Source:
         project: what is known of it.
         server: returns its ServerApp, at the run's start.
         client: returns its ClientApp, before anything else.
+        command: what to type to run it again, if that is known.
     """
 
     project: Project
     server: Callable[[], ServerApp]
     client: Callable[[], ClientApp]
+    command: str = ""
+
+    @classmethod
+    def of(cls, project: Project, command: str) -> Source:
+        """Return an app on disk; see :func:`fedsim.flower.apps.project.importable`."""
+        return cls(project, lambda: load_server(project), lambda: load_client(project), command)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run that goes on.
+
+    Args:
+        folder: the run's.
+        tape: what was kept, read as far as what the run is known by.
+        start_s: the date at which its simulated time began.
+    """
+
+    folder: Path
+    tape: Tape
+    start_s: int
 
 
 def simulated(
     source: Source,
     experiment: Experiment,
-    out: Path,
+    out: Path | Begun,
     began: float,
     progress: Callable[[Progress], None] | None = None,
     verbose: bool = False,
@@ -150,7 +170,7 @@ def simulated(
     Args:
         source: the app.
         experiment: its world.
-        out: the folder in which the run gets a folder of its own.
+        out: the folder in which the run gets a folder of its own; or a run that goes on.
         began: when whoever waits for the run began to wait.
         progress: called after every round.
         verbose: show ``INFO`` lines, too.
@@ -158,25 +178,39 @@ def simulated(
     Raises:
         RunError: if the app breaks.
     """
-    times = ServerTime(source.project.root)
-    with limited(experiment.compute.threads), times.kept():
+    times = ServerTime(source.project.root, out.start_s if isinstance(out, Begun) else None)
+    with ExitStack() as stack:
+        stack.enter_context(limited(experiment.compute.threads))
+        stack.enter_context(times.kept())
         with import_seeded(experiment.seed):
             client = source.client()
         place, sinks = build(experiment), make_sinks(experiment)
-        folder = make_folder(out, experiment, False)
+        folder, tape = _opened(source, experiment, out, times, stack)
         ending = Ending(folder, experiment, began)
         told = sinks.running(folder, experiment)
-        with ending.early(noted=True), applog.kept(folder, place.clock, verbose), told:
-            return _run(source, ending, place, client, progress, times, sinks)
+        stack.enter_context(ending.early(noted=True))
+        stack.enter_context(applog.kept(folder, place.clock, verbose))
+        stack.enter_context(told)
+        return _run(source, ending, place, client, progress, times, tape, sinks)
 
 
-def _node_config(text: str) -> dict[str, Any]:
-    """Return what ``--node-config`` says; its keys may have dots, so it comes as a whole."""
-    problems: list[Problem | None] = []
-    found = pairs(text, "--node-config", problems)
-    if problems:
-        raise ConfigError([problem for problem in problems if problem is not None])
-    return {"app.node_config": found} if found else {}
+def _opened(
+    source: Source, experiment: Experiment, out: Path | Begun, times: ServerTime, stack: ExitStack
+) -> tuple[Path, Tape | None]:
+    """Return a run's folder, and what keeps the replies, if they are kept; others stay out of it."""
+    if isinstance(out, Begun):
+        return out.folder, out.tape
+    folder = make_folder(out, experiment, False)
+    stack.enter_context(locked(folder))
+    if experiment.record.checkpoint is None:
+        return folder, None
+    try:
+        tape = stack.enter_context(Tape(folder / REPLIES, lasting_s(experiment)))
+        origin = Origin.of(folder, source.project, experiment, times.start_s, source.command)
+        tape.append(origin.packed())
+    except OSError as error:
+        raise ConfigError([Problem("out", str(out), f"cannot be written ({error.strerror})")]) from error
+    return folder, tape
 
 
 def _command(
@@ -191,98 +225,19 @@ def _command(
 
     >>> _command("my app", 3, None, "lr=0.1", {"seed": 2, "network.latency_ms": "5"}, "runs")
     "fedsim flower run 'my app' --nodes 3 --run-config lr=0.1 --set seed=2 --set network.latency_ms=5"
+    >>> _command("app", 3, None, "", {"record.checkpoint": {}}, "runs")
+    'fedsim flower run app --nodes 3 --checkpoint'
     """
     words = ["fedsim", "flower", "run", str(path), "--nodes", str(nodes)]
     words += [] if world is None else ["--config", str(world)]
     words += ["--run-config", run_config] if run_config else []
     for key, value in overrides.items():
+        if (key, value) == (CHECKPOINT, {}):
+            words.append("--checkpoint")
+            continue
         words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     words += ["--out", str(out)] if Path(out) != Path("runs") else []
     return shlex.join(words)
-
-
-def read_world(
-    project: Project, nodes: int, file: str | Path | Mapping[str, Any] | None, overrides: Mapping[str, Any]
-) -> tuple[Experiment, App]:
-    """Return the experiment that an app makes of a world, and what the simulation is told of the app.
-
-    Raises:
-        ConfigError: if the world is wrong, or chooses what the app brings itself.
-    """
-    if nodes < 1:
-        raise ConfigError([Problem("--nodes", nodes, "must be at least 1")])
-    document = _document(project, file)
-    data, overrides = document.data, dict(overrides)
-    told = {key: overrides.pop(key) for key in list(overrides) if key.partition(".")[0] == "app"}
-    settings = _settings(project, nodes, document, told)
-    given = {key for key in FOREIGN if _there(data, key)} | {
-        key for key in overrides if any(key == one or key.startswith(f"{one}.") for one in FOREIGN)
-    }
-    if given:
-        rule = "an app brings this itself; a file for it describes the world alone"
-        sources = {key: document.source(tuple(key.split("."))) for key in given}
-        raise ConfigError([Problem(key, MISSING, rule, source=sources[key]) for key in sorted(given)])
-    own: dict[str, Any] = {
-        "name": f"'{_plain(project.name)}'",  # in quotes, as 2024 and 1e3 are names, too
-        "data": {"clients": nodes},
-        "strategy": {
-            "name": project.serverapp,
-            "clientapp": project.clientapp,
-            "run_config": project.run_config,
-        },
-    }
-    if not (_there(data, "stop") or any(key.startswith("stop") for key in overrides)):
-        own["stop"] = {"rounds": ENDLESS}  # the app itself knows when it is done
-    if "name" in data:
-        del own["name"]
-    return load(document if document.name else data, {**own, **overrides}), settings
-
-
-def _document(project: Project, file: str | Path | Mapping[str, Any] | None) -> Document:
-    """Return the world: a file, a mapping, or what the app's own pyproject.toml says, or nothing."""
-    if isinstance(file, Mapping):
-        return Document(data=copy.deepcopy(dict(file)))
-    if file is not None:
-        return read(file)
-    return Document(str(project.root / FILE), project.world) if project.world else Document()
-
-
-def _settings(project: Project, nodes: int, document: Document, told: Mapping[str, Any]) -> App:
-    """Return what a simulation is told of an app: by its pyproject.toml, the world and the command, in this order."""
-    for key, value in told.items():
-        block = document.data.get("app")
-        before = block.get("node_config") if isinstance(block, Mapping) else None
-        both = isinstance(value, Mapping) and isinstance(before, Mapping)
-        document.set(key, {**before, **value} if both and before else value)
-    given = document.data.pop("app", {})
-    try:
-        found = _Told.model_validate({"app": given}).app
-    except ValidationError as error:
-        whole = Document(document.name, {"app": given}, document.lines, document.overrides)
-        raise ConfigError(explain(_Told, whole, error)) from None
-    said = {name: getattr(found, name) for name in found.model_fields_set}
-    settings = project.settings.model_copy(update=said)
-    for key, value in settings.node_config.items():
-        if isinstance(value, list) and len(value) != nodes:
-            rule = f"has {len(value)} values for {nodes} nodes; give one for all, or one for each"
-            source = document.source(("app", "node_config", key)) or str(project.root / FILE)
-            raise ConfigError([Problem(f"app.node_config.{key}", value, rule, source=source)])
-    return settings
-
-
-class _Told(Block):
-    app: App
-
-
-def _there(data: Mapping[str, Any], key: str) -> bool:
-    block, _, inner = key.partition(".")
-    found = data.get(block)
-    return found is not None and (not inner or (isinstance(found, Mapping) and found.get(inner) is not None))
-
-
-def _plain(name: str) -> str:
-    plain = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name)
-    return plain.strip(".") or "app"
 
 
 def build(experiment: Experiment) -> World:
@@ -303,22 +258,30 @@ def _run(
     client: ClientApp,
     progress: Callable[[Progress], None] | None,
     times: ServerTime,
+    tape: Tape | None,
     sinks: Sinks,
 ) -> Result:
     experiment, folder, project = ending.experiment, ending.folder, source.project
     nodes, seed = len(world.members), experiment.seed
+    past = None if tape is None else Past(tape, world, experiment.record.checkpoint is not None)
     with Record(folder, sinks) as record, workers_of(project, nodes, seed) as workers:
         journal = Journal(experiment, world, record, progress, sinks)
         journal.start(describe_world(world), {"app": project.name, "notes": world.notes})
-        clients = AppClients(client, project, nodes, seed, world.clock, workers)
+        clients = AppClients(client, project, nodes, seed, world.clock, workers, past)
         watches = [clients, journal]
         limits = experiment.network.detect_s, experiment.stop.sim_time_s
         journal.grid = times.grid = grid = AppGrid(world, clients, *limits, watches=watches)
         try:
+            if past is not None:
+                past.round = lambda: journal.round
             _drive(source, experiment, grid, journal)
+            if past is not None and grid.ended is None:
+                past.check_end()
             weights_hash = save_weights(journal.arrays, ending)
         finally:
             times.grid = None
+            if past is not None:
+                past.close()
             with ending.tried(store.FILE):
                 journal.end_round()
                 journal.end({"error_replies": [asdict(one) for one in journal.failed]})

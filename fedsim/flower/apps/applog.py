@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -13,6 +13,12 @@ FILE = "app.log"
 FLOWER = "flwr"
 SOURCES = "", FLOWER
 """Loggers with handlers of their own: the root, which gets all that is said, and Flower's, which shows what it says."""
+
+OUTSIDE = "fedsim.outside"
+"""The logger for what is true of this process and not of the run: it is shown, and no line of the log."""
+
+Line = tuple[str, int, str]
+"""A line of a log: who has said it, how grave it is, and its text, with the traceback if there is one."""
 
 
 class _File(logging.FileHandler):
@@ -32,9 +38,9 @@ def kept(folder: Path, clock: Clock, verbose: bool = False) -> Iterator[None]:
 
     def stamp(record: logging.LogRecord) -> bool:
         record.sim_time_s = clock.now_s
-        return True
+        return record.name != OUTSIDE
 
-    file = _File(folder / FILE, encoding="utf-8")
+    file = _File(folder / FILE, mode="w", encoding="utf-8")
     file.addFilter(stamp)
     file.setFormatter(logging.Formatter("t = %(sim_time_s).6f s %(levelname)s %(name)s: %(message)s"))
     shown = logging.INFO if verbose else logging.WARNING
@@ -43,6 +49,34 @@ def kept(folder: Path, clock: Clock, verbose: bool = False) -> Iterator[None]:
         for name in SOURCES:
             stack.enter_context(_listening(logging.getLogger(name), file, shown))
         yield
+
+
+@contextmanager
+def heard(said: list[Line], through: bool = True) -> Iterator[None]:
+    """Take note of what is said in this process meanwhile, by whatever logger.
+
+    Args:
+        said: gets the lines.
+        through: whether they are written and shown, too; otherwise :func:`say` can do it later.
+    """
+    call, text = logging.Logger.callHandlers, logging.Formatter("%(message)s")
+
+    def listen(logger: logging.Logger, record: logging.LogRecord) -> None:
+        said.append((record.name, record.levelno, text.format(record)))
+        if through:
+            call(logger, record)
+
+    logging.Logger.callHandlers = listen  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        logging.Logger.callHandlers = call  # type: ignore[method-assign]
+
+
+def say(said: Iterable[Line]) -> None:
+    """Say what somebody has said before, or elsewhere."""
+    for name, level, text in said:
+        logging.getLogger(name).log(level, "%s", text)
 
 
 @contextmanager

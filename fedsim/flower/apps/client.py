@@ -17,8 +17,10 @@ from flwr.clientapp import ClientApp
 from fedsim import rng
 from fedsim.errors import RunError
 from fedsim.flower import compat
+from fedsim.flower.apps.applog import Line, heard
+from fedsim.flower.apps.past import Past
 from fedsim.flower.apps.project import Project
-from fedsim.flower.apps.visit import Broken, Done, examples, reason, run_client
+from fedsim.flower.apps.visit import Broken, Done, reason, run_client
 from fedsim.flower.apps.workers import Died, Raised, Task, Unfit, Workers
 from fedsim.flower.records import isolate, wire_bytes
 from fedsim.flower.simulate.instruction import Watch, named_round
@@ -61,6 +63,7 @@ class AppClients(Watch):
         seed: the experiment's seed.
         clock: for the place of an error.
         pool: other processes that may do the work, or None.
+        past: what was replied before the run was stopped, and what is replied now; None keeps nothing.
     """
 
     def __init__(
@@ -71,7 +74,9 @@ class AppClients(Watch):
         seed: int,
         clock: Clock,
         pool: Workers | None = None,
+        past: Past | None = None,
     ) -> None:
+        self._past = past
         self._app, self._project, self._seed, self._clock, self._pool = app, project, seed, clock, pool
         self._contexts = [
             compat.make_context(node, _node_config(project, node, nodes), dict(project.run_config))
@@ -84,6 +89,8 @@ class AppClients(Watch):
 
     def sent(self, messages: Sequence[Message]) -> None:
         """Let other processes begin before the messages arrive; most will, and nothing changes in between."""
+        if self._past is not None:
+            self._past.sent(messages)
         if self._pool is None or self._pool.given_up:
             return
         for id, visit in list(self._begun.items()):
@@ -95,18 +102,29 @@ class AppClients(Watch):
         for message in messages:
             visits = self._visits[message.metadata.dst_node_id]
             self._waiting[message.metadata.message_id] = message, visits
-        self._hand_over(messages[0])
+        if not self._repeats:
+            self._hand_over(messages[0])
+
+    @property
+    def _repeats(self) -> bool:
+        """Whether what is asked for is known."""
+        return self._past is not None and self._past.repeats
 
     def _hand_over(self, message: Message) -> None:
         """Hand over what waits, if there are processes."""
         assert self._pool is not None  # something waits for it
-        with self._named(message):
-            if not self._pool.is_open(lambda: wire_bytes(message.content)):
-                return
+        if not self._is_open(message):
+            return
         waiting, self._waiting = self._waiting, {}
         for id, (one, _) in waiting.items():
             visit = self._begun[id] = self._begin(one)
             self._submit(visit, one)
+
+    def _is_open(self, message: Message) -> bool:
+        """Tell whether other processes make visits; they start when it is time for that."""
+        assert self._pool is not None  # or there are none
+        with self._named(message):
+            return self._pool.is_open(lambda: wire_bytes(message.content))
 
     def _submit(self, visit: Visit, message: Message) -> None:
         assert self._pool is not None  # it is open
@@ -131,7 +149,7 @@ class AppClients(Watch):
         fixed = self._project.settings.samples_per_message
         if fixed is not None:
             return fixed
-        samples = 0 if done.content is None else math.ceil(examples(done.content))
+        samples = math.ceil(done.examples)
         return samples if trains(about.message_type) else -(-samples // 3)
 
     def answer(self, client: int, message: Message, sim_time_s: float) -> RecordDict | Error:
@@ -145,8 +163,8 @@ class AppClients(Watch):
 
     def _state(self, client: int) -> RecordDict:
         """Return the state that the next visit begins with: that after the last one, even if it is under way."""
-        under_way = list(self._done[client].values())
-        return under_way[-1].state if under_way else self._contexts[client].state
+        under_way = self._done[client]
+        return next(reversed(under_way.values())).state if under_way else self._contexts[client].state
 
     def _key(self, client: int) -> int:
         return rng.key(self._seed, "client app", client, self._visits[client])
@@ -163,6 +181,25 @@ class AppClients(Watch):
         return visit.key == self._key(client) and visit.before is self._state(client)
 
     def _run(self, client: int, message: Message) -> Done:
+        """Return what comes of a message: what is known of it, or what the ClientApp makes of it."""
+        past = self._past
+        if past is None:
+            return self._made(client, message)
+        before, first = self._state(client), not past.told
+        done = past.reply(message, before)
+        if done is None:
+            said: list[Line] = []
+            with heard(said):
+                done = self._made(client, message)
+            past.keep(message, before, done, said)
+        elif first:
+            with heard([], through=False):
+                now = self._made(client, message)
+            past.compare(message, done, now)
+        self._waiting.pop(message.metadata.message_id, None)
+        return done
+
+    def _made(self, client: int, message: Message) -> Done:
         done = self._visited(message)
         if isinstance(done, Broken):
             cause = RuntimeError(f"in a worker process\n\n{done.trace}")
@@ -174,7 +211,7 @@ class AppClients(Watch):
     def _visited(self, message: Message) -> Done | Broken | Raised:
         """Return what comes of a message, from this process or another one."""
         id = message.metadata.message_id
-        if self._waiting:
+        if self._waiting and not self._repeats:
             self._hand_over(message)
             self._waiting.pop(id, None)
         visit = self._begun.pop(id, None)
@@ -183,7 +220,7 @@ class AppClients(Watch):
             visit = None
         if visit is None:
             visit = self._begin(message)
-            if self._pool is not None and not self._pool.shares:
+            if self._pool is not None and not self._pool.shares and self._is_open(message):
                 self._submit(visit, message)
         if visit.task is None or self._pool is None:
             return self._here(message, visit.context, visit.key)

@@ -13,14 +13,15 @@ from typing import Any
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fedsim.errors import ConfigError, Problem, RunError
+from fedsim.errors import MISSING, ConfigError, Problem, RunError
 from fedsim.flower import compat
-from fedsim.flower.apps.app import Source, build, read_world, simulated
+from fedsim.flower.apps.app import Source, build, simulated
 from fedsim.flower.apps.client import AppClients
 from fedsim.flower.apps.grid import AppGrid
 from fedsim.flower.apps.project import Project
 from fedsim.flower.apps.servertime import ServerTime
 from fedsim.flower.apps.threads import Ended
+from fedsim.flower.apps.worldfile import CHECKPOINT, read_world
 from fedsim.record.result import Result
 from fedsim.running.ending import clock
 from fedsim.running.threads import limited
@@ -60,6 +61,9 @@ def simulate(
     """
     began, project = clock(), _project(name, run_config, _folder())
     experiment, settings = read_world(project, nodes, world, {})
+    if experiment.record.checkpoint is not None:
+        rule = "must be left out: an app that consists of objects cannot be found again"
+        raise ConfigError([Problem(CHECKPOINT, MISSING, rule, "run an app on disk, with fedsim flower run")])
     source = Source(_told(project, settings), lambda: server_app, lambda: client_app)
     return simulated(source, experiment, Path(out), began)
 

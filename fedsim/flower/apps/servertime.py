@@ -29,11 +29,16 @@ class ServerTime:
 
     Args:
         root: the app's folder.
+        start_s: the date at which simulated time begins, in seconds since 1970; None is now.
+
+    Attributes:
+        start_s: that date.
     """
 
     _sleep = staticmethod(time.sleep)
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, start_s: int | None = None) -> None:
+        self.start_s = int(time.time()) if start_s is None else start_s
         self._grid: AppGrid | None = None
         self._root, self._threads = root, Threads(root)
         self._readings = 0, 0  # the moment of the last one in microseconds, and how many there were at it
@@ -61,7 +66,7 @@ class ServerTime:
         with compat.slow_time(self.pause, threads.own):
             try:
                 for name, real in before.items():
-                    setattr(time, name, _clock(name, real, simulated, self._read))
+                    setattr(time, name, _clock(name, real, simulated, self._read, self.start_s))
                 with shared(threads, self._root):
                     yield
             finally:
@@ -90,19 +95,22 @@ class ServerTime:
 
 
 def _clock(
-    name: str, real: Callable[[], Any], simulated: Callable[[str], bool], read_us: Callable[[], int]
+    name: str,
+    real: Callable[[], Any],
+    simulated: Callable[[str], bool],
+    read_us: Callable[[], int],
+    date_s: int,
 ) -> Any:
     """Return what replaces one of Python's clocks.
 
     The date begins with a whole second, and the others with 0: so differences round alike in every run.
     """
-    start_s = int(real()) if name == "time" else 0
-    start_ns = real() if name == "time_ns" else 0
+    start_s = date_s if name in ("time", "time_ns") else 0
 
     def clock() -> Any:
         if not simulated(sys._getframe(1).f_code.co_filename):
             return real()
         us = read_us()
-        return start_ns + us * 1000 if name.endswith("_ns") else start_s + us / MICRO
+        return start_s * 10**9 + us * 1000 if name.endswith("_ns") else start_s + us / MICRO
 
     return clock

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -15,13 +15,13 @@ from fedsim.flower.records import isolate
 EXAMPLES = ("num-examples", "num_examples")
 
 
-@dataclass(frozen=True)
-class Done:
-    """What a ClientApp made of a message: content or an error, and its state afterwards."""
+class Done(NamedTuple):
+    """What a ClientApp made of a message: content or an error, its state afterwards, the examples that it has used."""
 
     content: RecordDict | None
     error: Error | None
     state: RecordDict
+    examples: float = 0
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def run_client(app: ClientApp, message: Message, context: Context, key: int) -> 
         TypeError: if what it returns is not a message.
         ValueError: if the message names an impossible number of examples.
     """
-    with compat.client(context.node_id, key):
+    with compat.Client(context.node_id, key):
         reply: Any = app(message, context)
     if not isinstance(reply, Message):
         raise TypeError(f"a ClientApp must return a Message, not {type(reply).__name__}")
@@ -62,17 +62,8 @@ def run_client(app: ClientApp, message: Message, context: Context, key: int) -> 
         raise ValueError("a ClientApp must reply to its own message: Message(content, reply_to=message)")
     if reply.has_error():
         return Done(None, reply.error, isolate(context.state))
-    examples(reply.content)  # an impossible number is a mistake of this client's
-    return Done(isolate(reply.content), None, isolate(context.state))
-
-
-def examples(content: RecordDict) -> float:
-    """Return how many examples a reply says it has used, 0 if it does not say; see :func:`said`.
-
-    >>> examples(RecordDict({"metrics": MetricRecord({"num-examples": 60, "loss": 0.5})}))
-    60
-    """
-    return said(content) or 0
+    used = said(reply.content) or 0  # an impossible number is a mistake of this client's
+    return Done(isolate(reply.content), None, isolate(context.state), used)
 
 
 def said(content: RecordDict) -> float | None:
@@ -80,12 +71,15 @@ def said(content: RecordDict) -> float | None:
 
     Raises:
         ValueError: if what it says is no finite number.
+
+    >>> said(RecordDict({"metrics": MetricRecord({"num-examples": 60, "loss": 0.5})}))
+    60
     """
     for record in content.values():
         for name in EXAMPLES if isinstance(record, MetricRecord) else ():
             if name in record:
                 count = record[name]
-                if isinstance(count, int | float) and math.isfinite(count):
+                if isinstance(count, (int, float)) and math.isfinite(count):
                     return max(0, count)
                 raise ValueError(f"{name} must be a finite number, not {count!r}")
     return None

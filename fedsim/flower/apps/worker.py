@@ -8,8 +8,7 @@ import pickle
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from flwr.clientapp import ClientApp
 
 from fedsim import rng
 from fedsim.flower import compat
-from fedsim.flower.apps.applog import SOURCES
+from fedsim.flower.apps.applog import Line, heard
 from fedsim.flower.apps.parcel import dumps, loads
 from fedsim.flower.apps.project import resolve
 from fedsim.flower.apps.visit import Broken, reason, run_client
@@ -75,9 +74,10 @@ def _answer(
     except BaseException as error:
         return "unfit", f"a message cannot be read there ({type(error).__name__}: {error})"
     done: Any
-    said: list[tuple[str, int, str]] = []
+    said: list[Line] = []
+    logging.getLogger().setLevel(logging.INFO)
     try:
-        with quiet("flwr", logging.WARNING), _heard(said):
+        with quiet("flwr", logging.WARNING), heard(said, through=False):
             done = run_client(app, message, context, key)
     except BaseException as error:  # such as SystemExit
         done = Broken(reason(error), traceback.format_exc().rstrip())
@@ -85,23 +85,6 @@ def _answer(
         return "done", number, place, dumps(done, outgoing), said
     except Exception as error:  # whatever an app's own objects raise
         return "unfit", f"a reply cannot be sent ({type(error).__name__}: {error})"
-
-
-@contextmanager
-def _heard(said: list[tuple[str, int, str]]) -> Iterator[None]:
-    """Keep what is said through ``logging``, from INFO on: it belongs to the log of the run."""
-    handler = logging.Handler(logging.INFO)
-    handler.emit = lambda record: said.append((record.name, record.levelno, record.getMessage()))  # type: ignore[method-assign]
-    root, *others = (logging.getLogger(name) for name in SOURCES)
-    loggers = [root, *(one for one in others if not one.propagate)]  # the root hears the others
-    root.setLevel(logging.INFO)
-    for logger in loggers:
-        logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
 
 
 def imported(reference: str, seed: int) -> ClientApp:

@@ -14,19 +14,22 @@ import pickle
 import queue
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 import torch
 from flwr.app import Context, Message
 
+from fedsim.flower.apps.applog import OUTSIDE, Line, heard, say
 from fedsim.flower.apps.parcel import dumps, loads
 from fedsim.flower.apps.project import Project
 from fedsim.flower.apps.visit import Broken, Done
 from fedsim.flower.apps.worker import Start
+from fedsim.flower.records import isolate
 from fedsim.learn.engines.desk import ALIGNED, reserve
+from fedsim.learn.engines.process import Process
 from fedsim.learn.engines.worker import PLACES
-from fedsim.learn.engines.workers import LATE_S, PIECE_S, Process
+from fedsim.learn.engines.workers import LATE_S, PIECE_S
 from fedsim.machine import cores
 from fedsim.pulse import beat
 
@@ -38,7 +41,7 @@ MESSAGES = 4
 
 MODULE = "fedsim.flower.apps.worker"
 
-log = logging.getLogger("fedsim")
+log = logging.getLogger(OUTSIDE)
 
 
 class Died(Exception):
@@ -75,6 +78,10 @@ class Task:
         message: the message.
         context: what the ClientApp sees.
         key: of everything random.
+
+    Attributes:
+        result: what has come out of it, or None.
+        said: what was said meanwhile; whoever fetches the result hears it.
     """
 
     node: int
@@ -83,6 +90,7 @@ class Task:
     context: Context
     key: int
     result: Done | Broken | Raised | None = field(default=None, init=False)
+    said: list[Line] = field(default_factory=list, init=False)
 
     @property
     def given(self) -> tuple[Message, Context, int]:
@@ -160,11 +168,13 @@ class Workers:
                 mine = task if task in self._pending or self.given_up else self._pending[-1]
                 with suppress(ValueError):
                     self._pending.remove(mine)
-                mine.result = here(*mine.given)
+                with heard(mine.said, through=False) if mine is not task else nullcontext():
+                    mine.result = here(*mine.given)
             else:
                 self._hear(*self._news.get())
             self._listen()
             self._hand_out()
+        say(task.said)
         return task.result
 
     def drop(self, task: Task) -> None:
@@ -242,9 +252,11 @@ class Workers:
             self._alone(*what)
         else:
             number, place, data, said = what
-            for name, level, text in said:
-                logging.getLogger(name).log(level, "%s", text)
-            self._at[process].pop(number).result = loads(data, process.desks[place][1])
+            found = loads(data, process.desks[place][1])
+            if isinstance(found, Done) and found.content is not None:
+                found = found._replace(content=isolate(found.content))
+            task = self._at[process].pop(number)
+            task.said, task.result = said, found
             process.free.append(place)
 
     def _bury(self, process: Process) -> None:

@@ -28,6 +28,7 @@ TAIL = 3000
 FEW = 5
 """So many names are told."""
 QUIET = {
+    "RAY_ADDRESS": "local",  # Ray would wait for ever for a cluster that was here and has been killed
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",

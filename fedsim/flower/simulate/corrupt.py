@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from flwr.app import ArrayRecord, RecordDict
 
-from fedsim.flower.records import TensorArray, repack, unpack
+from fedsim.flower.lazy import TensorArray
+from fedsim.flower.records import repack, unpack
 from fedsim.learn.corrupt import corrupted
 from fedsim.learn.learner import Place
 from fedsim.world.node import Node

@@ -8,7 +8,8 @@ from flwr.app import ArrayRecord, Message, RecordDict
 
 from fedsim.errors import RunError
 from fedsim.flower import compat
-from fedsim.flower.records import LazyMetrics, unpack
+from fedsim.flower.lazy import LazyMetrics
+from fedsim.flower.records import unpack
 from fedsim.learn.deferred import Deferred, compute, noted
 from fedsim.learn.learner import Failed
 from fedsim.running.instruction import Instruction

@@ -10,7 +10,8 @@ from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedsim.flower import compat
-from fedsim.flower.records import Lift, isolate, together, wire_bytes
+from fedsim.flower.lazy import together
+from fedsim.flower.records import Lift, isolate, wire_bytes
 from fedsim.flower.simulate.corrupt import corrupt
 from fedsim.flower.simulate.failures import refuse
 from fedsim.flower.simulate.instruction import Clients, Watch, round_of
@@ -178,9 +179,10 @@ class SimGrid(Grid):
         compat.name_message(message, name, self.server.id)
         content = isolate(given, lifted, self._lift)
         copy = compat.delivered(message, content)
-        size_bytes, _ = sizes.setdefault(id(given), known or (wire_bytes(content), round))
+        if known is None:
+            known = sizes[id(given)] = wire_bytes(content), round
         ttl_s = about.ttl if about.ttl < compat.DEFAULT_TTL_S else None
-        made = Instruction(node, copy, size_bytes, round, trains(about.message_type), ttl_s)
+        made = Instruction(node, copy, known[0], round, trains(about.message_type), ttl_s)
         self._open[name] = made
         return made
 
@@ -212,7 +214,7 @@ class _Translated:
         made = self._clients.answer(client, payload, sim_time_s)
         if isinstance(made, Error):
             return Answer(made, len(made.reason or ""), refused=True)
-        return _answer(isolate(made))
+        return _answer(made)
 
     def corrupt(self, answer: Answer, node: Node, round: int) -> Answer:
         return _answer(corrupt(answer.content, node, round))

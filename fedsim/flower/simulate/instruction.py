@@ -16,7 +16,10 @@ class Clients(Protocol):
         """Return how many per-sample gradients the answer costs; asked once, when the client begins."""
 
     def answer(self, client: int, message: Message, sim_time_s: float) -> RecordDict | Error:
-        """Return the answer's content, whose values may be deferred, or the error that the client replies."""
+        """Return the answer's content, or the error that the client replies.
+
+        The content is nobody else's (see :func:`fedsim.flower.records.isolate`), and its values may be deferred.
+        """
 
 
 class Watch:

@@ -40,6 +40,8 @@ class Ordered(LocalUpdate):
         self.update, self.order = update, order
         self.sampling, self.gradients = update.sampling, update.gradients
         self.takes, self.sends, self.models = update.takes, update.sends, update.models
+        self.moved = update.moved
+        self.splits = update.splits
         self.metrics, self.codec = update.metrics, update.codec
         needed = () if order is None else order.keeps
         self._own = (OWN,) if remembers else needed

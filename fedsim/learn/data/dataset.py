@@ -42,6 +42,8 @@ class Dataset:
         difficulty: [N] how hard each training sample is known to be, or None.
         note: what whoever reads its results must know, as one sentence; check, run, summary and report say it.
         counts: how many values each number of an input can have, if that is known: users and items, of pairs of them.
+        test_groups: [T] the natural client of each test sample, or -1 for one that no training sample is of; None if
+            there is none.
 
     Raises:
         BadValue: if the fields do not fit together; the key is the field.
@@ -64,6 +66,7 @@ class Dataset:
     difficulty: NDArray[np.float64] | None = None
     note: str = ""
     counts: tuple[int, ...] = ()
+    test_groups: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         for key in ("x", "x_test"):
@@ -83,6 +86,9 @@ class Dataset:
         _check_targets("y_test", self.y_test, self.classes)
         if self.groups is not None:
             _check_groups(self.groups, len(self.x))
+        if self.test_groups is not None and self.test_groups.shape != (len(self.x_test),):
+            rule = f"there must be one group for each of the {len(self.x_test)} test samples"
+            raise BadValue("test_groups", self.test_groups.shape, rule)
         if self.optimum is not None and (self.optimum.dim() != 1 or not self.optimum.isfinite().all()):
             raise BadValue("optimum", self.optimum.tolist(), "must be a flat vector of finite numbers")
 
@@ -112,18 +118,29 @@ def _check_samples(x_key: str, x: X, y_key: str, y: Tensor) -> None:
     for name, part in zip([f"{x_key}.{name}" for name in names] or [x_key], leaves(x), strict=True):
         if part.is_complex() or (part.dtype == torch.bool and part is x):
             raise BadValue(name, str(part.dtype), "inputs must be floating-point or whole numbers")
-        _check_finite(name, part, "inputs")
+        check_finite(name, part, "inputs")
     if y.shape[:1] != (len(x),):
         raise BadValue(
             y_key, tuple(y.shape), f"there must be one for each of the {len(x)} samples of {x_key}"
         )
 
 
-def _check_finite(key: str, values: Tensor, what: str) -> None:
-    if not values.is_floating_point():
+def check_finite(key: str, values: Tensor | NDArray[Any], what: str) -> None:
+    """Refuse NaN and infinity, and say in which sample of those given they are.
+
+    Args:
+        key: what is to be blamed.
+        values: [N, …], in memory or mapped from a disk.
+        what: what they are, in the plural.
+
+    Raises:
+        BadValue: naming the first one.
+    """
+    if not (values.is_floating_point() if isinstance(values, Tensor) else values.dtype.kind == "f"):
         return
     for start in range(0, len(values), PIECE):
-        piece = values[start : start + PIECE]
+        given = values[start : start + PIECE]
+        piece = given if isinstance(given, Tensor) else torch.from_numpy(np.array(given, np.float64))
         fine = piece.reshape(len(piece), -1).isfinite().all(1)
         if not fine.all():
             sample = start + int((~fine).nonzero()[0, 0])
@@ -136,7 +153,7 @@ def _check_targets(key: str, y: Tensor, classes: int) -> None:
     if not classes:
         if not y.is_floating_point():
             raise BadValue(key, str(y.dtype), "targets must be finite floating-point numbers")
-        _check_finite(key, y, "targets")
+        check_finite(key, y, "targets")
         return
     if y.dtype != torch.int64:
         raise BadValue(key, str(y.dtype), "labels must be of type torch.int64")

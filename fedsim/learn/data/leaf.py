@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.errors import MISSING, BadValue, clip
-from fedsim.learn.data.dataset import PADDING, Dataset
+from fedsim.learn.data.dataset import Dataset
 from fedsim.learn.data.folder import pixels_of
 from fedsim.learn.data.samples import Samples, damaged, dataset, located
+from fedsim.learn.data.text import next_ones, numbered, padded, pieces
 from fedsim.machine import require_room
 from fedsim.parts import Count
 
@@ -173,9 +172,9 @@ def _letters(rows: _Rows) -> Samples:
 def _tweets(parts: list[_Rows], vocabulary: int, length: int) -> list[Samples]:
     """Return words by number; a tweet is the fifth of its columns, after id, date, query and user."""
     texts = [[WORD.findall(columns[4]) for columns in rows.x] for rows in parts]
-    numbers = _numbered(texts[0], vocabulary)
+    numbers = numbered(texts[0], vocabulary)
     return [
-        Samples(_padded(own, numbers, length), np.array(rows.y, np.int64), np.array(rows.users))
+        Samples(padded(own, numbers, length), np.array(rows.y, np.int64), np.array(rows.users))
         for rows, own in zip(parts, texts, strict=True)
     ]
 
@@ -183,21 +182,13 @@ def _tweets(parts: list[_Rows], vocabulary: int, length: int) -> list[Samples]:
 def _comments(parts: list[_Rows], vocabulary: int, length: int) -> list[Samples]:
     """Return pieces of comments, and the next word for each word; what follows the last one is no target."""
     comments = [[_words(x) for x in rows.x] for rows in parts]
-    numbers = _numbered(comments[0], vocabulary)
-    texts: list[list[list[str]]] = []
-    owners: list[list[str]] = []
-    for rows, own in zip(parts, comments, strict=True):
-        pieces = [[one[i : i + length + 1] for i in range(0, len(one) - 1, length)] for one in own]
-        texts.append([piece for one in pieces for piece in one])
-        owners.append([user for user, one in zip(rows.users, pieces, strict=True) for _ in one])
+    numbers = numbered(comments[0], vocabulary)
     made = []
-    for own, users in zip(texts, owners, strict=True):
-        codes = _padded(own, numbers, length + 1)
-        # The last word of a comment is the first of nothing: a piece of n + 1 words has n pairs.
-        y = np.where(
-            np.arange(1, length + 1) < np.array([[len(piece)] for piece in own]), codes[:, 1:], PADDING
-        )
-        made.append(Samples(codes[:, :-1], y, np.array(users)))
+    for rows, own in zip(parts, comments, strict=True):
+        cut = [pieces(one, length) for one in own]
+        users = [user for user, one in zip(rows.users, cut, strict=True) for _ in one]
+        x, y = next_ones([piece for one in cut for piece in one], numbers, length)
+        made.append(Samples(x, y, np.array(users)))
     return made
 
 
@@ -206,19 +197,3 @@ def _words(comment: Any) -> list[str]:
     if isinstance(comment, str):
         return ["<BOS>", *comment.split(), "<EOS>"]
     return [word for piece in comment for word in piece if word != "<PAD>"]
-
-
-def _numbered(texts: Iterable[Iterable[str]], vocabulary: int) -> dict[str, int]:
-    """Number words from 2, the most frequent first, and those that are as frequent in the order of the alphabet."""
-    if vocabulary < 3:
-        raise BadValue("vocabulary", vocabulary, "must be at least 3: padding, the unknown word and one word")
-    count = Counter(word for text in texts for word in text)
-    known = sorted(count, key=lambda word: (-count[word], word))[: vocabulary - 2]
-    return {word: number for number, word in enumerate(known, 2)}
-
-
-def _padded(texts: list[list[str]], numbers: Mapping[str, int], length: int) -> Array:
-    x = np.zeros((len(texts), length), np.int64)
-    for row, text in zip(x, texts, strict=True):
-        row[: len(text)] = [numbers.get(word, 1) for word in text[:length]]
-    return x

@@ -104,7 +104,10 @@ class _Table:
     def __init__(self, path: str, key: str, root: Path | None) -> None:
         self.path, self.key = path, key
         self._columns = _read(path, key, located(path, root, key))
-        self.names: list[str] = self._columns.column_names
+        try:
+            self.names: list[str] = self._columns.column_names
+        except UnicodeDecodeError as error:
+            raise damaged(key, path, ValueError("its first line is no text")) from error
         double = next((name for name in self.names if self.names.count(name) > 1), None)
         if double is not None:
             raise BadValue(key, path, f"has two columns with the name {clip(double)}")

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -126,10 +126,13 @@ class Engine(ABC):
         Unfit: with the reason, if the model is not one that this engine can train.
 
     Attributes:
+        stacks: whether several clients are stepped together, by vmap, in stacks of as many as a third argument, slots,
+            says; a model that draws random numbers itself cannot be.
         grain: so many jobs are best done together.
         count: so many processes share the work at most.
     """
 
+    stacks: ClassVar[bool] = False
     grain: int = 1
     count: int = 1
 
@@ -150,6 +153,11 @@ class Engine(ABC):
     def settings(self) -> dict[str, Any]:
         """What makes the same engine again, beside model and data."""
         return {}
+
+    @property
+    def used(self) -> str:
+        """Where the jobs are done."""
+        return f"up to {self.count} processes" if self.count > 1 else "one process"
 
     @property
     def kind(self) -> type[Engine]:

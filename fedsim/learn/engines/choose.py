@@ -5,16 +5,20 @@ from __future__ import annotations
 import copy
 import re
 import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fedsim import parts
-from fedsim.errors import BadValue
+from fedsim.errors import MISSING, BadValue
 from fedsim.learn.engines.base import BUFFERS, Engine, Shard, TrainJob, Unfit
 from fedsim.learn.engines.closed import Closed
 from fedsim.learn.engines.lean import Lean
+from fedsim.learn.engines.ray import Cluster
 from fedsim.learn.engines.sequential import Sequential
 from fedsim.learn.engines.stacked import SLOW, Stacked
 from fedsim.learn.local import LocalSGD, State
@@ -22,14 +26,57 @@ from fedsim.learn.raised import passes, told
 from fedsim.learn.several import cast
 from fedsim.learn.task import Task
 from fedsim.rng import stream
-from fedsim.spec.experiment import Local
+from fedsim.spec.experiment import Local, Part
 
 TOLERANCE = 1e-10
+SUPPLIED = ("task", "data", "slots")
 DRAWS = "the model draws random numbers in training, which clients in a stack would share"
 
 
+def cluster_of(block: Part, workers: int | None, beside: str | Path | None = None) -> Cluster | None:
+    """Return the cluster over which an engine's jobs are done, connected with it; None for this machine alone.
+
+    Args:
+        block: the engine, as the experiment has it.
+        workers: what it says of processes on this machine.
+        beside: the folder of the experiment file, for a dotted path.
+
+    Raises:
+        BadValue: with a key that begins with ``engine``, if there is no such cluster.
+    """
+    if block.name == "auto" or not issubclass(_found(block.name, beside), Cluster):
+        return None
+    if workers is not None:
+        rule = "are processes of this machine, and the engine takes actors of a cluster"
+        raise BadValue("workers", workers, rule, "leave it out, or say engine.actors")
+    with _blamed():
+        cluster: Cluster = parts.call(_found(block.name, beside), block.params)
+    if cluster.inner != "auto" and issubclass(_found(cluster.inner, beside), Cluster):
+        raise BadValue("engine.inner", cluster.inner, "is no engine that does jobs by itself", "take auto")
+    cluster.reach()
+    return cluster
+
+
+def _found(name: str, beside: str | Path | None) -> type:
+    """Return the part with an engine's name."""
+    if name == "auto":
+        return Engine
+    try:
+        part = parts.find("engines", name, beside)
+    except BadValue as error:
+        raise BadValue("engine", name, error.rule, error.hint) from error
+    if not (isinstance(part, type) and issubclass(part, Engine | Cluster)):
+        raise BadValue("engine", name, "is not an engine", "take a subclass of fedsim.learn.engines.Engine")
+    return part
+
+
 def choose(
-    task: Task, data: Shard, wanted: str, slots: int | None, beside: str | Path | None = None
+    task: Task,
+    data: Shard,
+    wanted: str,
+    slots: int | None,
+    beside: str | Path | None = None,
+    params: Mapping[str, Any] | None = None,
 ) -> tuple[Engine, str]:
     """Return an engine and why it was chosen.
 
@@ -43,6 +90,7 @@ def choose(
         wanted: ``"auto"``, the name of an engine, or a dotted path.
         slots: clients in a stack, or None for a default that suits the device.
         beside: the folder of the experiment file, for a dotted path.
+        params: the engine's own parameters, by name.
 
     Returns:
         The engine, and a reason in plain words.
@@ -51,23 +99,37 @@ def choose(
         BadValue: with the key ``engine``, if there is no such engine, or if it gives other weights, or none.
     """
     if wanted == "auto":
+        _check_none(params)
         return _on_cpu(task, data) if task.device.type == "cpu" else _on_accelerator(task, data, slots)
-    if wanted == "sequential":
-        return Sequential(task, data), "asked for"
-    try:
-        part = parts.find("engines", wanted, beside)
-    except BadValue as error:
-        raise BadValue("engine", wanted, error.rule, error.hint) from error
-    if not (isinstance(part, type) and issubclass(part, Engine)):
-        raise BadValue("engine", wanted, "is not an engine", "take a subclass of fedsim.learn.engines.Engine")
-    wrong, slow = _faults(part, task, data)
+    part = _found(wanted, beside)
+    with _blamed():
+        make = parts.bind(part, params or {}, SUPPLIED)
+    wrong, slow = ("", "") if part is Sequential else _faults(part, task, data)
     if wrong:
         raise BadValue("engine", wanted, f"does not fit this model: {wrong}", "use auto or sequential")
-    return _made(part, task, data, slots), f"asked for, but {slow}" if slow else "asked for"
+    with _blamed():
+        engine: Engine = make(task=task, data=data, slots=slots)
+    return engine, f"asked for, but {slow}" if slow else "asked for"
+
+
+@contextmanager
+def _blamed() -> Iterator[None]:
+    """Name the parameters of an engine as those of the block that holds it."""
+    try:
+        yield
+    except BadValue as error:
+        raise BadValue(f"engine.{error.key}", error.value, error.rule, error.hint) from error
+
+
+def _check_none(params: Mapping[str, Any] | None) -> None:
+    if params:
+        rule = "is a parameter of one engine, and auto may take another"
+        raise BadValue(f"engine.{next(iter(params))}", MISSING, rule, "name the engine")
 
 
 def _made(part: type[Engine], task: Task, data: Shard, slots: int | None) -> Engine:
-    return Stacked(task, data, slots) if part is Stacked else part(task, data)
+    make: Callable[..., Engine] = part
+    return make(task, data, slots) if part.stacks else make(task, data)
 
 
 def _on_cpu(task: Task, data: Shard) -> tuple[Engine, str]:
@@ -88,10 +150,10 @@ def _on_accelerator(task: Task, data: Shard, slots: int | None) -> tuple[Engine,
 
 def _faults(part: type[Engine], task: Task, data: Shard) -> tuple[str, str]:
     """Say what is wrong with an engine, and what is only slow."""
-    if part is Stacked and task.draws:
+    if part.stacks and task.draws:
         return DRAWS, ""
     try:
-        return probe(part, task, data), slowness(task, data) if part is Stacked else ""
+        return probe(part, task, data), slowness(task, data) if part.stacks else ""
     except BaseException as error:  # a model may fail under vmap in any way: the reference can do it
         if passes(error):
             raise
@@ -150,7 +212,7 @@ def _again(task: Task, dtype: torch.dtype | None = None) -> Task:
         _copy(task.module), task.criterion, task.device, dtype or task.dtype, task.buffers, task.held
     )
     again.drops, again.mixes = task.drops, task.mixes
-    again.augment = task.augment
+    again.augment, again.kept = task.augment, task.kept
     return again
 
 

@@ -11,7 +11,7 @@ import os
 import pickle
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,22 @@ LEAST = 1024
 
 SHARED = "/dev/shm"
 """Where Linux keeps files that never reach a disk."""
+
+
+class Board(Protocol):
+    """Something to lay numbers on, beside a pickle."""
+
+    def put(self, tensor: Tensor) -> int | None:
+        """Lay a tensor's numbers down, and return where; None if there is no room."""
+
+    def view(self, start: int, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+        """Return what was laid down, where it lies."""
+
+    def put_bytes(self, data: bytes) -> int | None:
+        """Lay bytes down, and return where; None if there is no room."""
+
+    def take_bytes(self, start: int, size: int) -> bytes:
+        """Return a copy of bytes that were laid down."""
 
 
 class Desk:
@@ -99,14 +115,14 @@ def reserve(size: int) -> str:
     raise AssertionError("there is a folder for temporary files")
 
 
-def dumps(value: Any, desk: Desk) -> bytes:
+def dumps(value: Any, desk: Board) -> bytes:
     """Pickle a value; the larger tensors in it are laid on a desk, each of them once."""
     written = io.BytesIO()
     Writer(written, desk).dump(value)
     return written.getvalue()
 
 
-def loads(data: bytes, desk: Desk, copy: bool = True) -> Any:
+def loads(data: bytes, desk: Board, copy: bool = True) -> Any:
     """Return the value that was pickled.
 
     Args:
@@ -125,7 +141,7 @@ class Writer(pickle.Pickler):
         desk: gets the numbers.
     """
 
-    def __init__(self, file: io.BytesIO, desk: Desk) -> None:
+    def __init__(self, file: io.BytesIO, desk: Board) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
         self._desk = desk
         self._put: dict[int, tuple[Any, ...]] = {}
@@ -150,7 +166,7 @@ class Writer(pickle.Pickler):
 
 
 class _Reader(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, desk: Desk, copy: bool) -> None:
+    def __init__(self, file: io.BytesIO, desk: Board, copy: bool) -> None:
         super().__init__(file)
         self._desk, self._copy = desk, copy
         self._taken: dict[int, Tensor] = {}

@@ -47,11 +47,15 @@ def _no_cuda() -> str:
 
 
 @contextmanager
-def steady(device: torch.device) -> Iterator[None]:
+def steady(device: torch.device, tf32: bool = False) -> Iterator[None]:
     """Let an NVIDIA card compute in float32 where float32 is asked for, and the same bits every time.
 
     By default convolutions are computed in TF32 there, and some sums in whatever order the threads arrive in. What
     torch can do in no other way, it warns of. On other devices nothing is changed.
+
+    Args:
+        device: where it is computed.
+        tf32: whether products may be computed in TF32 after all: the same bits every time, and fewer of them.
     """
     if device.type != "cuda":
         yield
@@ -62,10 +66,12 @@ def steady(device: torch.device) -> Iterator[None]:
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     torch.use_deterministic_algorithms(True, warn_only=not all((before[0], not before[1])))
+    products, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, tf32
     try:
         with torch.backends.cudnn.flags(
-            enabled=torch.backends.cudnn.enabled, deterministic=True, allow_tf32=False
+            enabled=torch.backends.cudnn.enabled, deterministic=True, allow_tf32=tf32
         ):
             yield
     finally:
+        torch.backends.cuda.matmul.allow_tf32 = products
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -19,6 +19,7 @@ from torch import Tensor
 from fedsim.learn.engines.base import Around, Engine, TrainJob
 from fedsim.learn.engines.many import Many, placed
 from fedsim.learn.engines.own import Own
+from fedsim.learn.engines.ray import Cluster
 from fedsim.learn.engines.workers import shared
 from fedsim.learn.local import State
 from fedsim.learn.several import X
@@ -155,10 +156,12 @@ class Group:
         self._engine: Engine | None = None
         self._numbers: dict[Seat, int] = {}
         self.workers: int | None = None
+        self.cluster: Cluster | None = None
         self.rounds = self.shared = 0
 
-    def seat(self, engine: Engine, workers: int | None) -> Engine:
+    def seat(self, engine: Engine, workers: int | None, cluster: Cluster | None = None) -> Engine:
         """Return what a run of the group computes with; ``workers`` is how many processes it may use."""
+        self.cluster = cluster or self.cluster
         if workers is not None:
             self.workers = max(workers, self.workers or 1)
         return Seat(engine, self)
@@ -215,7 +218,10 @@ class Group:
             self._numbers = {seat: number for number, seat in enumerate(seats)}
             many = Many(first.task, first.data, engines=engines)
             alike = all(one.task.device.type == "cpu" for one in engines)
-            self._engine = shared(many, self.workers if alike else 1)
+            if self.cluster is not None:
+                self._engine = self.cluster.around(many)
+            else:
+                self._engine = shared(many, self.workers if alike else 1)
             self.shared = self._engine.count
         return self._engine
 
@@ -240,12 +246,15 @@ class Group:
                 turn.answer, results = results[: len(ask.items)], results[len(ask.items) :]
 
 
-def seated(engine: Engine, workers: int | None) -> Engine:
+def seated(engine: Engine, workers: int | None, cluster: Cluster | None = None) -> Engine:
     """Return what a run computes with: with others together, where it is in a group, or else shared between processes.
 
     Args:
         engine: does the jobs.
         workers: how many processes; see :func:`fedsim.learn.engines.workers.shared`.
+        cluster: whose processors share the jobs, in place of processes of this machine.
     """
     group = GROUP.get()
-    return shared(engine, workers) if group is None else group.seat(engine, workers)
+    if group is not None:
+        return group.seat(engine, workers, cluster)
+    return shared(engine, workers) if cluster is None else cluster.around(engine)

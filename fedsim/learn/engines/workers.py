@@ -7,21 +7,16 @@ be seen in any number. That is why they may start late: a short run never pays f
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import pickle
 import queue
-import signal
-import subprocess
-import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,7 +24,9 @@ from torch import Tensor
 from fedsim import beside
 from fedsim.learn.engines.base import Around, Engine, Known, TrainJob
 from fedsim.learn.engines.desk import ALIGNED, Desk, dumps, loads, reserve
-from fedsim.learn.engines.worker import PLACES, Start, desks, receive, send
+from fedsim.learn.engines.many import Made
+from fedsim.learn.engines.process import Process
+from fedsim.learn.engines.worker import PLACES, Start
 from fedsim.learn.local import State
 from fedsim.learn.several import X, leaves
 from fedsim.machine import cores, memory_bytes
@@ -50,9 +47,6 @@ VECTORS = 24
 SHARE = 4
 """Data are laid down for other processes if they take no more than such a part of the memory: a copy stays here."""
 
-GRACE_S = 2.0
-"""How long a process may take to end of itself."""
-
 Result = TypeVar("Result")
 log = logging.getLogger("fedsim")
 
@@ -67,69 +61,44 @@ class Piece:
     chunk: int = 0
 
 
-class Told(Protocol):
-    """What a process is told first, whatever it is to do."""
+class Helper(Protocol):
+    """What does pieces of work somewhere else, and puts into a queue (itself, message) as a process does.
 
-    @property
-    def desks(self) -> tuple[str, int]:
-        """Return the file for what goes to and fro, and the size of one desk in bytes."""
-
-
-class Process:
-    """Another process.
-
-    Args:
-        start: what it is told first.
-        news: where its answers are put, as (process, message); an empty message says that it has ended.
-        module: its ``main`` is what the process does.
+    Attributes:
+        free: so many pieces of work it can be given, by their places.
+        ready: whether it takes any.
     """
 
-    def __init__(
-        self,
-        start: Told,
-        news: queue.SimpleQueue[tuple[Process, bytes]],
-        module: str = "fedsim.learn.engines.worker",
-    ) -> None:
-        # Without Python's own way to start processes, which would run the user's script again.
-        code = "import json, sys; sys.path[:] = json.loads(sys.argv[1])"
-        code += f"; from {module} import main; main()"
-        command = [sys.executable, "-c", code, json.dumps(sys.path)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self._input, self._output = cast(BinaryIO, self._process.stdin), cast(BinaryIO, self._process.stdout)
-        self.desks = desks(*start.desks)
-        self.free = list(range(PLACES))
-        self.ready = False
-        self._news = news
-        threading.Thread(target=self._listen, name="fedsim-worker", daemon=True).start()
-        self.tell(pickle.dumps(start))
+    free: list[int]
+    ready: bool
 
-    def tell(self, message: bytes) -> None:
-        """Send a message, if anybody is there to read it: who is not has been heard of, or will be."""
-        try:
-            send(self._input, message)
-        except OSError:
-            return
+    def give(self, piece: Piece, number: int, place: int) -> None:
+        """Hand a piece of work over; raises whatever a method raises when it is pickled."""
 
-    def _listen(self) -> None:
-        while message := receive(self._output):
-            self._news.put((self, message))
-        self._news.put((self, b""))
+    def take(self, place: int, data: bytes) -> list[Any]:
+        """Return the results that lie at a place, of which it has told."""
 
     def ended(self) -> str:
         """Say how it has ended."""
-        code = self._process.wait()
-        return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def close(self) -> None:
         """End it; what it is at is not waited for."""
-        with contextlib.suppress(OSError):  # it has ended already, and something had not been read
-            self._input.close()
-        try:
-            self._process.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._output.close()
+
+
+class Worker(Process):
+    """Another process of this machine."""
+
+    def give(self, piece: Piece, number: int, place: int) -> None:
+        """Lay a piece of work on its desk."""
+        incoming = self.desks[place][0]
+        incoming.clear()
+        given = dumps(piece.items, incoming)
+        self.tell(pickle.dumps((piece.kind, number, place, piece.chunk, given)))
+
+    def take(self, place: int, data: bytes) -> list[Any]:
+        """Return the results that lie on its desk."""
+        found: list[Any] = loads(data, self.desks[place][1])
+        return found
 
 
 class Workers(Around):
@@ -143,17 +112,21 @@ class Workers(Around):
     Attributes:
         inner: the engine.
         processes: those that are there.
+        called: what one of them is called.
     """
+
+    called = "a worker process"
+    piece_s = PIECE_S
 
     def __init__(self, inner: Engine, count: int, late_s: float = LATE_S) -> None:
         super().__init__(inner)
         self.count, self.grain = count, inner.grain * count
-        self.processes: list[Process] = []
+        self.processes: list[Helper] = []
         self._late_s, self._spent_s, self._begun = late_s, 0.0, False
         self._item_s: dict[str, float] = {}
-        self._news: queue.SimpleQueue[tuple[Process, bytes]] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[tuple[Any, bytes]] = queue.SimpleQueue()
         self._number = 0
-        self._under_way: dict[int, tuple[Process, Piece]] = {}
+        self._under_way: dict[int, tuple[Helper, Piece]] = {}
         self._left: deque[Piece] = deque()
         self._results: list[Any] = []
         self._files: list[str] = []
@@ -192,10 +165,14 @@ class Workers(Around):
         """
         self._begun = True
         try:
-            start = self._start()
-            self.processes = [Process(self._own_desks(start), self._news) for _ in range(self.count - 1)]
+            self._call()
         except Exception as error:  # whatever a model raises when it is pickled
             self._alone(f"{type(error).__name__}: {error}")
+
+    def _call(self) -> None:
+        """Start the other processes."""
+        start = self._start()
+        self.processes = [Worker(self._own_desks(start), self._news) for _ in range(self.count - 1)]
 
     def wait(self) -> int:
         """Wait until all processes are ready or have ended, and return how many there are beside this one."""
@@ -238,12 +215,12 @@ class Workers(Around):
         return results
 
     def _is_worth_it(self, kind: str, count: int) -> bool:
-        return count > 1 and count * self._item_s.get(kind, 1.0) > PIECE_S
+        return count > 1 and count * self._item_s.get(kind, 1.0) > self.piece_s
 
     def _pieces(self, kind: str, items: Sequence[Any], chunk: int) -> deque[Piece]:
         """Cut items into pieces that are worth handing over, and small enough for all to end together."""
         grain, most = self.inner.grain, -(-len(items) // (2 * self.count))
-        size = min(most, max(1, round(PIECE_S / max(self._item_s.get(kind, 1.0), 1e-9))))
+        size = min(most, max(1, round(self.piece_s / max(self._item_s.get(kind, 1.0), 1e-9))))
         size = -(-size // grain) * grain
         spans = [range(i, min(i + size, len(items))) for i in range(0, len(items), size)]
         return deque(Piece(kind, [items[i] for i in span], list(span), chunk) for span in spans)
@@ -257,24 +234,21 @@ class Workers(Around):
         for process in list(self.processes):
             while process.ready and process.free and len(self._left) > 1:
                 piece, place = self._left.pop(), process.free.pop()
-                incoming = process.desks[place][0]
-                incoming.clear()
+                self._number += 1
                 try:
-                    given = dumps(piece.items, incoming)
+                    process.give(piece, self._number, place)
                 except Exception as error:  # whatever a method raises when it is pickled
                     self._left.append(piece)
                     self._alone(f"{type(error).__name__}: {error}")
                     return
-                self._number += 1
                 self._under_way[self._number] = process, piece
-                process.tell(pickle.dumps((piece.kind, self._number, place, piece.chunk, given)))
 
     def _listen(self) -> None:
         """Take what has come in."""
         while not self._news.empty():
             self._hear(*self._news.get())
 
-    def _hear(self, process: Process, message: bytes) -> None:
+    def _hear(self, process: Helper, message: bytes) -> None:
         beat()
         if not message:
             self._bury(process)
@@ -289,7 +263,7 @@ class Workers(Around):
         else:
             self._take(process, how, *what)
 
-    def _take(self, process: Process, how: str, number: int, place: int, data: bytes) -> None:
+    def _take(self, process: Helper, how: str, number: int, place: int, data: bytes) -> None:
         """Take the results of a piece; one that failed is done again here, where it can be told well."""
         process.free.append(place)
         _, piece = self._under_way.pop(number, (process, None))
@@ -298,15 +272,15 @@ class Workers(Around):
         if how == "failed":
             self._left.appendleft(piece)
         else:
-            self._put(piece, loads(data, process.desks[place][1]))
+            self._put(piece, process.take(place, data))
 
-    def _bury(self, process: Process) -> None:
+    def _bury(self, process: Helper) -> None:
         """Go on without a process that has ended; its work is done again."""
         if process not in self.processes:
             return
         self.processes.remove(process)
         self._take_back([process])
-        log.warning("a worker process has ended (%s); what it was at is done again", process.ended())
+        log.warning("%s has ended (%s); what it was at is done again", self.called, process.ended())
         process.close()
 
     def _alone(self, reason: str) -> None:
@@ -318,25 +292,29 @@ class Workers(Around):
         self._take_back(gone)
         self._remove_files()
 
-    def _take_back(self, gone: Sequence[Process]) -> None:
+    def _take_back(self, gone: Sequence[Helper]) -> None:
         lost = [number for number, (process, _) in self._under_way.items() if process in gone]
         self._left.extendleft(self._under_way.pop(number)[1] for number in lost)
 
     def _start(self) -> Start:
         """Lay the data down where everybody can read them."""
-        known = None
-        if self._expert:
-            known = Known(self.data.expert_losses())
-        shard = replace(self.data, difficulty=known)
-        tensors = [*_known(known), *(tensor for one in self.inner.members for tensor in _tensors(one))]
+        known = Known(self.data.expert_losses()) if self._expert else None
+        tensors = [
+            *known_tensors(known),
+            *(tensor for one in self.inner.members for tensor in tensors_of(one)),
+        ]
         each = {id(tensor): tensor.nbytes for tensor in tensors}
         size = sum(-(-nbytes // ALIGNED) * ALIGNED for nbytes in each.values()) + ALIGNED
         if size > memory_bytes() / SHARE:
             raise MemoryError(f"no room to lay {size / 1e9:.3g} GB of data down for others")
         path = self._file(size)
-        made = dumps((type(self.inner), self.inner.settings, self.task, shard), Desk(path, 0, size))
+        made = dumps(self._made(known), Desk(path, 0, size))
         deterministic = torch.are_deterministic_algorithms_enabled()
         return Start((path, size), ("", 0), torch.get_num_threads(), deterministic, beside.folders(), made)
+
+    def _made(self, known: Known | None) -> Made:
+        """Return what another process makes the same engine of."""
+        return type(self.inner), self.inner.settings, self.task, replace(self.data, difficulty=known)
 
     def _own_desks(self, start: Start) -> Start:
         least, most = DESK_BYTES
@@ -356,7 +334,7 @@ class Workers(Around):
         self._files.clear()
 
 
-def _tensors(engine: Engine) -> list[Tensor]:
+def tensors_of(engine: Engine) -> list[Tensor]:
     """Return what another process needs to make the same engine."""
     data = engine.data
     test = [tensor for one in data.test or () for tensor in leaves(one)]
@@ -381,5 +359,6 @@ def shared(engine: Engine, wanted: int | None) -> Engine:
     return Workers(engine, count) if count > 1 else engine
 
 
-def _known(known: Known | None) -> Iterable[Tensor]:
+def known_tensors(known: Known | None) -> Iterable[Tensor]:
+    """Return what an expert has said, where it is known."""
     return () if known is None else (known.losses,)

@@ -42,9 +42,7 @@ def lstm(
     >>> model(torch.zeros(3, 5, dtype=torch.long)).shape, sum(p.numel() for p in model.parameters())
     (torch.Size([3, 80]), 819920)
     """
-    _check_text("lstm", shape, classes)
-    part = nn.LSTM(embedding, hidden, layers, batch_first=True)
-    return Recurrent(words or classes, embedding, part, classes, each=bool(target))
+    return _recurrent("lstm", nn.LSTM, shape, classes, target, words, (embedding, hidden, layers))
 
 
 def gru(
@@ -60,13 +58,7 @@ def gru(
     """Return a network of gated recurrent units over words or characters.
 
     Args:
-        shape: (T,), the length of a text; its words are numbered from 0.
-        classes: how many there are.
-        target: (T,) if each word has a label of its own; () if a text has one.
-        words: how many different ones there are; None says as many as classes.
-        embedding: numbers that stand for a word.
-        hidden: units in a layer.
-        layers: how many of them.
+        shape, classes, target, words, embedding, hidden, layers: as for lstm.
 
     Returns:
         A module from words [B, T] to logits [B, classes], or [B, classes, T].
@@ -77,9 +69,7 @@ def gru(
     >>> gru(shape=(5,), classes=4, target=(5,))(torch.zeros(3, 5, dtype=torch.long)).shape
     torch.Size([3, 4, 5])
     """
-    _check_text("gru", shape, classes)
-    part = nn.GRU(embedding, hidden, layers, batch_first=True)
-    return Recurrent(words or classes, embedding, part, classes, each=bool(target))
+    return _recurrent("gru", nn.GRU, shape, classes, target, words, (embedding, hidden, layers))
 
 
 def transformer(
@@ -256,6 +246,22 @@ class Factors(nn.Module):
         shift = self.biases[0](user) + self.biases[1](item)
         rating: Tensor = (self.users(user) * self.items(item)).sum(1) + shift.squeeze(1) + self.mean
         return rating
+
+
+def _recurrent(
+    name: str,
+    cell: type[nn.LSTM | nn.GRU],
+    shape: tuple[int, ...],
+    classes: int,
+    target: tuple[int, ...],
+    words: int | None,
+    size: tuple[int, int, int],
+) -> Recurrent:
+    """Return a recurrent network of a kind of cell; its size is that of the embedding, of a layer, and their number."""
+    _check_text(name, shape, classes)
+    embedding, hidden, layers = size
+    part = cell(embedding, hidden, layers, batch_first=True)
+    return Recurrent(words or classes, embedding, part, classes, each=bool(target))
 
 
 def _check_text(name: str, shape: tuple[int, ...], classes: int) -> None:

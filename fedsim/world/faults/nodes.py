@@ -17,6 +17,7 @@ from pydantic import Field
 
 from fedsim.errors import MISSING, BadValue
 from fedsim.parts import NotNegative, Positive
+from fedsim.ranges import Whole
 from fedsim.rng import stream
 from fedsim.world.clock import Process, micros
 from fedsim.world.faults.schedule import Fault, Step, Who, Window, span
@@ -86,16 +87,20 @@ class ServerCrash(Window):
 
     Args:
         down_s: how long it is down, in seconds.
+        server: which one, where there are several, from 0.
     """
 
     down_s: Positive
+    server: Whole = 0
     length = "down_s"
 
     def targets(self, world: World, rng: np.random.Generator) -> list[Any]:
         """Find the server."""
-        if world.server is None:
+        if not world.servers:
             raise BadValue("name", "server_crash", "needs a server, and this strategy has only peers")
-        return [world.server] * self.times
+        if self.server >= len(world.servers):
+            raise BadValue("server", self.server, f"servers are 0 to {len(world.servers) - 1}")
+        return [world.servers[self.server]] * self.times
 
     def begin(self, world: World, target: Any) -> None:
         """Take it down."""
@@ -196,7 +201,7 @@ class Corrupt(Who, Window):
     def targets(self, world: World, rng: np.random.Generator) -> list[Any]:
         """Draw the victims of each occurrence, and the seeds of their noise."""
         victims = [self.choose(world, rng) for _ in range(self.times)]
-        if any(node is world.server for each in victims for node in each):
+        if any(node in world.servers for each in victims for node in each):
             rule = "names the server, and only what clients or peers send can be corrupted"
             raise BadValue("nodes", self.nodes, rule)
         seeds = [int(seed) for seed in rng.integers(2**63, size=self.times)]

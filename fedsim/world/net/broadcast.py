@@ -47,12 +47,13 @@ class Wave:
     Args:
         latency_us: how long the way takes.
         places: which of the fan's receivers they are.
+        ends: those, each with its place and, packed for the log, with the sender.
     """
 
-    __slots__ = ("latency_us", "places", "unbooked")
+    __slots__ = ("ends", "latency_us", "places", "unbooked")
 
-    def __init__(self, latency_us: int, places: list[int]) -> None:
-        self.latency_us, self.places = latency_us, places
+    def __init__(self, latency_us: int, places: list[int], ends: list[tuple[int, Endpoint, bytes]]) -> None:
+        self.latency_us, self.places, self.ends = latency_us, places, ends
         self.unbooked = 0  # bytes delivered to each and not booked yet
 
 
@@ -65,7 +66,7 @@ class Fan:
         routes: the way to each.
     """
 
-    __slots__ = ("alive", "ids", "incoming", "nodes", "outgoing", "path", "routes", "src", "waves")
+    __slots__ = ("alive", "nodes", "outgoing", "path", "routes", "src", "waves")
 
     def __init__(self, src: Endpoint, nodes: tuple[Endpoint, ...], routes: Sequence[Route]) -> None:
         self.src, self.nodes, self.routes = src, nodes, routes
@@ -75,10 +76,9 @@ class Fan:
         waves: dict[int, list[int]] = {}
         for place, route in enumerate(routes):
             waves.setdefault(route.latency_us, []).append(place)
-        self.waves = [Wave(latency_us, waves[latency_us]) for latency_us in sorted(waves)]
-        self.ids = [node.id for node in nodes]
-        self.outgoing = [pack_pair(src.id, id) for id in self.ids]
-        self.incoming = [pack_pair(id, src.id) for id in self.ids]
+        ends = [(place, node, pack_pair(node.id, src.id)) for place, node in enumerate(nodes)]
+        self.waves = [Wave(us, waves[us], [ends[place] for place in waves[us]]) for us in sorted(waves)]
+        self.outgoing = [pack_pair(src.id, node.id) for node in nodes]
         self.alive: dict[Broadcast, None] = {}  # those under way
 
     def suits(self, shared: bool) -> bool:
@@ -87,10 +87,11 @@ class Fan:
         Args:
             shared: whether transfers share links; else each has its narrowest one for itself.
         """
+        if shared:
+            links = self.path.links
+            return len(dict.fromkeys(links)) == len(links) and (not links or links[0] is self.path.up)
         rates = {min((link.capacity for link in route.path.links), default=0.0) for route in self.routes}
-        links = self.path.links
-        apart = len(dict.fromkeys(links)) == len(links) and (not links or links[0] is self.path.up)
-        return apart if shared else len(rates) == 1
+        return len(rates) == 1
 
 
 class Broadcast(Bundle):
@@ -157,9 +158,7 @@ class Broadcasts:
             return False
         size = message.size_bytes + network.header_bytes
         broadcast = Broadcast(fan, message, size, *network.count(src.id, len(nodes)))
-        write = network.log.writer("send", size, message.round)
-        for pair in fan.outgoing:
-            write(pair)
+        network.log.add_all("send", fan.outgoing, size, message.round)
         src.transfers[broadcast] = fan.alive[broadcast] = None
         if fan.path.links:
             network.flows.start(broadcast)
@@ -209,19 +208,18 @@ class Broadcasts:
 
     def _arrive(self, broadcast: Broadcast, wave: Wave) -> None:
         network, fan, message, size = self._network, broadcast.fan, broadcast.message, broadcast.size_bytes
-        nodes, pairs, total = fan.nodes, fan.incoming, network.total
+        total = network.total
         write = network.log.writer("deliver", size, message.round)
         broadcast.wave, broadcast.reached, broadcast.booked = wave, 0, 0
         self._arriving = broadcast, wave
-        for place in wave.places:
+        for place, node, pair in wave.ends:
             if broadcast.parts is not None:
                 network.arrive(broadcast.parts[place])
                 continue
             broadcast.reached += 1
             total.up += size
             total.down += size
-            write(pairs[place])
-            node = nodes[place]
+            write(pair)
             node.deliver(message)
             if node.on_message is not None:  # it may have broadcast something itself
                 write = network.log.writer("deliver", size, message.round)

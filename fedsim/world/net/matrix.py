@@ -58,8 +58,13 @@ class Matrix:
         placed = self._placed
         return self._delays_us[placed.get(src, src) % self.sites][placed.get(dst, dst) % self.sites]
 
-    def place(self, node: int, site: int | Literal["best"]) -> None:
+    def place(self, node: int, site: int | Literal["best"], key: str = "server.site") -> None:
         """Let a node stand at a site, or at the best one: that with the smallest median delay there and back.
+
+        Args:
+            node: its id.
+            site: a row, or best.
+            key: what says so.
 
         Raises:
             BadValue: if there is no such site.
@@ -73,7 +78,7 @@ class Matrix:
             there = np.array(self._delays_us)
             site = int(np.argmin(np.median(there + there.T, axis=1)))
         if not site < self.sites:
-            raise BadValue("server.site", site, f"must be less than {self.sites}, the number of sites")
+            raise BadValue(key, site, f"must be less than {self.sites}, the number of sites")
         self._placed[node] = site
 
 

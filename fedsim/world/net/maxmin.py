@@ -13,6 +13,9 @@ from fedsim.world.net.flows import EPSILON, Bundle, Flow, Link, Sharing
 GUARD = 1e-12
 """What rounding may add to a sum of rates; too little for a microsecond."""
 
+MOST = 1 + GUARD
+"""How much of its capacity a link may give away."""
+
 
 class MaxMin(Sharing):
     """Max-min fairness: no flow could be faster without slowing down one that is not faster than itself.
@@ -51,10 +54,12 @@ class MaxMin(Sharing):
         flow.left = flow.left_at(self.clock.now)
         self._new.pop(flow, None)
         flow.hold(None)
-        flow.path.up.used -= flow.rate * (flow.size - 1)
+        rate = flow.rate
+        flow.path.up.used -= rate * (flow.size - 1)
         for link in flow.path.links:
-            del link.flows[flow]
-            link.used = link.used - flow.rate if link.flows else 0.0
+            flows = link.flows
+            del flows[flow]
+            link.used = link.used - rate if flows else 0.0
             if link.held:
                 self._freed[link] = None
                 self._change()
@@ -102,7 +107,7 @@ class MaxMin(Sharing):
         up, *others = bundle.path.links
         rate = up.capacity / bundle.size
         for link in others:
-            if link.used + rate > link.capacity * (1 + GUARD):
+            if link.used + rate > link.capacity * MOST:
                 return False
         for link in others:
             link.used += rate
@@ -182,7 +187,7 @@ def _spare(link: Link, moved: Sequence[Flow]) -> float:
     """Return what a link has for flows that are to get new rates; a hair more where rounding might hurt others."""
     if len(moved) == len(link.flows):
         return link.capacity
-    return link.capacity * (1 + GUARD) - (link.used - math.fsum(flow.rate for flow in moved))
+    return link.capacity * MOST - (link.used - math.fsum(flow.rate for flow in moved))
 
 
 def unfair(moved: Mapping[Flow, None], rates: Mapping[Flow, float]) -> dict[Flow, None]:

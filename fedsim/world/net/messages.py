@@ -37,6 +37,14 @@ class Traffic:
     lost: int = 0
 
 
+@dataclass(slots=True)
+class Effort:
+    """The per-sample gradients that all nodes have computed, and how many of them were of no use."""
+
+    work: int = 0
+    wasted: int = 0
+
+
 class Endpoint(Protocol):
     """What the network sees of a node.
 

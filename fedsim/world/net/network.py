@@ -14,7 +14,7 @@ from fedsim.world.graph import Graph
 from fedsim.world.log import EventLog
 from fedsim.world.net.broadcast import Broadcast, Broadcasts
 from fedsim.world.net.flows import Link, Path
-from fedsim.world.net.messages import NOWHERE, Endpoint, First, Message, Route, Traffic, Transfer
+from fedsim.world.net.messages import NOWHERE, Effort, Endpoint, First, Message, Route, Traffic, Transfer
 from fedsim.world.net.sharing import KINDS
 
 __all__ = ["Access", "Hazard", "Message", "Network", "Route", "Traffic", "Transfer"]
@@ -34,7 +34,7 @@ ENDS = 1_000_000
 """How many ends of quickest paths are kept."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Access:
     """How a node is attached to the network.
 
@@ -68,7 +68,8 @@ class Network:
         overlay: whether the graph only says who talks to whom, and messages take no detours over it.
 
     Faults add to ``hazards``, which every message is exposed to, and to ``walls``, each of which gives every node a
-    group: no message gets from one group to another.
+    group: no message gets from one group to another. ``total``, ``effort`` and ``switches`` sum up what the nodes have
+    done, and how often one has come or gone: nobody has to go through all nodes for that.
     """
 
     clock: Clock
@@ -82,6 +83,8 @@ class Network:
     hazards: list[Hazard] = field(default_factory=list)
     walls: list[Mapping[int, int]] = field(default_factory=list)
     total: Traffic = field(default_factory=Traffic)
+    effort: Effort = field(default_factory=Effort)
+    switches: int = 0
     _broken: Counter[tuple[int, int]] = field(default_factory=Counter)
     _numbers: Counter[int] = field(default_factory=Counter)
     _serial: int = 0
@@ -130,7 +133,7 @@ class Network:
             The transfer, under way or already dead.
         """
         number, serial = self.count(src.id, 1)
-        walled = bool(self.walls) and self._walled(src.id, dst.id)
+        walled = self.walls and self._walled(src.id, dst.id)
         route = None if walled else self.route(src.id, dst.id)
         size = message.size_bytes + self.header_bytes
         transfer = Transfer(message, src, dst, route or NOWHERE, size, on_end, number + 1, 0, serial)
@@ -177,9 +180,6 @@ class Network:
     def book(self, src: int, dst: int, route: Route, size: int) -> None:
         """Book delivered bytes at both ends and at the links between them."""
         self._traffic[dst].down += size
-        self._book_sent(src, route, size)
-
-    def _book_sent(self, src: int, route: Route, size: int) -> None:
         self._traffic[src].up += size
         for hop in route.links:
             self._links[hop] += size
@@ -260,11 +260,13 @@ class Network:
         The quickest path has the lowest sum of latencies; of equally quick ones, it has the fewest hops. Where broken
         edges leave no path, there is none.
         """
-        if (src, dst) not in self._routes:
+        ends = src, dst
+        found = self._routes.get(ends, NOWHERE)
+        if found is NOWHERE:  # it has not been looked for, or it is that of a node to itself
             if len(self._routes) >= ROUTES:
                 self._routes.clear()
-            self._routes[src, dst] = self._find_route(src, dst)
-        return self._routes[src, dst]
+            found = self._routes[ends] = self._find_route(src, dst)
+        return found
 
     def _find_route(self, src: int, dst: int) -> Route | None:
         if src == dst:
@@ -276,12 +278,15 @@ class Network:
         path = [src, dst] if straight else self._path(graph, src, dst)
         if not path:
             return None
-        hops = tuple(pairwise(path))
-        latency_us = sum(self._hop_us(*hop) for hop in hops)
-        latency_us += self.access[src].latency_us + self.access[dst].latency_us
-        edges = tuple(self._edge(hop) for hop in hops if self._is_limited(*hop))
+        latency_us, edges, hops = self.access[src].latency_us + self.access[dst].latency_us, [], []
+        for a, b in pairwise(path):
+            edge = self.graph.get_edge_data(a, b)  # much quicker than graph.edges[a, b]
+            latency_us += edge["latency_us"] if self.delay_us is None else self.delay_us(a, b)
+            if edge and edge["bits_per_s"]:
+                edges.append(self._edge((a, b)))
+            hops.append((a, b) if a < b else (b, a))
         links = Path(self._end_links(src)[0], edges, self._end_links(dst)[1])
-        return Route(latency_us, links, tuple((min(hop), max(hop)) for hop in hops))
+        return Route(latency_us, links, tuple(hops))
 
     def _path(self, graph: Graph, src: int, dst: int) -> list[int]:
         """Return the quickest path, empty if there is none; one search finds those to all other nodes."""
@@ -294,16 +299,6 @@ class Network:
         while path[-1] in tree:
             path.append(tree[path[-1]])
         return path[::-1] if path[-1] == src else []
-
-    def _hop_us(self, a: int, b: int) -> int:
-        if self.delay_us is not None:
-            return self.delay_us(a, b)
-        latency_us: int = self.graph.get_edge_data(a, b)["latency_us"]
-        return latency_us
-
-    def _is_limited(self, a: int, b: int) -> bool:
-        edge = self.graph.get_edge_data(a, b)  # much quicker than graph.edges[a, b]
-        return bool(edge and edge["bits_per_s"])
 
     def _cost(self, a: int, b: int, edge: Mapping[str, int]) -> int:
         latency_us = edge["latency_us"] if self.delay_us is None else self.delay_us(a, b)
@@ -335,12 +330,12 @@ class Network:
         if transfer.doomed:
             self._lose(transfer, transfer.size_bytes)
             return
-        self._end(transfer, transfer.size_bytes)
-        src, dst, size = transfer.src.id, transfer.dst.id, transfer.size_bytes
+        message, node, size = transfer.message, transfer.dst, transfer.size_bytes
+        self._end(transfer, size)
         self.total.down += size
-        self._traffic[dst].down += size
-        self.log.add("deliver", dst, src, size, transfer.message.round)
-        transfer.dst.deliver(transfer.message)
+        self._traffic[node.id].down += size
+        self.log.add("deliver", node.id, transfer.src.id, size, message.round)
+        node.deliver(message)
         if transfer.on_end is not None:
             transfer.on_end(True)
 
@@ -353,11 +348,13 @@ class Network:
             transfer.on_end(False)
 
     def _end(self, transfer: Transfer, sent: int) -> None:
-        transfer.alive = False
-        transfer.src.transfers.pop(transfer, None)
+        transfer.alive, src = False, transfer.src
+        src.transfers.pop(transfer, None)
         transfer.dst.transfers.pop(transfer, None)
         self.total.up += sent
-        self._book_sent(transfer.src.id, transfer.route, sent)
+        self._traffic[src.id].up += sent
+        for hop in transfer.route.links:
+            self._links[hop] += sent
 
 
 def _link(bits_per_s: int) -> Link:

@@ -18,7 +18,8 @@ from fedsim.learn.curriculum.expert import Judge, consistency
 from fedsim.learn.curriculum.noisy import noisy
 from fedsim.learn.curriculum.partition import by_difficulty
 from fedsim.learn.data.cifar import cifar10, cifar100
-from fedsim.running.build import ordering, prepare
+from fedsim.running.build import prepare
+from fedsim.running.described import ordering
 from fedsim.running.threads import limited
 from fedsim.spec.experiment import load
 from fedsim.spec.local import Expert

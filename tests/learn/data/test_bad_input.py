@@ -60,6 +60,10 @@ def cube(outputs, y):
     return outputs.reshape(-1, 1000).mean()
 
 
+def lost(outputs, y):
+    return float("nan")
+
+
 HOLED = np.where(np.arange(20).reshape(10, 2) == 7, np.nan, 1.0)
 TABLE = {"name": "table", "path": "d.csv", "label": "label"}
 ARRAYS = {"name": "arrays", "path": "d.npz"}
@@ -79,12 +83,12 @@ CASES = {
     "NaN in inputs": (
         {"d.npz": npz(x=HOLED)},
         {"data": ARRAYS},
-        r"data\.x(_test)?: inputs must be finite numbers, and sample \d has NaN or infinity",
+        r"data\.x: inputs must be finite numbers, and sample 3 has NaN or infinity",
     ),
     "infinity in targets": (
         {"d.npz": npz(y=np.where(np.arange(10) == 3, np.inf, 1.0))},
         {"data": ARRAYS, "model": "linear"},
-        r"data\.y(_test)?: targets must be finite numbers, and sample \d has NaN or infinity",
+        r"data\.y: targets must be finite numbers, and sample 3 has NaN or infinity",
     ),
     "as many labels as samples": (
         {"d.npz": npz(y=np.arange(9) % 2)},
@@ -146,6 +150,11 @@ CASES = {
         {"data": TABLE},
         r"data\.path: d\.csv: .*(cannot be read|is not|text)",
     ),
+    "a picture called CSV": (
+        {"d.csv": b"\x89PNG\r\n\x1a\n" + bytes(200)},
+        {"data": TABLE},
+        r"data\.path: d\.csv: cannot be read \(its first line is no text\)",
+    ),
     "text called npz": (
         {"d.npz": CSV.encode()},
         {"data": ARRAYS},
@@ -202,6 +211,11 @@ CASES = {
         {},
         {"data": POINTS, "evaluate": {"metrics": [f"{HERE}:cube"]}},
         r"evaluate\.metrics\.0: cube: does not fit points: RuntimeError",
+    ),
+    "a metric that is no number": (
+        {},
+        {"data": POINTS, "evaluate": {"metrics": [f"{HERE}:lost"]}},
+        r"evaluate\.metrics\.0: lost: does not fit points: it is nan for the model before any training",
     ),
     "an unknown metric": (
         {},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from fedsim.errors import BadValue
 from fedsim.learn.data.dataset import PADDING
 from fedsim.learn.data.leaf import LETTERS
 from fedsim.learn.data.samples import library
+from fedsim.learn.data.tff import LETTERS as TFF
 
 
 def make(name, **given):
@@ -209,6 +211,84 @@ def test_tff_images_of_bytes_have_their_channels_first(hdf5):
     assert (data.shape, data.x.unique().tolist()) == ((3, 4, 5), [1.0])
 
 
+def texts(*given):
+    """Return texts as TensorFlow Federated's files have them: bytes of any length."""
+    return np.array([one.encode() for one in given], dtype=library("h5py").special_dtype(vlen=bytes))
+
+
+def test_tff_characters_have_the_next_one_as_their_target(hdf5):
+    train = hdf5({"ROMEO": {"snippets": texts("dh@", "")}, "A": {"snippets": texts("ld~ é")}})
+    data = make("tff", path=train, test_path=train, x="snippets", text="characters", length=4)
+    # In the list d is the first, h the second, l the third, @ the seventh, the space the 14th of 86; strange ones are
+    # 87, a text begins with 88 and ends with 89. Groups are in the order of their names.
+    begin, end, strange = 88, 89, 87
+    assert data.classes == 90
+    assert data.x.tolist() == [
+        [begin, 3, 1, strange],
+        [14, strange, end, 0],
+        [begin, 1, 2, 7],
+        [begin, end, 0, 0],
+    ]
+    assert data.y.tolist() == [
+        [3, 1, strange, 14],
+        [strange, end, PADDING, PADDING],
+        [1, 2, 7, end],
+        [end, PADDING, PADDING, PADDING],
+    ]
+    assert data.groups.tolist() == [0, 0, 1, 1]
+    assert make("tff", path=train, x="snippets", text="characters", test_share=0.5).shape == (80,)
+
+
+def test_tff_words_of_stack_overflow_are_counted(hdf5):
+    shape = {"title": texts("t"), "tags": texts("python|c"), "score": [3]}
+    train = hdf5(
+        {"00000001": {"tokens": texts("use a set a"), **shape}, "2": {"tokens": texts("a list"), **shape}}
+    )
+    other = hdf5({"9": {"tokens": texts("a new set"), **shape}}, "test.h5")
+    data = make("tff", path=train, test_path=other, x="tokens", text="words", length=3, vocabulary=6)
+    # a 3 times, <BOS> and <EOS> twice, and list comes before set and use: 2 3 4 5; the others are 1.
+    assert data.x.tolist() == [[3, 1, 2], [1, 2, 4], [3, 2, 5]]
+    assert data.y.tolist() == [[1, 2, 1], [2, 4, PADDING], [2, 5, 4]]
+    assert data.x_test.tolist() == [[3, 2, 1], [1, 4, 0]]
+    assert data.y_test.tolist() == [[2, 1, 1], [4, PADDING, PADDING]]
+    assert (data.classes, data.groups.tolist()) == (6, [0, 0, 1])
+
+
+def test_tiny_shakespeare_as_tff_would_hold_it(hdf5):
+    """Every character of every speech is a target once, and so is every end; all characters are in the list."""
+    source = Path(os.environ.get("FEDSIM_DATA", "")) / "shakespeare" / "input.txt"
+    if not source.is_file():
+        pytest.skip("FEDSIM_DATA has no shakespeare/input.txt")
+    said: dict[str, list[str]] = {}
+    for speech in source.read_text(encoding="utf-8").strip().split("\n\n")[:400]:
+        who, _, what = speech.partition(":\n")
+        said.setdefault(who, []).append(what)
+    train = hdf5({who: {"snippets": texts(*own)} for who, own in said.items()})
+    data = make("tff", path=train, test_path=train, x="snippets", text="characters")
+    targets = data.y[data.y != PADDING]
+    assert len(targets) == sum(len(one) + 1 for own in said.values() for one in own)
+    assert 87 not in targets
+    assert int((targets == 89).sum()) == sum(map(len, said.values()))
+    first = data.y[int((data.groups == sorted(said).index("MENENIUS")).argmax())]
+    assert "".join(TFF[code - 1] for code in first.tolist()) == said["MENENIUS"][0][:80]
+
+
+TEXTS = [
+    ({"x": "snippets"}, "y: is required for numbers: name the column of the labels; or say what the text x"),
+    ({"x": "snippets", "y": "label"}, "x: snippets: must be a column of numbers, and is text"),
+    ({"x": "label", "text": "words"}, "x: label: must be a column of text, and holds numbers"),
+    ({"x": "snippets", "y": "label", "text": "words"}, "y: label: means nothing beside text"),
+    ({"x": "snippets", "classes": 3, "text": "words"}, "classes: 3: means nothing beside text"),
+    ({"x": "snippets", "text": "words", "vocabulary": 2}, "vocabulary: 2: must be at least 3"),
+]
+
+
+@pytest.mark.parametrize(("given", "says"), TEXTS)
+def test_tff_texts_that_are_none_are_refused(hdf5, given, says):
+    path = hdf5({"0": {"snippets": texts("to be"), "label": [0]}})
+    assert says in str(refusal("tff", path=path, **given))
+
+
 def test_tff_files_that_do_not_fit_are_refused(hdf5, tmp_path):
     path = hdf5({"0": {"snippets": [b"to be"], "label": [0]}})
     assert "x: snippet: there is no such column" in str(refusal("tff", path=path, x="snippet", y="label"))
@@ -218,6 +298,11 @@ def test_tff_files_that_do_not_fit_are_refused(hdf5, tmp_path):
     )
     with library("h5py").File(tmp_path / "other.h5", "w") as file:
         file["weights"] = [1.0]
+    with library("h5py").File(tmp_path / "nobody.h5", "w") as file:
+        file.create_group("examples")
+    assert refusal("tff", path=str(tmp_path / "nobody.h5"), x="x", y="y").rule == "has no clients"
+    uneven = refusal("tff", path=hdf5({"A": {"x": [1.0]}, "B": {"z": [1.0]}}, "z.h5"), x="x", y="x")
+    assert uneven.rule == "client B has no column x, and others have"
     other = refusal("tff", path=str(tmp_path / "other.h5"), x="x", y="y")
     assert other.rule == "holds ['weights'], and no group named examples"
 

@@ -259,3 +259,30 @@ def test_an_own_engine_is_found_by_its_path_and_tried(monkeypatch):
     assert (type(engine).__name__, reason) == ("Whole", "asked for")
     with pytest.raises(BadValue, match=r"it differs by [0-9.]+e-[0-9]+; use auto or sequential"):
         choose(task, data, "fedsim.learn.engines.sequential:Halved", None)
+
+
+class Wide(Stacked):
+    """An engine of one's own that stacks, too."""
+
+
+class Drawing(nn.Module):
+    """Draws by itself, which clients in a stack would share."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(x) + torch.rand_like(x[:, :3]) * self.training
+
+
+def test_an_engine_of_ones_own_that_stacks_is_treated_as_one(monkeypatch):
+    monkeypatch.setattr("fedsim.learn.engines.stacked.Wide", Wide, raising=False)
+    own = "fedsim.learn.engines.stacked:Wide"
+    engine, reason = choose(*world(built(models.softmax)), own, 3)
+    assert (engine.slots, reason) == (3, "asked for")
+    assert choose(*world(Slow()), own, 3)[1].startswith("asked for, but torch does")
+    task, data = world(Drawing())
+    task.draws = True
+    with pytest.raises(BadValue, match="which clients in a stack would share"):
+        choose(task, data, own, 3)

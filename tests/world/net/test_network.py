@@ -111,7 +111,7 @@ def test_the_narrowest_edge_of_a_path_counts_but_not_the_access_of_nodes_between
     graph = nx.path_graph(4)
     graph.edges[1, 2]["mbps"] = 5
     world = make(graph, network={"edge_mbps": 50, "up_mbps": 10, "down_mbps": 20})
-    world.network.access[1].up_bps = world.network.access[2].down_bps = 1
+    world.network.access |= {1: Access(up_bps=1), 2: Access(down_bps=1)}
     assert world.network.route(0, 3).bits_per_s == 5_000_000
     assert world.network.route(3, 0).bits_per_s == 5_000_000
 
