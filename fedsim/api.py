@@ -24,6 +24,7 @@ from fedsim.spec.experiment import load as _load
 from fedsim.study import file as studies
 from fedsim.study import results as tables
 from fedsim.study import sweep as sweeps
+from fedsim.study.asked import Compare as Wishes
 from fedsim.study.results import results
 from fedsim.study.schema import schema
 from fedsim.study.starter import write_starter
@@ -336,6 +337,7 @@ def compare(
     target: float | None = None,
     x: Sequence[str] | None = None,
     baseline: str | None = None,
+    only: Mapping[str, Any] | None = None,
 ) -> Shown:
     """Compare the finished runs of a study, or of any folders.
 
@@ -348,6 +350,7 @@ def compare(
         target: the value of it to reach.
         x: the costs that count: rounds, sim_time, bytes, gradients, energy.
         baseline: the value that the others are compared with.
+        only: compare those runs alone that have these settings.
 
     Returns:
         The comparison: ``rows()`` has its numbers, ``plot()`` its figure, and a notebook shows it.
@@ -355,13 +358,20 @@ def compare(
     Raises:
         ConfigError: if the runs cannot be compared so.
     """
-    said = sweeps.wishes(Path(runs[0])) if len(runs) == 1 else studies.Compare()
+    study = sweeps.study_of(Path(runs[0])) if len(runs) == 1 else None
+    said = study.compare if study else Wishes()
     if target is None and metric is None and said.target:
         metric, target = next(iter(said.target.items()))
     found = tables.runs(*runs)
     by = by or (said.by if said.by in found[0].settings else next(iter(found[0].settings)))
-    asked = by, metric, target, x or said.x, baseline or said.baseline
-    comparison: Shown = _late("study.page").shown(found, *asked)
+    asked: dict[str, Any] = {"totals": said.totals, "tuned": list(study.tune) if study else []}
+    asked["findings"] = _late("study.claims").findings(study.claims, found, said.by) if study else []
+    found = [one for one in found if sweeps.has(one.settings, only or {})]
+    if not found:
+        raise ConfigError([Problem("only", str(dict(only or {})), "no run has these settings")])
+    asked |= {"by": by, "metric": metric, "target": target, "axes": x or said.x}
+    asked["baseline"] = baseline or said.baseline
+    comparison: Shown = _late("study.page").shown(found, **asked)
     return comparison
 
 

@@ -84,8 +84,13 @@ def compare(
     ] = None,
     metric: Annotated[str | None, typer.Option(help="What is measured, if there is no target.")] = None,
     baseline: Annotated[str | None, typer.Option(help="The value that the others are compared with.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Only runs with this setting; may be repeated."),
+    ] = None,
     x: Annotated[
-        str | None, typer.Option(metavar="COST,...", help="Of rounds, sim_time, bytes, gradients and energy.")
+        str | None,
+        typer.Option(metavar="COST,...", help="Of rounds, sim_time, bytes, gradients, updates and energy."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -96,7 +101,8 @@ def compare(
     with show.explained():
         name, value = _target(target)
         axes = None if x is None else [axis.strip() for axis in x.split(",")]
-        found = api.compare(*runs, by=by, metric=name or metric, target=value, x=axes, baseline=baseline)
+        how: dict[str, Any] = {"x": axes, "baseline": baseline, "only": _only(only)}
+        found = api.compare(*runs, by=by, metric=name or metric, target=value, **how)
         files = found.write(out or runs[0] / PLACE)
         typer.echo(found.markdown(), nl=False)
         typer.echo(f"\nwritten to {files[0].parent}: {', '.join(file.suffix[1:] for file in files)}")

@@ -3,77 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedsim.errors import BadValue, ConfigError, Problem, did_you_mean
-from fedsim.record.store import Table, read
+from fedsim.errors import BadValue, ConfigError, Problem
 from fedsim.spec.yamlfile import read as read_yaml
-from fedsim.study.sweep import DONE, POINTS
+from fedsim.study.ran import Ran, ran
+from fedsim.study.sweep import POINTS
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-COSTS = {
-    "rounds": ("round", 1.0, "rounds"),
-    "sim_time": ("time_us", 1e6, "simulated time (s)"),
-    "bytes": ("bytes_up", 1e6, "sent (MB)"),
-    "gradients": ("work", 1e3, "1,000 gradients"),
-    "energy": ("joules", 1.0, "energy (J)"),
-}
-"""What a run costs: a column, how much of it one unit is, and what it is called."""
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A run as it is compared with others.
-
-    Args:
-        path: its folder.
-        settings: what sets it apart, by dotted key.
-        summary: its final numbers.
-        metrics: the table ``metrics``.
-        rounds: the table ``rounds``.
-        nodes: the table ``nodes``.
-    """
-
-    path: Path
-    settings: Mapping[str, Any]
-    summary: Mapping[str, Any]
-    metrics: Table
-    rounds: Table
-    nodes: Table
-
-    def curve(self, name: str) -> dict[str, np.ndarray]:
-        """Return what was measured of the whole system, and what it had cost by then.
-
-        Args:
-            name: the metric.
-
-        Returns:
-            ``value`` and a column for each of :data:`COSTS` that grows round by round, all of one length.
-        """
-        at = (self.metrics["name"] == name) & (self.metrics["node"] < 0)
-        at &= np.isfinite(self.metrics["value"])
-        found = {"value": self.metrics["value"][at], "time_us": self.metrics["time_us"][at].astype(float)}
-        found["round"] = self.metrics["round"][at].astype(float)
-        # What a round had cost at its end; nothing before the first one.
-        rows = np.searchsorted(self.rounds["round"], self.metrics["round"][at], side="right")
-        for column in ("bytes_up", "work"):
-            found[column] = np.concatenate([[0.0], self.rounds[column]])[rows]
-        return found
-
-    def names(self) -> list[str]:
-        """Return the metrics of the whole system."""
-        return sorted(set(self.metrics["name"][self.metrics["node"] < 0].tolist()))
-
 
 def runs(*folders: str | Path) -> list[Ran]:
     """Return all finished runs below some folders; those of a study know what sets them apart.
+
+    A study's runs that came to a standstill, or whose weights became infinite, count as far as they came.
 
     Args:
         folders: of studies, of runs, or with runs in them. A study's runs for tuning are left out.
@@ -86,7 +34,7 @@ def runs(*folders: str | Path) -> list[Ran]:
         if not folder.is_dir():
             raise ConfigError([Problem("runs", str(folder), "no such folder")])
         for path, settings in _places(folder):
-            found.append(_read(path, settings))
+            found.append(ran(path, settings))
     if not found:
         shown = ", ".join(map(str, folders))
         raise ConfigError(
@@ -114,18 +62,18 @@ def results(*folders: str | Path) -> DataFrame:
         import pandas as pd  # takes long, and most never need it
     except ModuleNotFoundError:
         raise BadValue("pandas", "missing", "is needed for tables", "pip install pandas") from None
-    return pd.concat([pd.DataFrame(_rows(ran)) for ran in runs(*folders)], ignore_index=True)
+    return pd.concat([pd.DataFrame(_rows(one)) for one in runs(*folders)], ignore_index=True)
 
 
-def _rows(ran: Ran) -> dict[str, Any]:
-    table, rounds = ran.metrics, ran.rounds
+def _rows(one: Ran) -> dict[str, Any]:
+    table, rounds = one.metrics, one.rounds
     rows = np.searchsorted(rounds["round"], table["round"], side="right")
     settings = {
         key: value if isinstance(value, str | int | float) else str(value)
-        for key, value in ran.settings.items()
+        for key, value in one.settings.items()
     }
     return {
-        "run": ran.path.name,
+        "run": one.path.name,
         **settings,
         "round": table["round"],
         "sim_time_s": table["time_us"] / 1e6,
@@ -143,7 +91,7 @@ def _places(folder: Path) -> Iterable[tuple[Path, dict[str, Any]]]:
         return [(folder, _settings(folder))]
     if (folder / POINTS).exists():
         rows = json.loads((folder / POINTS).read_text(encoding="utf-8"))
-        return [(folder / row["folder"], row["settings"]) for row in rows if row["status"] == DONE]
+        return [(folder / row["folder"], row["settings"]) for row in rows if row["folder"]]
     return [place for inner in sorted(folder.iterdir()) if inner.is_dir() for place in _places(inner)]
 
 
@@ -156,24 +104,3 @@ def _settings(run: Path) -> dict[str, Any]:
         "method": strategy.get("name") if isinstance(strategy, dict) else strategy,
         "seed": data.get("seed", 0),
     }
-
-
-def _read(path: Path, settings: Mapping[str, Any]) -> Ran:
-    try:
-        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-        return Ran(path, settings, summary, *(read(path, table) for table in ("metrics", "rounds", "nodes")))
-    except (OSError, ValueError) as error:
-        raise ConfigError([Problem("runs", str(path), f"its record cannot be read ({error})")]) from error
-
-
-def setting(ran: Ran, key: str) -> str:
-    """Return a setting of a run as text.
-
-    Raises:
-        ConfigError: if it has none of that name.
-    """
-    if key not in ran.settings:
-        hint = did_you_mean(key, list(ran.settings)) or f"its settings are {', '.join(ran.settings)}"
-        raise ConfigError([Problem("by", key, f"is no setting of {ran.path.name}", hint)])
-    value = ran.settings[key]
-    return str(value.get("name", value)) if isinstance(value, dict) else str(value)
