@@ -375,6 +375,50 @@ def compare(
     return comparison
 
 
+def reproduce(
+    name: str,
+    *,
+    quick: bool = False,
+    out: str | Path | None = None,
+    runs: str | Path = "runs",
+    jobs: int = 1,
+    retry: bool = False,
+    told: Told | None = None,
+    store: str | Path | None = None,
+) -> tuple[Path, list[Outcome]]:
+    """Run the studies of a paper that have not been run, and write the page that says what became of its claims.
+
+    Args:
+        name: ``"curriculum"``, ``"fedamd"`` or ``"modest"``, or the file of a page of one's own; see
+            :class:`fedsim.study.paper.Page`.
+        quick: run the small studies on data that need no files.
+        out: the folder for the page; None is ``docs/papers`` in a clone of fedsim, and ``papers`` elsewhere.
+        runs: the folder for the studies.
+        jobs: how many run at a time, as for :func:`sweep`.
+        retry: run again what failed before.
+        told: called with each outcome, as for :func:`sweep`.
+        store: as for :func:`sweep`; None is the folder ``store`` in ``runs``.
+
+    Returns:
+        The page's file, and what became of each run.
+
+    Raises:
+        ConfigError: if there is no such paper, or the page cannot be written.
+    """
+    papers = _late("study.paper")
+    paper = papers.find(name)
+    clone = Path(__file__).parents[1] / "docs" / "papers"
+    place = Path(out) if out is not None else clone if clone.is_dir() else Path("papers")
+    held = store or os.environ.get("FEDSIM_STORE") or Path(runs) / "store"
+    sections, outcomes = [], []
+    for file in paper.studies(quick):
+        done = sweep(file, out=runs, jobs=jobs, retry=retry, told=told, store=held)
+        sections.append(papers.section(file, Path(runs), done))
+        outcomes += done
+    page: Path = papers.write(paper, sections, quick, place)
+    return page, outcomes
+
+
 def parts(kind: str) -> list[tuple[str, str]]:
     """Return name and one-line description of every installed part of a kind.
 

@@ -34,6 +34,10 @@ class Study(Block):
     base: str | dict[str, Any] = Field(
         description="the experiment: a path, seen from this file, or the experiment itself"
     )
+    set: dict[str, Any] = Field(
+        default_factory=dict,
+        description="dotted keys with the values that all runs have instead of the experiment's",
+    )
     methods: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="what is compared, by name: for each the dotted keys that it changes. A strategy that says nothing "
@@ -188,7 +192,7 @@ class Plan:
         ]
 
     def _point(self, settings: Settings) -> Point:
-        changes = dict(self.study.worlds.get(settings.get(WORLD, ""), {}))
+        changes = {**self.study.set, **self.study.worlds.get(settings.get(WORLD, ""), {})}
         changes |= self.study.methods.get(settings.get(METHOD, ""), {})
         changes |= {key: value for key, value in settings.items() if key not in (METHOD, WORLD)}
         if "strategy" in changes:
@@ -243,6 +247,7 @@ def _check_keys(study: Study, document: Document) -> None:
     """Refuse settings that no experiment has, before anything runs."""
     blocks = list(Experiment.model_fields)
     groups: dict[tuple[str, ...], dict[str, Any]] = {
+        ("set",): study.set,
         ("vary",): dict(_axes(study.vary)),
         ("tune",): study.tune,
     }
