@@ -50,7 +50,7 @@ __all__ = [
     "replay_job",
     "report",
 ]
-__all__ += ["results", "resume", "retime", "run", "schema", "sweep", "write_starter"]
+__all__ += ["reproduce", "results", "resume", "retime", "run", "schema", "sweep", "write_starter"]
 
 Source = str | Path | Mapping[str, Any]
 

@@ -15,6 +15,8 @@ METHOD, WORLD = "method", "world"
 
 Axis = Literal["rounds", "sim_time", "bytes", "gradients", "updates", "energy"]
 
+Total = Literal["rounds", "sim_time", "bytes", "gradients", "updates", "energy", "wasted"]
+
 Chosen = str | dict[str, Any]
 """Some runs: those of a method by its name, or those with certain settings."""
 
@@ -30,7 +32,10 @@ class Compare(Block):
         default_factory=dict, description="a metric, and the value that is to be reached"
     )
     x: list[Axis] = Field(default=["rounds", "sim_time", "bytes"], description="the costs that count")
-    totals: list[Axis] = Field(default=[], description="the costs whose amount in the whole run is shown")
+    totals: list[Total] = Field(
+        default=[],
+        description="the costs whose amount in the whole run is shown; wasted are gradients that nobody used",
+    )
 
 
 class Measure(Block):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ COSTS = {
     "energy": ("joules", 1.0, "energy (J)"),
 }
 """What a run costs: a column, how much of it one unit is, and what it is called."""
+
+TOTALS = {name: title for name, (_, _, title) in COSTS.items()} | {"wasted": "1,000 wasted gradients"}
+"""What is known of whole runs, and what it is called."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,10 @@ class Ran:
         """Return how much a run has cost in all.
 
         Args:
-            cost: of :data:`COSTS`.
+            cost: of :data:`TOTALS`; NaN if the run broke off before that was known.
         """
+        if cost == "wasted":
+            return float(self.summary.get("wasted_samples", math.nan)) / 1e3
         column, unit, _ = COSTS[cost]
         if column == "joules":
             return float(self.nodes[column].sum())

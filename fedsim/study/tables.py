@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fedsim.study.claims import NONE, Finding, shown
 from fedsim.study.compare import Comparison, Row
 from fedsim.study.interval import Interval
-from fedsim.study.ran import COSTS
+from fedsim.study.ran import COSTS, TOTALS
 
 LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -32,7 +32,7 @@ def grid(comparison: Comparison) -> Grid:
         titles += [f"{COSTS[axis][2]} relative to {comparison.baseline}" for axis in axes]
     titles += [f"{comparison.metric} at the end", "best", "last ten"]
     titles += ["worst tenth of clients"] if has_worst else []
-    titles += [f"{COSTS[cost][2]} in all" for cost in comparison.totals]
+    titles += [f"{TOTALS[cost]} in all" for cost in comparison.totals]
     titles.append("MB of a client, least to most")
     return titles, [_cells(row, comparison, axes, has_worst) for row in rows]
 
