@@ -1,7 +1,7 @@
 """Whether claims hold: paired differences over seeds, their interval, and a verdict by one rule.
 
-The rule: a claim *holds* if the interval of the mean paired difference lies on the claim's side, and *holds partly* if
-the mean alone does. It *does not* hold if the mean is not on its side, and nothing *can be said* with fewer than three
+The rule: a claim *holds* if the interval of the mean paired difference lies on the claim's side. It holds *partly* if
+only the mean and more than half of the seeds do, and *does not* otherwise; nothing *can be said* with fewer than three
 pairs. Where a run never reaches a target there is no ratio; a seed in which only one side reaches it counts for that
 side, and the seeds decide: all of them, more than half, or not.
 """
@@ -142,11 +142,12 @@ def _beyond(gain: float, goal: float, claim: Claim) -> bool:
 def _verdict(claim: Claim, gains: Sequence[float], here: Interval, goal: float, right: int) -> str:
     if len(gains) < FEWEST:
         return UNKNOWN
+    most = 2 * right > len(gains)
     if not all(map(math.isfinite, gains)):
-        return HOLDS if right == len(gains) else PARTLY if 2 * right > len(gains) else NOT
+        return HOLDS if right == len(gains) else PARTLY if most else NOT
     if _beyond(here[1], goal, claim):
         return HOLDS
-    return PARTLY if _beyond(here[0], goal, claim) else NOT
+    return PARTLY if most and _beyond(here[0], goal, claim) else NOT
 
 
 def _shown(claim: Claim, metric: str, here: Interval) -> Interval:
@@ -167,4 +168,6 @@ def shown(finding: Finding) -> str:
     form = "{:.3g}" if _is_ratio(finding.claim) or not finding.claim.worse else "{:+.3g}"
     inner = ", ".join(map(form.format, ends))
     times = " times" if _is_ratio(finding.claim) else ""
-    return form.format(middle) + times + (f" [{inner}]" if math.isfinite(ends[0]) else "")
+    pairs = sum(map(math.isfinite, finding.gains.values()))
+    told = "" if pairs == len(finding.gains) else f" in {pairs} of {len(finding.gains)}"
+    return form.format(middle) + times + (f" [{inner}]" if math.isfinite(ends[0]) else "") + told

@@ -44,6 +44,7 @@ def judged(asked, mine, theirs, **more):
     [
         ([0.9, 0.8, 0.7], [0.5, 0.6, 0.6], HOLDS, "3 of 3"),
         ([0.9, 0.8, 0.5], [0.5, 0.6, 0.6], PARTLY, "2 of 3"),  # means 0.4, 0.2 and -0.1
+        ([0.9, 0.5, 0.5], [0.5, 0.6, 0.6], NOT, "1 of 3"),  # the mean is on its side, most seeds are not
         ([0.5, 0.6, 0.6], [0.9, 0.8, 0.7], NOT, "0 of 3"),
         ([0.9, 0.8], [0.5, 0.6], UNKNOWN, "2 of 2"),
         ([0.9, 0.8, 0.7], [0.5, 0.6], UNKNOWN, "2 of 2"),  # the third has no pair
@@ -197,6 +198,12 @@ def test_what_was_tuned_is_a_column_and_no_difference_between_a_pair():
 def test_a_claim_about_what_nobody_measured_is_told():
     with pytest.raises(ConfigError, match=r"a is better: acuracy was not measured; did you mean accuracy\?"):
         judged(claim(metric="acuracy"), [[0, 1.0]], [[0, 1.0]])
+
+
+def test_a_ratio_of_few_pairs_says_of_how_many():
+    asked = claim(metric="rounds", target={"accuracy": 0.5})
+    found = judged(asked, [[0, 1.0]] * 3, [[0, 0, 1.0], [0, 0.0], [0, 0.0]])
+    assert (found.verdict, shown(found)) == (HOLDS, "2 times in 1 of 3")
 
 
 # the study file

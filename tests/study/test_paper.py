@@ -72,7 +72,7 @@ def test_what_could_not_be_run_is_said(page, tmp_path):
     assert done.exit_code == 1
     assert done.stdout.splitlines()[0] == "12 runs, 12 failed"
     assert (
-        "Nothing could be run: method=near, world=few, seed=1: "
+        "Nothing could be run: method=free, world=few, seed=1: "
         in (tmp_path / "pages" / "ours.md").read_text()
     )
 
