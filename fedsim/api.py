@@ -106,7 +106,7 @@ def outline(
 def _prepared(
     source: Source, overrides: Mapping[str, Any] | None, more: Mapping[str, Any], dry: bool
 ) -> Setup:
-    setup: Setup = _late("running.begin").prepare(_load(source, {**(overrides or {}), **_dotted(more)}), dry)
+    setup: Setup = _late("running.begin").checked(_load(source, {**(overrides or {}), **_dotted(more)}), dry)
     return setup
 
 

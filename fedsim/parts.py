@@ -104,8 +104,14 @@ def needed(module: str, options: str = "") -> str:
 
 
 @functools.cache
+def _installed() -> Any:
+    """Return what all distributions offer; read once, as there may be hundreds of them."""
+    return entry_points()
+
+
+@functools.cache
 def _entries(kind: str) -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=f"fedsim.{kind}")}
+    return {entry.name: entry for entry in _installed().select(group=f"fedsim.{kind}")}
 
 
 def names(kind: str) -> list[str]:

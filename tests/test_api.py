@@ -12,10 +12,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import fedsim
@@ -154,13 +155,31 @@ def test_runs_in_one_process_do_not_disturb_one_another(tmp_path: Path) -> None:
 def test_the_global_generators_are_left_alone(tmp_path: Path) -> None:
     import random
 
-    import torch
-
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     threads = torch.get_num_threads()
     fedsim.run(SMALL, out=tmp_path)
     assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
     assert torch.get_num_threads() == threads
+
+
+class Counting(torch.nn.Linear):
+    """A softmax model that notes how many threads torch may use while it computes."""
+
+    threads: ClassVar[set[int]] = set()
+
+    def __init__(self) -> None:
+        super().__init__(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.threads.add(torch.get_num_threads())
+        return super().forward(x.flatten(1))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_check_tries_a_model_out_with_as_many_threads_as_a_run(threads: int) -> None:
+    Counting.threads.clear()
+    fedsim.check({**SMALL, "model": f"{__name__}:Counting"}, compute__threads=threads)
+    assert Counting.threads == {threads}
 
 
 def test_the_state_of_the_global_generators_does_not_matter(tmp_path: Path) -> None:
@@ -297,7 +316,6 @@ def test_a_user_can_bring_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 OWN = """
 import numpy as np
-import torch
 from fedsim.learn.data.datasets import Dataset
 from fedsim.learn.local import LocalSGD
 from fedsim.methods.peer import PeerStrategy

@@ -285,7 +285,9 @@ def _model(experiment: Experiment, dataset: Dataset) -> nn.Module:
         part = experiment.find("models", experiment.model.name)
         shape, rng = dataset.shape, stream(experiment.seed, "model")
         target = tuple(dataset.y.shape[1:])
-        return models.build(part, experiment.model.params, shape, dataset.classes, rng, target)
+        return models.build(
+            part, experiment.model.params, shape, dataset.classes, rng, target, dataset.counts
+        )
 
 
 def _start(experiment: Experiment, module: nn.Module) -> str:

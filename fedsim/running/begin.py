@@ -57,6 +57,20 @@ class Reuse:
     only: bool = False
 
 
+def checked(experiment: Experiment, dry: bool) -> Setup:
+    """Prepare an experiment as a run of it would, with as many threads.
+
+    Args:
+        experiment: the experiment.
+        dry: as if for a run that keeps time only.
+
+    Raises:
+        ConfigError: if anything is to be refused.
+    """
+    with threads.limited(experiment.compute.threads):
+        return prepare(experiment, dry)
+
+
 def fresh(
     experiment: Experiment, out: Path, dry: bool, progress: Told, began: float, reuse: Reuse | None = None
 ) -> Result:

@@ -48,7 +48,7 @@ SUPPLIED = {
     "timeout_s",
     "select",
 }
-SUPPLIED |= {"node", "world", "beside", "task", "data", "slots", "has_server"}
+SUPPLIED |= {"node", "world", "beside", "task", "data", "slots", "has_server", "counts"}
 """Parameters that the engine fills in, or that have a key of their own in the experiment file."""
 COMPUTED = {"augmentations": {"x", "draws"}, "schedules": {"round"}}
 """What parts of a kind are given at every call."""

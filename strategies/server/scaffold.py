@@ -132,9 +132,5 @@ class Controlled(LocalUpdate):
             own = state["sum"] / state["samples"]
         else:
             own = state[OWN] - state[CONTROL] - progress / (state["steps"] * state["lr"])
-        return {
-            "arrays": progress,
-            CONTROL: own - state[OWN],
-            OWN: own,
-            "train_loss": state["loss"] / state["steps"],
-        }
+        loss = state["loss"] / state["steps"]
+        return {"arrays": progress, CONTROL: own - state[OWN], OWN: own, "train_loss": loss}

@@ -41,6 +41,7 @@ class Dataset:
         optimum: [d] the exact minimiser of the unweighted mean of the natural clients' mean losses, if known.
         difficulty: [N] how hard each training sample is known to be, or None.
         note: what whoever reads its results must know, as one sentence; check, run, summary and report say it.
+        counts: how many values each number of an input can have, if that is known: users and items, of pairs of them.
 
     Raises:
         BadValue: if the fields do not fit together; the key is the field.
@@ -62,6 +63,7 @@ class Dataset:
     optimum: Tensor | None = None
     difficulty: NDArray[np.float64] | None = None
     note: str = ""
+    counts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for key in ("x", "x_test"):

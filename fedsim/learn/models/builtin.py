@@ -248,6 +248,7 @@ def build(
     classes: int,
     rng: np.random.Generator,
     target: tuple[int, ...] = (),
+    counts: tuple[int, ...] = (),
 ) -> nn.Module:
     """Build any model reproducibly.
 
@@ -258,6 +259,7 @@ def build(
         shape: one sample's shape; of several inputs their shapes, in order or by name.
         classes: how many classes there are, 0 for regression.
         target: the shape of one sample's targets, () if it has one; supplied, too.
+        counts: how many values each number of an input can have, or () if nobody knows; supplied, too.
         rng: the only thing the initial weights depend on; torch's own generator is left as it was.
 
     Returns:
@@ -275,7 +277,8 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(rng.integers(2**63)))
         try:
-            model = call(make, params, {"shape": shape, "classes": classes, "target": target})
+            known = {"shape": shape, "classes": classes, "target": target, "counts": counts}
+            model = call(make, params, known)
         except FedsimError:
             raise
         except (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fedsim.errors import BadValue
+from fedsim.errors import MISSING, BadValue
 from fedsim.learn.models.builtin import check_classes
 from fedsim.parts import Count, NotNegative
 
@@ -126,18 +126,27 @@ def transformer(
 
 
 def matrix_factorisation(
-    *, shape: tuple[int, ...], users: Count, items: Count, factors: Count = 16
+    *,
+    shape: tuple[int, ...],
+    counts: tuple[int, ...] = (),
+    users: Count | None = None,
+    items: Count | None = None,
+    factors: Count = 16,
 ) -> nn.Module:
     """Return the factorisation of a matrix of ratings, with biases; for regression.
 
     Args:
         shape: (2,), a user and an item, each numbered from 0.
-        users: how many there are.
-        items: how many there are.
+        counts: how many users and items the data know of.
+        users: how many there are; None takes the data's.
+        items: how many there are; None takes the data's.
         factors: the numbers that stand for each of them.
 
     Returns:
         A module from pairs [B, 2] to ratings [B].
+
+    Raises:
+        BadValue: if samples are no pairs, or nobody says how many users and items there are.
 
     References:
         Koren, Bell, Volinsky, Matrix factorization techniques for recommender systems, Computer 2009.
@@ -149,7 +158,12 @@ def matrix_factorisation(
         raise BadValue(
             "name", "matrix_factorisation", f"needs pairs of user and item, not samples of shape {shape}"
         )
-    return Factors(users, items, factors)
+    known = {"users": users, "items": items}
+    found = {key: count or own for (key, count), own in zip(known.items(), counts or (0, 0), strict=True)}
+    for key, count in found.items():
+        if not count:
+            raise BadValue(key, MISSING, "must be given, as the data do not say how many there are")
+    return Factors(found["users"], found["items"], factors)
 
 
 class Recurrent(nn.Module):
