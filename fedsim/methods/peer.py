@@ -194,8 +194,20 @@ class Peer:
         result = yield from self.visit(update, {"arrays": model}, round)
         return result.pick("arrays")
 
-    def visit(self, update: LocalUpdate, given: Mapping[str, Deferred], round: int) -> Process:
+    def visit(
+        self,
+        update: LocalUpdate,
+        given: Mapping[str, Deferred],
+        round: int,
+        numbers: Mapping[str, float] | None = None,
+    ) -> Process:
         """Do a local update that takes or gives more than a model, as :meth:`train` does.
+
+        Args:
+            update: what the node does.
+            given: the vectors that it takes; what the node keeps for it is added.
+            round: which streams it draws from.
+            numbers: what stands in the place of the update's scalars of these names.
 
         Returns:
             What the update sends, as a deferred dictionary.
@@ -214,7 +226,9 @@ class Peer:
             if finished:
                 names = (*update.keeps, *learner.keeps)
                 kept = {name: self.kept.get(name, self.zeros) for name in names if name not in given}
-                result = learner.train(update, self.id, {**kept, **given}, self._place(round, began_s))
+                result = learner.train(
+                    update, self.id, {**kept, **given}, self._place(round, began_s), numbers
+                )
                 self.kept.update((name, result.pick(name)) for name in kept)
                 return result
 

@@ -13,26 +13,30 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import simpy
 
 from fedsim.errors import BadValue, few
-from fedsim.learn.deferred import Deferred, mean
+from fedsim.learn.deferred import mean
 from fedsim.learn.local import LocalSGD
 from fedsim.methods.peer import Peer, PeerStrategy
 from fedsim.parts import Count, NotNegative, Positive, Share
 from fedsim.rng import stream
 from fedsim.spec.experiment import Local
-from fedsim.world.clock import Process, micros
+from fedsim.world.clock import Process
 from fedsim.world.graph import Graph
 from fedsim.world.net.network import Message
 from fedsim.world.node import Node
-from strategies.modest.registry import NEVER, VIEWS, View, view_sizes
+from strategies.modest.membership import Membership
+from strategies.modest.registry import VIEWS, View, view_sizes
 from strategies.modest.sampling import LiveSample, Probes, fastest_first, least_window, order, quorum
 
-PING_BYTES, ACK_BYTES, ADVERT_BYTES, ENVELOPE_BYTES = 179, 172, 195, 70
+PING_BYTES, ACK_BYTES, ENVELOPE_BYTES = 179, 172, 70
 """Sizes of the authors' datagrams, signatures included, and of what goes with a model and its view."""
+
+Carried = tuple[Any, ...]
+"""What goes from sample to sample: the model, and whatever else a strategy needs there."""
 
 log = logging.getLogger("fedsim")
 
@@ -131,14 +135,33 @@ class MoDeST(PeerStrategy):
         """Return how many models make an average, of so many nodes that were asked to train."""
         return quorum(self.success_fraction, self.sample_size, invited)
 
+    def first(self, peer: Peer) -> Carried:
+        """Return what the first sample begins with."""
+        return (peer.initial_model,)
 
-class Member:
+    def train(self, peer: Peer, carried: Carried, round: int) -> Process:
+        """Do a node's part in a round, and return what it sends to the next round's aggregators."""
+        model = yield from peer.train(self.update, carried[0], round)
+        return (model,)
+
+    def merge(self, round: int, box: Mapping[int, Carried]) -> Carried:
+        """Return what becomes of the results of a round, by node in the order of ids."""
+        return (mean([model for model, *_ in box.values()]),)
+
+    def size(self, peer: Peer, carried: Carried) -> int:
+        """Return the size of what is carried in a message, in bytes."""
+        return peer.model_bytes
+
+
+class Member(Membership):
     """A node and what it knows.
 
     Args:
         rules: the parameters that all nodes share.
         peer: the node.
     """
+
+    rules: MoDeST
 
     def __init__(self, rules: MoDeST, peer: Peer) -> None:
         self.rules, self.peer, self.id = rules, peer, peer.id
@@ -148,8 +171,8 @@ class Member:
         self.boxes = 0
         self.training: simpy.Process | None = None
         self.averaging: simpy.Process | None = None
-        self.average = peer.initial_model
-        self.box: dict[int, Deferred] = {}
+        self.average = rules.first(peer)
+        self.box: dict[int, Carried] = {}
         self.invited, self.receivers = rules.sample_size, list[int]()
         self.owed: set[int] = set()
         self.samples: dict[LiveSample, None] = {}
@@ -179,7 +202,8 @@ class Member:
         if peer.node.online:
             first = list(islice(self.candidates(1), self.rules.sample_size))
             if self.id in first:
-                peer.send([self.id], (peer.initial_model, self.view.copy(), len(first)), 0, 1, "aggregated")
+                model, *more = self.rules.first(peer)
+                peer.send([self.id], (model, self.view.copy(), len(first), *more), 0, 1, "aggregated")
 
     def waiting_for(self) -> str:
         """Say what has to come before it goes on, or nothing if it has no part in what is going on."""
@@ -228,7 +252,7 @@ class Member:
 
     def _aggregated(self, message: Message) -> None:
         """An average has come: train in its round, unless that has been done."""
-        round, (model, view, invited) = message.round, message.payload
+        round, (model, view, invited, *more) = message.round, message.payload
         self._hear(message, view)
         if round > self.train_round:
             self.train_round, self.trained = round, False
@@ -236,26 +260,26 @@ class Member:
                 self.training.interrupt("a newer round")
                 self.training = None
         if round == self.train_round and self.training is None and not self.trained:
-            self.training = self.peer.start(self._train(round, model, invited))
+            self.training = self.peer.start(self._train(round, (model, *more), invited))
         else:
             self._drop(message)
 
-    def _train(self, round: int, model: Deferred, invited: int) -> Process:
-        model = yield from self.peer.train(self.rules.update, model, round)
+    def _train(self, round: int, given: Carried, invited: int) -> Process:
+        made = yield from self.rules.train(self.peer, given, round)
         self.receivers = yield from self._sample(round + 1, self.rules.aggregators, self.rules.fastest)
         self.training, self.trained = None, True
-        self._push("trained", self.receivers, round + 1, model, invited)
+        self._push("trained", self.receivers, round + 1, made, invited)
         if self.rules.resend_s is not None:
-            self.peer.start(self._insist(self.rules.resend_s, round, model, invited))
+            self.peer.start(self._insist(self.rules.resend_s, round, made, invited))
 
-    def _insist(self, wait_s: float, round: int, model: Deferred, invited: int) -> Process:
+    def _insist(self, wait_s: float, round: int, made: Carried, invited: int) -> Process:
         """Send a trained model again until it has become part of an average, or a newer round has come."""
         while True:
             yield from self.peer.sleep(wait_s)
             if self.train_round > round or self.acknowledged > round:
                 return
             self.receivers = yield from self._sample(round + 1, self.rules.aggregators, self.rules.fastest)
-            self._push("trained", self.receivers, round + 1, model, invited)
+            self._push("trained", self.receivers, round + 1, made, invited)
             wait_s *= 2
 
     def _ack(self, message: Message) -> None:
@@ -263,7 +287,7 @@ class Member:
 
     def _trained(self, message: Message) -> None:
         """A trained model has come: average when there are enough."""
-        round, (model, view, invited) = message.round, message.payload
+        round, (model, view, invited, *more) = message.round, message.payload
         self._hear(message, view)
         if round > self.average_round:
             self.average_round, self.averaged = round, False
@@ -275,7 +299,7 @@ class Member:
         if not self.box and (after_s := self.rules.aggregator_timeout_s) is not None:
             self.boxes += 1
             self.peer.after(after_s, self._time_up, after_s, self.boxes)
-        self.box.setdefault(message.src, model)
+        self.box.setdefault(message.src, (model, *more))
         self.owed.add(message.src)
         self.invited = min(self.invited, invited)
         if len(self.box) >= self.rules.quorum(self.invited):
@@ -295,12 +319,13 @@ class Member:
     def _average(self) -> None:
         """Average what has come, in the order of ids, and pass it on."""
         box, self.box, self.averaged = self.box, {}, True
-        self.average = mean([box[node] for node in sorted(box)])
+        round = self.average_round - 1
+        self.average = self.rules.merge(round, {node: box[node] for node in sorted(box)})
         self.unreached = 1
-        self.peer.conclude(self.average_round - 1, self.average, len(box))
+        self.peer.conclude(round, self.average[0], len(box))
         self.averaging = self.peer.start(self._pass_on(self.average_round, self.average))
 
-    def _pass_on(self, round: int, average: Deferred) -> Process:
+    def _pass_on(self, round: int, average: Carried) -> Process:
         found = yield from self._sample(round, self.rules.sample_size)
         if self.average_round > round:
             return
@@ -327,9 +352,10 @@ class Member:
         self.view.merge(view)
         self.view.touch(message.src, max(self.round, message.round))
 
-    def _push(self, kind: str, to: Sequence[int], round: int, model: Deferred, invited: int) -> None:
+    def _push(self, kind: str, to: Sequence[int], round: int, what: Carried, invited: int) -> None:
         """Send a model with the view of this moment; joins that have been announced count from now on."""
-        size = self.peer.model_bytes + ENVELOPE_BYTES + int(self.view.known * self.rules.entry_bytes + 0.5)
+        view_bytes = int(self.view.known * self.rules.entry_bytes + 0.5)
+        size = self.rules.size(self.peer, what) + ENVELOPE_BYTES + view_bytes
         shuffle = stream(self.rules.seed, f"modest {kind}", self.id, round).permutation(len(to))
 
         def sent(node: int, delivered: bool) -> None:
@@ -338,7 +364,8 @@ class Member:
                 if kind == "aggregated" and round == self.average_round:
                     self._reached()
 
-        payload = (model, self.view.copy(), invited)
+        model, *more = what
+        payload = (model, self.view.copy(), invited, *more)
         self.peer.send([to[index] for index in shuffle], payload, size, round, kind, sent)
         self.view.admit()
 
@@ -357,44 +384,5 @@ class Member:
         for sample in self.samples:
             sample.stop()
 
-    def _announce(self, joined: bool) -> None:
-        """Tell some others that this node has joined or leaves; one that joins may know little of who is there."""
-        self.events += 1
-        self.view.change(self.id, self.events, joined)
-        self._advertise(joined, NEVER if joined else self.round - self.rules.window, "advert", self.events)
-
-    def _advertise(self, joined: bool, least: int, purpose: str, number: int) -> None:
-        others = [node for node in self.view.candidates(least) if node != self.id]
-        rng = stream(self.rules.seed, f"modest {purpose}", self.id, number)
-        chosen = rng.choice(len(others), min(self.rules.sample_size, len(others)), replace=False)
-        receivers = [others[index] for index in sorted(chosen)]
-        self.peer.send(receivers, (self.events, joined), ADVERT_BYTES, self.round, "advert")
-
-    def _advert(self, message: Message) -> None:
-        (counter, joined), round = message.payload, max(message.round, self.round)
-        if joined and message.src in self.view and self.view[message.src].counter >= counter:
-            self.view.touch(message.src, round)
-        elif joined:
-            self.view.expect(message.src, round, counter)
-        else:
-            self.view.change(message.src, counter, joined)
-
-    def _retire(self) -> Process:
-        """Say goodbye, and finish what has been begun."""
-        self.leaving = True
-        self._announce(joined=False)
-        while (process := self._at_work()) is not None:
-            yield process
-
     def _at_work(self) -> simpy.Process | None:
         return next((one for one in (self.training, self.averaging) if one and one.is_alive), None)
-
-    def _beat(self, every_s: float) -> Process:
-        """Show that it is there when rounds have passed, which is what makes the others forget it."""
-        clock, told = self.peer.node.clock, 0
-        yield clock.timeout(micros(every_s * stream(self.rules.seed, "modest beat", self.id).random()))
-        while True:
-            if self.peer.node.online and self.round > told and self._at_work() is None and not self.leaving:
-                told = self.round
-                self._advertise(True, told - self.rules.window, "heartbeat", told)
-            yield clock.timeout(micros(every_s))

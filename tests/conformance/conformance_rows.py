@@ -37,6 +37,7 @@ class Row:
         fewest: how many replies it needs to do anything.
         talks: whether anything is sent.
         rests: parameters with which it stays at the optimum of clients that disagree, if it can.
+        also: what its nodes do besides ``update``, by the strategy's attribute.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Row:
     symmetric: bool = True
     fewest: int = 1
     rests: dict[str, Any] | None = None
+    also: tuple[str, ...] = ()
     talks: bool = True
 
 
@@ -109,6 +111,18 @@ def mimicking(gradient: Gradient, x: np.ndarray, lr: float) -> np.ndarray:
         start, held = x, momentum
         x = descent(lambda y, held=held: 0.4 * gradient(y) + 0.6 * held, x, lr)
         momentum = 0.4 * gradient(start) + 0.6 * momentum
+    return x
+
+
+def stale(gradient: Gradient, x: np.ndarray, lr: float) -> np.ndarray:
+    """FedAMD, alone: in the first round it caches its gradient, which all rounds after it begin with."""
+    cache = gradient(x)
+    for _ in range(3):
+        before, direction, y = x, cache, x - lr * cache
+        for _ in range(2):
+            direction = direction + gradient(y) - gradient(before)
+            before, y = y, y - lr * direction
+        x = y
     return x
 
 
@@ -320,6 +334,22 @@ ROWS = [
         },
         {"sample_size": 99},
         topology="complete",
+    ),
+    Row(
+        "modest_fedamd",
+        {
+            "sample_size": 4,
+            "aggregators": 2,
+            "success_fraction": 0.5,
+            "aggregator_timeout_s": 20.0,
+            "minimum_models": 1,
+            "resend_s": 30.0,
+        },
+        {"sample_size": 99, "p": 0.0},
+        COUNTED,
+        "complete",
+        alone=stale,
+        also=("anchor",),
     ),
     Row(
         "modest_flower",
