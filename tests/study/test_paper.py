@@ -110,6 +110,19 @@ def test_a_page_is_of_files_that_are_there(name):
         assert all(f"| {claim.text} |" in text for claim in study.claims)
 
 
+CHECKED = [file for name in paper.names() for file in paper.find(name).page.checked]
+
+
+@pytest.mark.parametrize("file", CHECKED)
+def test_a_papers_own_settings_lack_nothing_but_the_data(file, monkeypatch, tmp_path):
+    """All that a check has against them is that there are no files."""
+    monkeypatch.setenv("FEDSIM_DATA", str(tmp_path))
+    with pytest.raises(ConfigError) as caught:
+        fedsim.check(paper.PAPERS / file)
+    assert {problem.key.partition(".")[0] for problem in caught.value.problems} <= {"data", "network"}
+    assert all("no" in problem.rule or "not found" in problem.rule for problem in caught.value.problems)
+
+
 HEADLINES = {
     "fedamd": [
         "comes to the exact minimiser: ends below a distance of 0.001",
