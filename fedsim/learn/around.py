@@ -144,6 +144,7 @@ class Around(LocalUpdate):
             raise BadValue("name", name, rule, "let the compression be the last")
         self.update, self.transform, self.label = update, transform, label
         self.takes, self.sends, self.models = update.takes, update.sends, update.models
+        self.splits = update.splits
         self.metrics, self.codec = update.metrics, transform.codec
         self.sampling, self.gradients, self.order = update.sampling, update.gradients, update.order
         self._rounds: dict[LocalUpdate, LocalUpdate] = {update: self}

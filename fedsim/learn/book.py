@@ -110,6 +110,11 @@ class Book:
         self._counts = True
 
     @property
+    def counts(self) -> bool:
+        """Whether what is made now belongs to what happens, and not to what is measured of it."""
+        return self._counts
+
+    @property
     def repeats(self) -> bool:
         """Whether everything so far has happened before."""
         past = self.past

@@ -3,8 +3,9 @@
 A local update computes with the weights [W] alone. Before it the vectors received are cut, and after it those sent get
 buffers again: those of the client where they are averaged, and those received where they are the client's own affair or
 the server's. With FedBN (Li, Jiang, Zhang, Kamp, Dou: FedBN: Federated Learning on Non-IID Features via Local Batch
-Normalization. ICLR 2021) scale and shift of batch normalisation are the client's own, too: a local update begins with
-the client's, and where they stand in what is sent there is what was received.
+Normalization. ICLR 2021) scale and shift of batch normalisation are the client's own, too, and so is whatever part of
+a model a strategy leaves with the clients: a local update begins with the client's, and where they stand in what is
+sent there is what was received.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from fedsim.learn.task import Task
 
 def kept(task: Task) -> tuple[str, ...]:
     """Return what a client keeps beside what its update does."""
-    return (BUFFERS,) if task.held in ("local", "fedbn") and _has_own(task) else ()
+    return (BUFFERS,) if task.mine or (task.buffers and _stay(task)) else ()
 
 
 def cut(task: Task, given: Inputs) -> tuple[Inputs, Tensor | None]:
@@ -38,10 +39,14 @@ def cut(task: Task, given: Inputs) -> tuple[Inputs, Tensor | None]:
     own = given.get(BUFFERS)
     short = {name: vector[: task.trained] for name, vector in given.items() if name != BUFFERS}
     if own is not None and bool(own[0] != 0):
-        end = 1 + task.size - task.trained
-        if task.norms:
+        end, received = 1 + task.size - task.trained, given["arrays"]
+        if task.mine:
             short["arrays"] = short["arrays"].index_copy(0, task.own, own[end:])
-        return short, own[1:end]
+        return short, own[1:end] if _stay(task) else received[task.trained :]
+    if (
+        task.kept and own is not None
+    ):  # a server's mean of the first weights differs from them in its last digits
+        short["arrays"] = short["arrays"].index_copy(0, task.own, task.initial[task.own])
     return short, given["arrays"][task.trained :] if "arrays" in given else None
 
 
@@ -66,19 +71,24 @@ def whole(task: Task, update: LocalUpdate, result: State, given: Inputs) -> Stat
         elif name != BUFFERS:
             made[name] = value
     if kept(task):
-        own = result["arrays"][task.own] if task.norms else after[:0]
+        own = result["arrays"][task.own] if task.mine else after[:0]
         made[BUFFERS] = torch.cat([start.new_ones(1), after, own])  # zeros say that there has been no visit
     return made
 
 
 def _has_own(task: Task) -> bool:
     """Tell whether there is anything that is not a plain weight."""
-    return bool(task.buffers or task.norms)
+    return bool(task.buffers or task.mine)
+
+
+def _stay(task: Task) -> bool:
+    """Tell whether buffers are the clients' own."""
+    return task.held in ("local", "fedbn")
 
 
 def _without_own(task: Task, vector: Tensor, other: Tensor) -> Tensor:
     """Return a vector [W] with another one's numbers where a client's own weights stand."""
-    return vector.index_copy(0, task.own, other[task.own]) if task.norms else vector
+    return vector.index_copy(0, task.own, other[task.own]) if task.mine else vector
 
 
 def merged(task: Task, model: Deferred, sent: Sequence[Deferred], weights: Sequence[float]) -> Deferred:
@@ -112,14 +122,26 @@ def judged(task: Task, model: Deferred, own: Iterable[Mapping[str, Deferred]]) -
 
 
 class _Behind:
-    """Put other buffers behind the weights of a model: the mean of those given, of which some may not be."""
+    """Put other buffers behind the weights of a model: the mean of those given, of which some may not be.
+
+    Weights of the clients' own come into their places likewise; where there are none yet, those of the beginning, if a
+    strategy leaves them with the clients.
+    """
 
     batch = None
+    shared = False
+    """Whether a model's buffers stay behind it, as only some weights are the clients' own."""
+    own: Tensor | None = None
+    first: Tensor | None = None
 
     def __init__(self, task: Task, flagged: bool = False) -> None:
         self.trained, self.count, self.flagged = task.trained, task.size - task.trained, flagged
-        if flagged and task.norms:
+        if flagged and task.mine:
             self.own = task.own
+        if flagged and task.kept:
+            self.first = task.initial[task.own]
+        if flagged and not _stay(task):
+            self.shared = True
 
     def run(self, calls: Sequence[Any], inputs: Sequence[Inputs]) -> Sequence[Tensor]:
         return [call.one(given) for call, given in zip(calls, inputs, strict=True)]
@@ -129,10 +151,12 @@ class _Behind:
         own = [vector for name, vector in given.items() if name != "model"]
         seen = [vector for vector in own if not self.flagged or bool(vector[0] != 0)]
         if not seen:
-            return model
+            return (
+                model if self.own is None or self.first is None else model.index_copy(0, self.own, self.first)
+            )
         first = 1 if self.flagged else self.trained
         means = torch.stack([vector[first:] for vector in seen]).mean(0)
-        head, own_places = model[: self.trained], getattr(self, "own", None)
-        if own_places is not None:
-            head = head.index_copy(0, own_places, means[self.count :])
-        return torch.cat([head, means[: self.count]])
+        head = model[: self.trained]
+        if self.own is not None:
+            head = head.index_copy(0, self.own, means[self.count :])
+        return torch.cat([head, model[self.trained :] if self.shared else means[: self.count]])

@@ -37,6 +37,7 @@ from fedsim.learn.raised import passes, told
 from fedsim.learn.sampling import batch_width
 from fedsim.learn.schedules import schedule
 from fedsim.learn.several import cast, leaves
+from fedsim.learn.staying import staying
 from fedsim.learn.task import Task
 from fedsim.learn.trial import tried
 from fedsim.rng import stream
@@ -49,7 +50,10 @@ log = logging.getLogger("fedsim")
 
 
 def build(
-    experiment: Experiment, dry: bool = False, pooled: bool = False
+    experiment: Experiment,
+    dry: bool = False,
+    pooled: bool = False,
+    kept: Sequence[str | int] | None = (),
 ) -> tuple[Learner, Dataset, list[np.ndarray]]:
     """Make the learner that an experiment describes.
 
@@ -57,6 +61,7 @@ def build(
         experiment: the experiment.
         dry: keep time only.
         pooled: let one more have all that the clients have: the server, whose id is theirs plus one.
+        kept: the parts of the model that stay with each client, by name; None is its last layer.
 
     Returns:
         The learner, the dataset, and the training samples of each client.
@@ -71,6 +76,8 @@ def build(
             whole, dataset = holdout.validation(dataset, share, experiment.seed)
     notes: list[str] = []
     task = make_task(experiment, dataset, notes)
+    with experiment.blame("strategy"):
+        task.kept = staying(task, kept)
     device, settings = task.device, experiment.compute
     losses = _judging(experiment, dataset)
     owned = deal(experiment, dataset, losses)
@@ -79,6 +86,8 @@ def build(
     if experiment.data.client_test_share:
         with experiment.blame("data"):
             owned, held = holdout.client_tests(owned, experiment.data.client_test_share, experiment.seed)
+    elif experiment.evaluate.personal is not None:
+        held = holdout.own_tests(dataset, owned)
     if experiment.data.faults:
         dataset = _faulty(experiment, dataset, owned)
         losses = _judging(experiment, dataset)
@@ -102,6 +111,7 @@ def build(
     tests = [torch.from_numpy(own).to(device) for own in held]
     best = _optimum(dataset, task)
     more: dict[str, Any] = {"optimum": best, "schedule": rates, "why": reason, "tests": tests, "final": final}
+    more["own_tests"] = bool(held) and not experiment.data.client_test_share
     learner = Learner(engine, x_test, y_test, seed, chunk, dry, **more)
     return learner, dataset, owned
 

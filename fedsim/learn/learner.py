@@ -21,7 +21,7 @@ from fedsim.learn.draws import states
 from fedsim.learn.engines import Engine, TrainJob
 from fedsim.learn.engines.sequential import score
 from fedsim.learn.lasting import Changed, check_lasting, stamps
-from fedsim.learn.local import LocalUpdate, State
+from fedsim.learn.local import MINE, LocalUpdate, State
 from fedsim.learn.names import Names
 from fedsim.learn.raised import passes, told
 from fedsim.learn.schedules import Schedule
@@ -56,6 +56,7 @@ class Learner:
         why: the reason for this engine.
         schedule: the factor of the clients' learning rates in each round, or None.
         tests: the samples of each client that are its own test, by their place among the training data; or nothing.
+        own_tests: whether these places are among the held-out data instead.
         final: inputs and labels of the test, where ``x_test`` is a validation set; else None.
         book: keeps count of all values.
     """
@@ -72,6 +73,7 @@ class Learner:
     why: str = ""
     schedule: Schedule | None = None
     tests: Sequence[Tensor] = ()
+    own_tests: bool = False
     final: tuple[X, Tensor] | None = None
     book: Book = field(default_factory=Book)
 
@@ -146,7 +148,8 @@ class Learner:
         call = Train(self, update, client, place, numbers or {})
         known = {name: given[name] for name in (*names, *self.keeps) if name in given}
         result = Deferred(call, known, self.book)
-        self.book.begins(result, call)
+        if self.book.counts:  # what is trained to be measured is nobody's update
+            self.book.begins(result, call)
         return result
 
     def evaluate(self, weights: Deferred, client: int | None = None) -> Deferred:
@@ -250,7 +253,8 @@ class Train:
         }
         seed = int(self._stream("model draws").integers(2**63))
         short, held = buffers.cut(task, given)
-        return TrainJob(self.update, client, rows, {**short, **drawn, **said}, seed, held)
+        mine = {MINE: task.mask} if self.update.splits else {}
+        return TrainJob(self.update, client, rows, {**short, **drawn, **said, **mine}, seed, held)
 
     @property
     def said(self) -> dict[str, float]:
@@ -328,6 +332,8 @@ class Evaluate:
         learner, data = self.learner, self.learner.engine.data
         if self.client is not None:
             own = (learner.tests if self.on == "own" else data.owned)[self.client]
+            if self.on == "own" and learner.own_tests:
+                return learner.x_test[own], learner.y_test[own]
             return data.x[own], data.y[own]
         if self.on == "final" and learner.final is not None:
             return learner.final

@@ -27,6 +27,9 @@ State = dict[str, Tensor]
 CHUNK = 256
 """How many samples of a large batch are differentiated at a time."""
 
+MINE = "mine"
+"""What says which weights are the client's own."""
+
 
 class LocalUpdate(ABC):
     """A client's part of an algorithm.
@@ -41,6 +44,8 @@ class LocalUpdate(ABC):
         codec: how the vectors are written on their way to the server; None writes every number.
         sampling: which samples it uses, in what batches; by default none at all.
         gradients: how many gradients of each of them it computes.
+        splits: whether ``init`` finds as ``"mine"`` a vector [W] that is 1 where the client's own weights are, and 0
+            elsewhere.
         order: ranks the client's samples at the start of a visit: then the positions in its batches are ranks, and
             ``init`` finds the mean score as ``"score"``. None leaves the samples as they are.
     """
@@ -53,6 +58,7 @@ class LocalUpdate(ABC):
     codec: Codec | None = None
     sampling: Sampling = Nothing()
     gradients: int = 1
+    splits: bool = False
     order: Order | None = None
 
     def at(self, round: int) -> LocalUpdate:

@@ -65,6 +65,7 @@ class Task:
         augment: what is done to the inputs of a batch before a gradient, with a job's draws, or None.
         metrics: what is measured on the held-out data beside loss and accuracy, by name.
         fixed: what it had beside its weights when it was tried out; empty if that has not been done.
+        kept: the names of the weights that the strategy leaves with each client.
 
     >>> task = Task(nn.Linear(2, 3), "cross_entropy")
     >>> task.size, [shape for _, shape in task.layout]
@@ -89,6 +90,7 @@ class Task:
         self.augment: Augment | None = None
         self.metrics: dict[str, Metric] = {}
         self.fixed: dict[str, Leaf] = {}
+        self.kept: tuple[str, ...] = ()
         named = {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
         kept = {name: self.module.get_buffer(name).detach() for name in buffers}
         self.buffers = list(kept)
@@ -100,7 +102,8 @@ class Task:
 
     def named_by(self) -> object:
         """Name all that a local update depends on; what is measured beside loss and accuracy is not among that."""
-        return {name: one for name, one in vars(self).items() if name != "metrics"}
+        idle = {"metrics"} if self.kept else {"metrics", "kept"}
+        return {name: one for name, one in vars(self).items() if name not in idle}
 
     @property
     def classifies(self) -> bool:
@@ -114,12 +117,16 @@ class Task:
 
     @property
     def sent(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Names and shapes of what is sent with a model: buffers only where they are averaged."""
-        if self.held == "average":
-            return self.layout
-        return [
-            one for one in self.layout[: len(self.layout) - len(self.buffers)] if one[0] not in self.norms
-        ]
+        """Names and shapes of what is sent with a model: no client's own weights, buffers only where averaged."""
+        end = len(self.layout) - len(self.buffers)
+        weights = [one for one in self.layout[:end] if one[0] not in self.mine]
+        return weights + self.layout[end:] if self.held == "average" else weights
+
+    @property
+    def mine(self) -> list[str]:
+        """The names of the weights that are a client's own."""
+        own = {*self.kept, *self.norms}
+        return [name for name, _ in self.layout if name in own] if self.kept else self.norms
 
     @cached_property
     def norms(self) -> list[str]:
@@ -133,10 +140,15 @@ class Task:
 
     @cached_property
     def own(self) -> Tensor:
-        """Where in a vector those weights are [n], int64."""
+        """Where in a vector a client's own weights are [n], int64."""
         places = torch.split(torch.arange(self.size, device=self.device), self._sizes)
-        found = [place for (name, _), place in zip(self.layout, places, strict=True) if name in self.norms]
+        found = [place for (name, _), place in zip(self.layout, places, strict=True) if name in self.mine]
         return torch.cat([self.initial.new_zeros(0, dtype=torch.long), *found])
+
+    @property
+    def mask(self) -> Tensor:
+        """1 where a client's own weights are, and 0 elsewhere [W]."""
+        return torch.zeros_like(self.initial[: self.trained]).index_fill(0, self.own, 1.0)
 
     @property
     def fixed_bytes(self) -> int:

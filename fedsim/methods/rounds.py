@@ -11,6 +11,7 @@ from fedsim.errors import BadValue
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.local import LocalSGD, LocalUpdate
 from fedsim.methods.around import Central, changed
+from fedsim.methods.client import Client
 from fedsim.methods.metrics import Metric
 from fedsim.methods.select import Selector, Uniform
 from fedsim.methods.server import Ask, Query, Reply, Server, ask_all
@@ -37,6 +38,7 @@ class Rounds(ABC):
         queries: what clients answer without their data, by message type, such as ``query.average``.
         weighted: whether the method averages by :attr:`Reply.weight`; False counts all replies alike, whatever the
             experiment says.
+        two_models: whether each client has a model of its own beside the one that it trains for the server.
         pooled: whether all data lie with the server, which trains on them itself.
         weighting: how replies are weighted, where they are.
         central: what the server does to replies and models, the first one first.
@@ -53,6 +55,7 @@ class Rounds(ABC):
 
     timing_depends_on_values: ClassVar[bool] = False
     weighted: ClassVar[bool] = True
+    two_models: ClassVar[bool] = False
     pooled: ClassVar[bool] = False
     queries: ClassVar[Mapping[str, Query]] = {}
 
@@ -107,6 +110,14 @@ class Rounds(ABC):
         """Return what there is to record of a round that has just ended; nothing that has to be computed first."""
         del round
         yield Metric("replies", len(self.came))
+
+    def personal(self, client: Client) -> Deferred:
+        """Return the model [P] that a client uses itself; by default the server's, with what of it is the client's own.
+
+        Args:
+            client: what it has.
+        """
+        return client.model
 
     def check(self, clients: int) -> None:
         """Take note of the number of clients, and check the parameters against it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
@@ -36,6 +36,7 @@ class Traits(Read):
         timing_depends_on_values: whether what happens when depends on computed numbers; None if it does not say.
         directed: whether it can use links that only work one way.
         varying: whether it can use a topology that changes.
+        kept: the parts of the model that stay with each client, by name; None is its last layer.
         check: refuses a number of clients that does not fit, or None.
 
     >>> class Mine:
@@ -52,6 +53,7 @@ class Traits(Read):
     timing_depends_on_values: bool | None = None
     directed: bool = False
     varying: bool = False
+    kept: Sequence[str | int] | None = ()
     check: Callable[[int], None] | None = None
 
     @property

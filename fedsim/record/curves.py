@@ -151,8 +151,10 @@ def loss(metrics: Table, rounds: Table) -> Figure:
 
 
 def is_loss(name: str) -> bool:
-    """Tell whether a metric is a loss of the whole system."""
-    return "loss" in name and not name.endswith(("_min", "_max"))
+    """Tell whether a metric is a loss of the whole system, and not of what clients have for themselves."""
+    return "loss" in name and not (
+        name.endswith(("_min", "_max")) or name.startswith(("personal_", "tuned_"))
+    )
 
 
 @rc_context(STYLE)

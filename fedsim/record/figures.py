@@ -21,6 +21,7 @@ from fedsim.record.files import own_folder, replaced
 from fedsim.record.maps import network_map
 from fedsim.record.nodes import hours, labels, topology, traffic, utilisation
 from fedsim.record.numbers import changing, numbers
+from fedsim.record.personal import TUNED, personal
 from fedsim.record.schema import Place
 from fedsim.record.spans import activity
 from fedsim.record.store import Table, facts, faults, read, wide
@@ -40,6 +41,7 @@ __all__ = [
     "node_timeline",
     "numbers",
     "pace",
+    "personal",
     "progress",
     "round_timeline",
     "topology",
@@ -125,6 +127,8 @@ def _of_strategies(
     tables: dict[str, Table], difficulty: list[float | None] | None, broken: Table, end_us: int
 ) -> Iterator[tuple[str, Figure]]:
     measured = set(tables["metrics"]["name"].tolist())
+    if TUNED in measured:
+        yield "personal", personal(tables["metrics"], tables["rounds"])
     if "pool" in measured:
         yield "curriculum", curriculum(tables["metrics"], difficulty)
     if "view_mean" in measured:

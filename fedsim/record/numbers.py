@@ -14,8 +14,8 @@ from fedsim.record.store import Table, wide
 from fedsim.record.style import BLUE, STYLE, Array
 
 ELSEWHERE = ("round", "time_s", "bytes_up", "bytes_down", "accuracy", "distance", "nodes_evaluated", "pool")
-"""What is no measurement, or is drawn in a figure of its own; so is whatever begins with :data:`VIEW`."""
-VIEW = "view"
+"""What is no measurement, or is drawn in a figure of its own; so is whatever begins as :data:`VIEW` says."""
+VIEW = ("view", "personal_", "tuned_")
 EXTREMES = ("_min", "_max")
 COLUMNS, MOST = 3, 12
 """So many panels stand side by side, and so many are there at most."""

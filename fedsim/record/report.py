@@ -31,6 +31,7 @@ KEYS = (
 TITLES = {
     "curves": "Learning curves",
     "loss": "Loss",
+    "personal": "What clients get",
     "progress": "Rounds and bytes over time",
     "durations": "How long rounds took",
     "availability": "Who was online",
@@ -53,6 +54,9 @@ REMARKS = {
     "round": "The round of median duration: every node that did something in it, in the order in which they "
     "finished. A transfer lasts from the beginning of its sending until it arrives, latency included.",
     "node": "What the client or peer that was busy for the longest time did in the whole run.",
+    "personal": "On the samples that each client has held out: with the model that it has, and with the one that it "
+    "makes of that by training for itself. Left, the clients at the last evaluation, each line from the worst to the "
+    "best; right, their mean and, dotted, the mean of the worst tenth. Gini is 0 where all get the same.",
     "pace": "How many samples of a client of median size take part.",
     "curriculum": "The pool of clients, their scores when they were last asked (the darker, the more clients), and how "
     "often each took part, the hardest on the right: by the known difficulty of its samples, or else by its first "

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedsim import parts
-from fedsim.errors import MISSING, BadValue, ConfigError, FedsimError
+from fedsim.errors import MISSING, BadValue, ConfigError, FedsimError, few
 from fedsim.learn import build as learning
 from fedsim.learn.book import Book
 from fedsim.learn.curriculum.expert import consistency
@@ -87,19 +87,20 @@ def prepare(experiment: Experiment, dry: bool = False, book: Book | None = None)
         ConfigError: if any part is unknown, refuses its parameters, or does not fit the others.
     """
     mistakes: list[ConfigError] = []
-    pooled = False
+    pooled, kept = False, Traits.kept
     with experiment.blame("compute"):  # before anything is computed with so many
         require_threads(experiment.compute.threads)
     with _collect(mistakes):
         strategy = make_strategy(experiment)
-        pooled = isinstance(strategy, Rounds) and strategy.pooled
+        pooled, kept = isinstance(strategy, Rounds) and strategy.pooled, Traits.of(strategy).kept
         if dry:
             check_timing_only(experiment, strategy)
         server = not isinstance(strategy, PeerStrategy)
         graph = make_graph(experiment, server)
         check_use(experiment, Traits.of(strategy), graph)
     with _collect(mistakes):
-        learner, dataset, owned = learning.build(experiment, dry, pooled)
+        learner, dataset, owned = learning.build(experiment, dry, pooled, kept)
+        _check_personal(experiment, learner)
     with _collect(mistakes), experiment.blame("churn"):
         supplied = dict.fromkeys(("node", "rng", "n"))
         parts.check(experiment.find("churn", experiment.churn.name), experiment.churn.params, supplied)
@@ -134,6 +135,23 @@ def _collect(mistakes: list[ConfigError]) -> Iterator[None]:
         yield
     except ConfigError as error:
         mistakes.append(error)
+
+
+def _check_personal(experiment: Experiment, learner: Learner) -> None:
+    """Refuse to measure what clients get where they have nothing to measure it on."""
+    steps, hint = experiment.evaluate.personal, "set data.client_test_share, such as 0.2"
+    if steps is None:
+        return
+    with experiment.blame("evaluate"):
+        if not learner.tests:
+            rule = "is measured on what clients have held out, and they have held out nothing"
+            raise BadValue("personal", steps, rule, hint)
+        bare = [client for client, own in enumerate(learner.tests) if not len(own)]
+        if bare:
+            rule = (
+                f"is measured on the dataset's own test, in which there is no sample of clients {few(bare)}"
+            )
+            raise BadValue("personal", steps, rule, hint)
 
 
 def adapter() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 from fedsim.learn.deferred import Deferred, compute
 from fedsim.learn.local import LocalUpdate
@@ -29,13 +30,17 @@ class Kept:
         own, names = self._vectors[client], () if update is None else update.keeps
         return {name: own.get(name, self._zeros) for name in (*names, *self._always)}
 
+    def held(self, client: int) -> Mapping[str, Deferred]:
+        """Return all that a client has kept so far, by name."""
+        return self._vectors.get(client, {})
+
     def all(self) -> list[dict[str, Deferred]]:
         """Return what each client keeps, in the order of ids."""
         return [self._vectors[client] for client in sorted(self._vectors)]
 
-    def put(self, client: int, update: LocalUpdate, result: Deferred) -> None:
+    def put(self, client: int, update: LocalUpdate | None, result: Deferred) -> None:
         """Take over what a client keeps of the result of a visit."""
-        names = (*update.keeps, *self._always)
+        names = (*(() if update is None else update.keeps), *self._always)
         if not names:
             return
         self._vectors[client].update((name, result.pick(name)) for name in names)

@@ -204,7 +204,7 @@ def _task(learner: Any) -> dict[str, Any]:
         "layers": task.module,
         "loss": task.criterion,
         "dtype": task.dtype,
-        "buffers": (task.buffers, task.held),
+        "buffers": (task.buffers, task.held, task.kept),
         "augmentation": task.augment,
     }
 

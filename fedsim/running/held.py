@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedsim.errors import BadValue
+from fedsim.errors import MISSING, BadValue
 from fedsim.learn.around import Transform
 from fedsim.learn.codec import Codec
 from fedsim.learn.local import LocalUpdate
@@ -33,13 +33,16 @@ def check_buffers(experiment: Experiment, strategy: Any, task: Task) -> None:
     Raises:
         ConfigError: naming the buffer and what does not fit.
     """
-    if task.held == "fedbn":
+    if task.held == "fedbn" or task.kept:
         with experiment.blame("strategy"):
-            _check_fedbn(experiment, strategy, task)
+            _check_own(experiment, strategy, task)
     if not task.buffers:
         return
     name, which = experiment.strategy.name, f"the model's buffers, such as {task.buffers[0]}"
     with experiment.blame("strategy"):
+        if isinstance(strategy, Rounds) and strategy.two_models:
+            rule = f"clients of {name} have two models, and {which}, would be one for both"
+            raise BadValue("name", name, rule, "take a model with GroupNorm")
         if not isinstance(strategy, Rounds | Arrivals | PeerStrategy):
             _check_flowers(strategy, task, name, which)
         if isinstance(strategy, PeerStrategy) or task.held != "average":
@@ -52,27 +55,31 @@ def check_buffers(experiment: Experiment, strategy: Any, task: Task) -> None:
             raise BadValue("buffers", task.held, rule, HINT)
 
 
-def _check_fedbn(experiment: Experiment, strategy: Any, task: Task) -> None:
-    """Refuse FedBN where no layer is a batch normalisation, or clients send something else than their weights."""
-    if not task.norms:
+def _check_own(experiment: Experiment, strategy: Any, task: Task) -> None:
+    """Refuse weights of the clients' own where there are none, or clients send something else than their weights."""
+    key, value = ("kept", MISSING) if task.kept else ("buffers", task.held)
+    if task.held == "fedbn" and not task.norms:
         rule = "the model has no batch normalisation with a scale and a shift of its own"
         raise BadValue("buffers", task.held, rule, "take average")
     name, updates = experiment.strategy.name, updates_of(strategy, experiment)
     if not isinstance(strategy, Rounds | Arrivals | PeerStrategy):
-        rule = f"{name} sends every array of a model, and with them {task.norms[0]}"
-        raise BadValue("buffers", task.held, rule, "take strategies.server.fedavg:FedAvg")
+        rule = f"{name} sends every array of a model, and with them {task.mine[0]}"
+        raise BadValue(key, value, rule, "take strategies.server.fedavg:FedAvg")
     if isinstance(strategy, PeerStrategy):
         updates = {name: one for name, one in vars(strategy).items() if isinstance(one, LocalUpdate)}
         if any(isinstance(one, Codec) for one in vars(strategy).values()):
-            rule = f"{name} compresses models, and would count {task.norms[0]}"
-            raise BadValue("buffers", task.held, rule, "take dpsgd")
-    if any(
-        one.takes + one.sends + one.models != ("arrays",) * 3 for one in updates.values() if one.sends
-    ) or any(isinstance(one, Transform | Central) for one in transforms_of(experiment)):
+            rule = f"{name} compresses models, and would count {task.mine[0]}"
+            raise BadValue(key, value, rule, "take dpsgd")
+    more = any(one.takes + one.sends + one.models != ("arrays",) * 3 for one in updates.values() if one.sends)
+    if task.kept and any(one.keeps for one in updates.values()):
+        rule = f"clients of {name} keep whole models from visit to visit here, and {task.mine[0]} would count"
+        raise BadValue(key, value, rule, "leave out what asks for these, such as a curriculum's score: local")
+    if more or any(isinstance(one, Transform | Central) for one in transforms_of(experiment)):
         rule = (
-            f"clients of {name} send more than their weights, or have it changed: {task.norms[0]} would count"
+            f"clients of {name} send more than their weights, or have it changed: {task.mine[0]} would count"
         )
-        raise BadValue("buffers", task.held, rule, "take local, or fedavg without anything around it")
+        hint = "take local, or fedavg without anything around it"
+        raise BadValue(key, value, rule, hint)
 
 
 def check_deployed(experiment: Experiment, strategy: Any, task: Task) -> None:
@@ -86,7 +93,7 @@ def check_deployed(experiment: Experiment, strategy: Any, task: Task) -> None:
     Raises:
         ConfigError: naming the buffer.
     """
-    if not (task.buffers or task.norms):
+    if not (task.buffers or task.norms):  # what a strategy leaves with the clients, a deployed one keeps, too
         return
     which = [*task.buffers, *task.norms][0]
     with experiment.blame("strategy"):

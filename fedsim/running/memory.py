@@ -8,7 +8,7 @@ import numpy as np
 
 from fedsim.errors import MISSING, BadValue
 from fedsim.learn.engines import Engine, TrainJob
-from fedsim.learn.local import LocalUpdate
+from fedsim.learn.local import MINE, LocalUpdate
 from fedsim.rng import stream
 from fedsim.world.devices import Kit
 
@@ -42,6 +42,7 @@ def held_bytes(engine: Engine, update: LocalUpdate) -> int:
     """Return the size of an update's state, counted on the state that it begins with."""
     task = engine.task
     names = (*update.takes, *update.keeps, *update.draws(task.trained, stream(0, "memory")))
+    names += (MINE,) if update.splits else ()
     job = TrainJob(
         update, 0, np.zeros((0, 0), dtype=np.int64), dict.fromkeys(names, task.initial[: task.trained])
     )

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import torch
 
 from fedsim.errors import NotFiniteError, RunError
 from fedsim.learn.book import Mismatch
 from fedsim.learn.deferred import Deferred, compute, noted
-from fedsim.learn.learner import Learner
+from fedsim.learn.learner import Learner, Place
+from fedsim.methods.client import Client
 from fedsim.methods.metrics import SYSTEM
 from fedsim.record.store import Record
 from fedsim.rng import stream
 from fedsim.running.checkpoint import Keeper
 from fedsim.running.models import keep
+from fedsim.running.personal import MEASURED, OWN, Tuning, shares
 from fedsim.running.progress import Progress
 from fedsim.running.spread import Spread
 from fedsim.running.watched import Run
@@ -55,10 +58,13 @@ class Observer(Run):
     ) -> None:
         super().__init__(experiment, world, record, progress)
         self.keeper, self.learner = keeper, learner
+        self.tuning = Tuning(learner, experiment.strategy.local)
         self.final: dict[str, float] = {}
         self.models: Models = {}
         self.subject = ""
         self.own: Callable[[Deferred, int], Deferred] = lambda model, _: model
+        self.personal: Callable[[Client], Deferred] = lambda client: client.model
+        self.kept: Callable[[int], Mapping[str, Deferred]] = lambda _: {}
         numbers = experiment.assume.numbers
         self._assumed: dict[str, float] = {
             name: numbers[name] for name in ("loss", "accuracy") if name in numbers
@@ -152,20 +158,41 @@ class Observer(Run):
             if SYSTEM in self.models
             else {client: self.models[client] for client in clients}
         )
-        found = {client: self.learner.evaluate_own(model, client) for client, model in each.items()}
+        for name, values in self._own_scores(each).items():
+            told = shares(values, name)
+            self._tell_clients(f"client_{name}", values, {"": told["_mean"], **told}, ("", "_worst_decile"))
+        steps = self.experiment.evaluate.personal
+        if steps is None:
+            return
+        now_s = self.world.clock.now_s
+        had: dict[int, Deferred] = {}
+        tuned: dict[int, Deferred] = {}
+        for id, model in each.items():
+            for_itself, measured = (Place(id, self.round, now_s, visit) for visit in (OWN, MEASURED))
+            had[id] = self.personal(Client(id, model, partial(self.tuning, for_itself), self.kept(id)))
+            tuned[id] = self.tuning(measured, had[id], steps)
+        for what, models in {"personal": had, "tuned": tuned}.items():
+            for name, values in self._own_scores(models).items():
+                told = shares(values, name)
+                self._tell_clients(f"{what}_{name}", values, told, told)
+
+    def _own_scores(self, models: Mapping[int, Deferred]) -> dict[str, dict[int, float]]:
+        """Measure a model of each client on what the client has held out, and return the scores by name and client."""
+        found = {client: self.learner.evaluate_own(model, client) for client, model in models.items()}
         self._compute(found.values())
         scores = {client: dict(score.read()) for client, score in found.items()}
-        for name in scores[clients[0]]:
-            values = {client: score[name] for client, score in scores.items()}
-            ranked = sorted(values.values(), reverse=name != "accuracy")
-            tenth = ranked[: math.ceil(len(ranked) / 10)]
-            self.scores[f"client_{name}"] = math.fsum(ranked) / len(ranked)
-            self.scores[f"client_{name}_worst_decile"] = math.fsum(tenth) / len(tenth)
-            for end in ("", "_worst_decile"):
-                key = f"client_{name}{end}"
-                self.record.metric(self.round, self._time_us, key, self.scores[key])
-            for client, value in values.items():
-                self.record.metric(self.round, self._time_us, f"client_{name}", value, client)
+        names = next(iter(scores.values()))
+        return {name: {client: score[name] for client, score in scores.items()} for name in names}
+
+    def _tell_clients(
+        self, name: str, values: Mapping[int, float], told: Mapping[str, float], ends: Iterable[str]
+    ) -> None:
+        """Record a score of each client, and what there is to say of all of them."""
+        for end in ends:
+            self.scores[name + end] = told[end]
+            self.record.metric(self.round, self._time_us, name + end, told[end])
+        for client, value in values.items():
+            self.record.metric(self.round, self._time_us, name, value, client)
 
     def _measure_final(self) -> None:
         """Look at the test, once: the mean over the models, where there are several."""

@@ -34,6 +34,9 @@ from fedsim.running.updates import updates_of
 IDENTITY = "identity"
 """The fact that says what the final models are, as follows from all that has led to them."""
 
+OWN = ("client_", "personal_", "tuned_")
+"""What begins the names of scores on what clients have held out."""
+
 ORIGIN = "origin"
 """The fact that says how a run began: its experiment, and what its results depend on."""
 
@@ -130,7 +133,7 @@ def _assumed(setup: Setup) -> dict[str, float] | None:
 
 def summarise(setup: Setup, observer: Observer, weights_hash: str | None) -> dict[str, Any]:
     """Return a run's final numbers by name."""
-    own = {name: value for name, value in observer.scores.items() if name.startswith("client_")}
+    own = {name: value for name, value in observer.scores.items() if name.startswith(OWN)}
     return observer.summary(
         not setup.learner.dry,
         weights_hash,

@@ -163,6 +163,9 @@ def run_method(
     model, round, task = learner.initial, 0, learner.engine.task
     notes = Notes(observer)
     observer.own = lambda shown, client: judged(task, shown, [clients.kept.of(client)])
+    observer.kept = clients.kept.held
+    if isinstance(method, Rounds):
+        observer.personal = method.personal
     observer.record.fact("weighting", method.weighting if method.weighted else "uniform")
     try:
         while not observer.on_round(round, {SYSTEM: judged(task, model, clients.kept.all())}, line.updates):

@@ -127,6 +127,13 @@ class Evaluate(Block):
         default_factory=list,
         description="what is measured on the test data beside loss and accuracy, by name or dotted path",
     )
+    personal: Whole | None = Field(
+        default=None,
+        description="local steps that each client takes with its model before it is measured once more on the client's "
+        "own test, from data.client_test_share or from a dataset that says whose its test samples are: "
+        "personal_accuracy is what it has, tuned_accuracy what it has after them, each with _mean, _worst_decile and "
+        "_gini over the clients; 0 takes none, and null measures neither",
+    )
     nodes: float = Field(
         default=1.0,
         gt=0,

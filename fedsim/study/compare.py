@@ -191,8 +191,9 @@ def _rest(ran: Ran, but: Sequence[str]) -> str:
 
 def _worst(ran: Ran) -> float:
     """Return the worst tenth of the clients' accuracy: on what they have held out, or else of peers on the test."""
-    own = _last(ran, "client_accuracy_worst_decile")
-    return own if math.isfinite(own) else _last(ran, "accuracy_worst_decile")
+    names = (f"{whose}accuracy_worst_decile" for whose in ("personal_", "client_", ""))
+    found = (_last(ran, name) for name in names)
+    return next((value for value in found if math.isfinite(value)), math.nan)
 
 
 def _last(ran: Ran, name: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -10,8 +11,13 @@ import numpy as np
 from fedsim.study.asked import Measure
 from fedsim.study.ran import COSTS, Ran
 
-RISING = ("accuracy", "f1", "auc", "top5", "client_accuracy", "test_accuracy")
+RISING = ("accuracy", "f1", "auc", "top5", "test_accuracy")
 """Metrics of which more is better, as their names begin; of all others less is."""
+
+OWN = re.compile("^(client|personal|tuned)_")
+"""How the names of scores on what clients have held out begin."""
+
+UNEVEN = "_gini"
 
 QUALITY = ("accuracy", "distance", "loss")
 """What is compared where nobody says it: the first of these that all runs have."""
@@ -26,7 +32,7 @@ def rising(metric: str) -> bool:
     >>> rising("accuracy_worst_decile"), rising("distance")
     (True, False)
     """
-    return metric.startswith(RISING)
+    return OWN.sub("", metric).startswith(RISING) and not metric.endswith(UNEVEN)
 
 
 def quality(runs: Iterable[Ran]) -> str | None:

@@ -36,6 +36,7 @@ class Row:
         symmetric: whether it treats clients alike; where who meets whom depends on their ids, it does not.
         fewest: how many replies it needs to do anything.
         talks: whether anything is sent.
+        at_zero: a model whose weights are zero at the start, with parts where it needs some.
         rests: parameters with which it stays at the optimum of clients that disagree, if it can.
         also: what its nodes do besides ``update``, by the strategy's attribute.
     """
@@ -55,6 +56,7 @@ class Row:
     rests: dict[str, Any] | None = None
     also: tuple[str, ...] = ()
     talks: bool = True
+    at_zero: str = "conformance_rows:at_zero"
 
 
 def descent(gradient: Gradient, x: np.ndarray, lr: float) -> np.ndarray:
@@ -157,6 +159,15 @@ def adaptive(moment: Callable[..., np.ndarray], eta: float, beta_1: float = 0.9,
     return alone
 
 
+def head_then_body(gradient: Gradient, x: np.ndarray, lr: float) -> np.ndarray:
+    """FedRep with τ = 2: two steps of the last layer, the last 8 x 10 + 10 weights, then three of all before it."""
+    head = np.arange(len(x)) >= len(x) - 90
+    for _ in range(4):
+        for moving in (head, head, ~head, ~head, ~head):
+            x = x - lr * moving * gradient(x)
+    return x
+
+
 ADAGRAD = adaptive(lambda v, square: v + square, 0.1, beta_1=0.0)
 ADAM = adaptive(lambda v, square: 0.99 * v + 0.01 * square, 0.1, bias=True)
 YOGI = adaptive(lambda v, square: v - 0.01 * square * np.sign(v - square), 0.01)
@@ -211,6 +222,10 @@ ROWS = [
         up=("arrays",),
     ),
     server("fednova", {}),
+    server("finetune", {"steps": 2}),
+    server("fedper", {}, at_zero="conformance_rows:halves_at_zero"),
+    server("fedrep", {"head_steps": 2}, alone=head_then_body, at_zero="conformance_rows:halves_at_zero"),
+    server("ditto", {"lam": 0.5}, local=COUNTED),
     server("feddyn", {"alpha": 0.5}, alone=dynamic),
     server(
         "scaffold",
@@ -426,6 +441,26 @@ def at_zero(*, shape: tuple[int, ...]) -> nn.Module:
     """A linear function whose weights are zero at the start."""
     module = linear(shape=shape)
     nn.init.zeros_(module[1].weight)
+    return module
+
+
+class Halves(nn.Module):
+    """A linear function of six numbers whose weights are in two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = (nn.Linear(3, 1, bias=False) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Add what the layers make of their halves."""
+        return (self.first(x[:, :3]) + self.last(x[:, 3:])).squeeze(-1)
+
+
+def halves_at_zero() -> nn.Module:
+    """A linear function of two layers whose weights are zero at the start."""
+    module = Halves()
+    for weight in module.parameters():
+        nn.init.zeros_(weight)
     return module
 
 

@@ -147,7 +147,7 @@ def at_rest(row: Row, params: dict[str, Any], heterogeneity: float) -> dict[str,
         "name": "conformance_rows:rested",
         "heterogeneity": heterogeneity,
     }
-    return {**given, "model": "conformance_rows:at_zero"}
+    return {**given, "model": row.at_zero}
 
 
 def alone(row: Row, given: dict[str, Any], lr: float) -> np.ndarray:
@@ -178,7 +178,7 @@ def centralised(given: dict[str, Any]) -> tuple[Gradient, np.ndarray]:
 def test_bytes_are_what_the_formula_says(row: Row, tmp_path: Path) -> None:
     given = calm(row, 5, row.local)
     result = run(given, tmp_path, timing_only=True)
-    layout = build(load(given))[0].engine.task.layout
+    layout = prepare(load(given)).learner.engine.task.sent
     names = sum(len(name) for name, _ in layout)
     vector = names + sum(128 + 8 * int(np.prod(shape)) for _, shape in layout)  # a NumPy header, and float64
     config = len("config") + len("server-round") + 8

@@ -19,6 +19,7 @@ KINDS = {
     "topology": "topologies",
     "server-strategy": "strategies",
     "peer-strategy": "strategies",
+    "personal": "strategies",
     "selector": "selectors",
     "fault": "faults",
 }
@@ -33,12 +34,12 @@ def blocks(page: str, language: str) -> list[str]:
 @pytest.mark.parametrize("page", KINDS)
 def test_a_page_is_all_that_it_takes(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,), (*pieces, text) = blocks(page, "python"), blocks(page, "yaml")
-    for piece in pieces:  # what stands above shows a block alone
-        whole = {**yaml.safe_load(text), "model": "mlp", **yaml.safe_load(piece)}
-        fedsim.run(whole, out=tmp_path / "pieces", record__report=False)
     first = re.match(r"# (\w+\.py)\n", code)
     assert first is not None
     (tmp_path / first[1]).write_text(code)
+    for piece in pieces:  # what stands above shows a block alone
+        whole = {**yaml.safe_load(text), "beside": str(tmp_path), "model": "mlp", **yaml.safe_load(piece)}
+        fedsim.run(whole, out=tmp_path / "pieces", record__report=False)
     (tmp_path / "mine.yaml").write_text(text)
     result = fedsim.run(tmp_path / "mine.yaml", out=tmp_path / "runs", record__report=False)
     assert result.summary["rounds"] >= 3

@@ -31,6 +31,7 @@ ROWS = {
     "fedamd": {"participants": 3, "p": 0.5, "local": STEPS},
     "scaffold": {"participants": 3, "local": LOCAL},
     "feddyn": {"participants": 3, "local": LOCAL},
+    "ditto": {"participants": 3, "lam": 0.5, "local": LOCAL},
 }
 
 
@@ -40,12 +41,12 @@ def session():
         yield
 
 
-def written(folder, name, extra=None):
+def written(folder, name, extra=None, model="softmax"):
     """Return an app that was generated from an experiment file, and that experiment."""
     experiment = {
         "seed": 5,
         "data": {"name": "digits", "clients": 4, "partition": {"name": "dirichlet", "alpha": 1.0}},
-        "model": "softmax",
+        "model": model,
         "strategy": {"name": name, **ROWS[name], **(extra or {})},
         "stop": {"rounds": 3},
         "compute": {"engine": "sequential", "device": "cpu"},
@@ -70,6 +71,26 @@ def test_an_app_gives_the_weights_of_the_experiment(name, tmp_path):
     for key in wanted:
         np.testing.assert_array_equal(found[key], wanted[key])
     assert through.summary["accuracy"] == pytest.approx(direct.summary["accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("name", "own"), [("fedper", {}), ("fedrep", {"head_steps": 2, "kept": ["3.bias", 1]})]
+)
+def test_what_stays_with_clients_never_leaves_them(name, own, tmp_path):
+    ROWS[name] = {"participants": 3, "local": LOCAL, **own}
+    app, experiment = written(tmp_path, name, model={"name": "mlp", "hidden": 8})
+    direct = fedsim.run(experiment, out=tmp_path / "runs")
+    through = run_app(app, nodes=4, overrides={"record.report": False, "seed": 5}, out=tmp_path / "runs")
+    wanted, found = direct.weights(), through.weights()
+    assert list(found) == (["1.weight", "1.bias"] if name == "fedper" else ["3.weight"])
+    for key in found:
+        np.testing.assert_array_equal(found[key], wanted[key])
+    # a client that has been visited goes on with what it has kept: else three rounds would end elsewhere
+    assert through.summary["rounds"] == 3
+    half = server_side(model=experiment["model"], data="digits", strategy=experiment["strategy"], clients=4)
+    assert dict(half.evaluate(1, half.arrays)) == {}
+    half.save(half.arrays, tmp_path / "saved")
+    assert sorted(load_file(tmp_path / "saved")) == sorted(wanted)
 
 
 def test_what_a_model_draws_is_the_same_in_an_app(tmp_path):

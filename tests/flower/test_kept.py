@@ -80,9 +80,10 @@ def test_in_a_timing_only_run_there_is_nothing_to_keep():
 
 def test_on_a_device_it_lives_in_the_context():
     state, like = RecordDict(), torch.zeros(6, dtype=torch.float64)
-    assert kept_in(state, UPDATE, like)[GRADIENT].tolist() == [0.0] * 6
+    assert kept_in(state, [GRADIENT], like)[GRADIENT].tolist() == [0.0] * 6
     new = torch.arange(6, dtype=torch.float64) / 3
-    keep_in(state, UPDATE, {GRADIENT: new, "arrays": like}, [("weight", (2, 2)), ("bias", (2,))])
-    assert list(state) == ["kept." + GRADIENT]
-    assert torch.equal(kept_in(state, UPDATE, like)[GRADIENT], new)
-    assert kept_in(state, UPDATE, like.float())[GRADIENT].dtype == torch.float32
+    keep_in(state, {GRADIENT: new, "some": new[:2]}, [("weight", (2, 2)), ("bias", (2,))])
+    assert [list(record) for record in state.values()] == [["weight", "bias"], ["own"]]
+    assert torch.equal(kept_in(state, ["some"], like)["some"], new[:2])
+    assert torch.equal(kept_in(state, [GRADIENT], like)[GRADIENT], new)
+    assert kept_in(state, [GRADIENT], like.float())[GRADIENT].dtype == torch.float32

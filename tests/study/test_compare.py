@@ -7,6 +7,7 @@ import io
 import math
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -370,3 +371,32 @@ def test_the_worst_clients_are_those_that_do_worst_on_what_they_hold_out(tmp_pat
         (one.metrics["name"] == "client_accuracy") & (one.metrics["round"] == 1) & (one.metrics["node"] >= 0)
     )
     assert row.worst[0] == one.metrics["value"][own].min() < one.metrics["value"][own].max()
+
+
+@pytest.mark.parametrize(
+    ("metric", "rising"),
+    [
+        ("accuracy", True),
+        ("client_accuracy_worst_decile", True),
+        ("personal_accuracy_mean", True),
+        ("tuned_accuracy", True),
+        ("personal_accuracy_gini", False),
+        ("personal_loss_mean", False),
+        ("loss", False),
+    ],
+)
+def test_what_is_better_the_more_of_it_there_is(metric, rising):
+    values = [0.2, 0.6, 0.4]
+    [row] = compare([ran(values, metric=metric)], metric=metric, target=0.5).rows()
+    assert row.best[0] == (0.6 if rising else 0.2)
+    assert row.costs["rounds"][0] == (1 if rising else 0)
+
+
+def test_the_worst_tenth_is_that_of_the_models_that_clients_use():
+    table = ran([0.5, 0.6])
+    for name in ("accuracy_worst_decile", "client_accuracy_worst_decile", "personal_accuracy_worst_decile"):
+        more = ran([0.1, len(name) / 100], metric=name).metrics
+        both = {key: np.concatenate([column, more[key]]) for key, column in table.metrics.items()}
+        table = replace(table, metrics=both)
+        [row] = compare([table], metric="accuracy").rows()
+        assert row.worst[0] == len(name) / 100

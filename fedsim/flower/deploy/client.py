@@ -23,6 +23,7 @@ from fedsim.flower.simulate.clients import BuiltinClients
 from fedsim.learn import build as learning
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Learner
+from fedsim.learn.staying import shared
 from fedsim.methods.peer import PeerStrategy
 from fedsim.methods.traits import Traits
 from fedsim.running.build import make_strategy
@@ -124,7 +125,7 @@ def _make(blocks: _Blocks, partitions: int) -> BuiltinClients:
     experiment = blocks.experiment(partitions)
     strategy = make_strategy(experiment)
     with limited(1):
-        learner, _, _ = learning.build(experiment)
+        learner, _, _ = learning.build(experiment, kept=Traits.of(strategy).kept)
     check_deployed(experiment, strategy, learner.engine.task)
     return BuiltinClients(learner, updates_of(strategy, experiment), Traits.of(strategy).queries)
 
@@ -136,9 +137,9 @@ def _answer(clients: BuiltinClients, partition: int, message: Message, state: Re
     past = state.metric_records.get(VISITS, NEVER)
     total, round, again = (int(str(past[name])) for name in NEVER)
     local.recall(partition, (total, round, again))
-    if update is not None:
-        kept = Deferred.known(kept_in(state, update, task.initial))
-        local.kept.put(partition, update, kept)
+    names = (*(() if update is None else update.keeps), *clients.learner.keeps)
+    if names:
+        local.kept.put(partition, update, Deferred.known(kept_in(state, names, task.initial)))
     content = clients.answer(partition, message, 0.0)
     total, round, again = local.visits(partition)
     state[VISITS] = MetricRecord({"total": total, "round": round, "again": again})
@@ -148,12 +149,12 @@ def _answer(clients: BuiltinClients, partition: int, message: Message, state: Re
             {**{name: solid(r) for name, r in content.array_records.items()}, "metrics": metrics}
         )
     now = {name: vector.value() for name, vector in local.kept.of(partition, update).items()}
-    keep_in(state, update, now, task.layout)
+    keep_in(state, now, task.layout)
     received = unpack(next(iter(message.content.array_records.values())), dtype=task.dtype)
-    dtype = str(task.dtype).removeprefix("torch.")
+    dtype, layout = str(task.dtype).removeprefix("torch."), task.sent if task.kept else task.layout
     reply = RecordDict(
         {
-            name: written(update, name, unpack(content.array_records[name]), received, task.layout, dtype)
+            name: written(update, name, unpack(content.array_records[name]), received, layout, dtype)
             for name in update.sends
         }
     )
@@ -186,8 +187,13 @@ class ServerSide:
     learner: Learner
 
     def evaluate(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Return loss and accuracy of a model on the test data; Flower calls it after every round."""
+        """Return loss and accuracy of a model on the test data; Flower calls it after every round.
+
+        Where a part of the model stays with the clients, there is nothing that a server could judge.
+        """
         task = self.learner.engine.task
+        if task.kept:
+            return MetricRecord({})
         model = unpack(arrays, task.device, task.dtype)  # some of Flower's strategies turn it into float64
         with limited(1):
             return MetricRecord(dict(self.learner.evaluate(model).value()))
@@ -238,8 +244,11 @@ def server_side(
         raise BadValue("strategy", name, "has peers and no server, so Flower cannot run it")
     updates = updates_of(made, experiment)
     with limited(1):
-        learner, _, _ = learning.build(experiment)
+        learner, _, _ = learning.build(experiment, kept=Traits.of(made).kept)
     check_deployed(experiment, made, learner.engine.task)
-    start = pack(learner.initial, learner.engine.task.layout)
+    task = learner.engine.task
+    start = (
+        pack(shared(task, learner.initial), task.sent) if task.kept else pack(learner.initial, task.layout)
+    )
     compressed = any(update.codec is not None for update in updates.values())
     return ServerSide(Decoded(made, updates) if compressed else made, solid(start), learner)

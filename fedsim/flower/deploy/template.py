@@ -24,6 +24,7 @@ PASSES = {"participants": 2, "local": LOCAL}
 STEPS = {"participants": 2, "local": {"steps": 5, "batch_size": 32, "lr": 0.05}}
 STARTS: dict[str, dict[str, Any]] = {
     "bvr_l_sgd": STEPS,
+    "ditto": {"lam": 0.1, **PASSES},
     "fedamd": {"p": 0.5, **STEPS},
     "fedasync": {"concurrency": 2, "local": LOCAL},
     "fedavgm": PASSES,
@@ -31,14 +32,19 @@ STARTS: dict[str, dict[str, Any]] = {
     "feddyn": PASSES,
     "fednova": PASSES,
     "fedpage": STEPS,
+    "fedper": PASSES,
     "fedprox": {"mu": 0.1, **PASSES},
+    "fedrep": PASSES,
     "fedvarp": PASSES,
+    "finetune": PASSES,
     "mifa": PASSES,
     "mimelite": PASSES,
     "modest_flower": {"sample_size": 2, "ping_timeout_s": 120.0, "local": LOCAL},
     "scaffold": PASSES,
 }
 """Parameters to begin with; a strategy that is not here, one of Flower's, begins with its own defaults."""
+LAYERED = ("fedper", "fedrep")
+"""What leaves a layer with the clients, and needs a model that has others."""
 FEWEST = {"bulyan": 3, "krum": 3, "multikrum": 3}
 """How many clients to begin with, where two will not do."""
 FILES = {
@@ -120,7 +126,7 @@ def _chosen(strategy: str, file: str | Path | None) -> dict[str, Any]:
         "seed": 0,
         "rounds": 3,
         "clients": FEWEST.get(strategy, 2),
-        "model": "softmax",
+        "model": "mlp" if strategy in LAYERED else "softmax",
         "data": {"name": "digits", "partition": {"name": "dirichlet", "alpha": 1.0}},
         "strategy": {"name": strategy, **STARTS.get(strategy, {"local": LOCAL})},
         "expert": {},

@@ -11,6 +11,7 @@ from fedsim.flower.simulate.instruction import numbers_of, round_of
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Learner
 from fedsim.learn.local import LocalUpdate
+from fedsim.learn.staying import filled, shared
 from fedsim.methods.server import Ask, Query
 from fedsim.running.clients import LocalClients, Numbers, Order
 
@@ -47,7 +48,9 @@ class BuiltinClients:
         dtype = str(self.learner.engine.task.dtype).removeprefix("torch.")
         update = self.local.updates.get(reply.action)
         codec = None if update is None or reply.action in self.local.queries else update.codec
-        content = RecordDict({name: pack(one, layout, dtype, codec) for name, one in reply.vectors.items()})
+        task = self.learner.engine.task
+        vectors = {name: shared(task, one) if task.kept else one for name, one in reply.vectors.items()}
+        content = RecordDict({name: pack(one, layout, dtype, codec) for name, one in vectors.items()})
         metrics = reply.metrics
         if isinstance(metrics, Numbers):
             content["metrics"] = LazyMetrics(dict(metrics.known), metrics.values_, tuple(metrics.names))
@@ -62,5 +65,7 @@ class BuiltinClients:
             for name, record in message.content.items()
             if isinstance(record, ArrayRecord)
         }
+        if task.kept:  # a server sends no more than what is shared
+            vectors = {name: filled(task, one) for name, one in vectors.items()}
         ask = Ask(about.dst_node_id, about.message_type, vectors, numbers_of(message.content))
         return Order(round_of(message.content), ask)

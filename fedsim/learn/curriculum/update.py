@@ -40,6 +40,7 @@ class Ordered(LocalUpdate):
         self.update, self.order = update, order
         self.sampling, self.gradients = update.sampling, update.gradients
         self.takes, self.sends, self.models = update.takes, update.sends, update.models
+        self.splits = update.splits
         self.metrics, self.codec = update.metrics, update.codec
         needed = () if order is None else order.keeps
         self._own = (OWN,) if remembers else needed

@@ -42,6 +42,8 @@ class Dataset:
         difficulty: [N] how hard each training sample is known to be, or None.
         note: what whoever reads its results must know, as one sentence; check, run, summary and report say it.
         counts: how many values each number of an input can have, if that is known: users and items, of pairs of them.
+        test_groups: [T] the natural client of each test sample, or -1 for one that no training sample is of; None if
+            there is none.
 
     Raises:
         BadValue: if the fields do not fit together; the key is the field.
@@ -64,6 +66,7 @@ class Dataset:
     difficulty: NDArray[np.float64] | None = None
     note: str = ""
     counts: tuple[int, ...] = ()
+    test_groups: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         for key in ("x", "x_test"):
@@ -83,6 +86,9 @@ class Dataset:
         _check_targets("y_test", self.y_test, self.classes)
         if self.groups is not None:
             _check_groups(self.groups, len(self.x))
+        if self.test_groups is not None and self.test_groups.shape != (len(self.x_test),):
+            rule = f"there must be one group for each of the {len(self.x_test)} test samples"
+            raise BadValue("test_groups", self.test_groups.shape, rule)
         if self.optimum is not None and (self.optimum.dim() != 1 or not self.optimum.isfinite().all()):
             raise BadValue("optimum", self.optimum.tolist(), "must be a flat vector of finite numbers")
 

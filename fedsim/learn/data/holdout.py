@@ -10,6 +10,7 @@ import numpy as np
 from fedsim.errors import BadValue
 from fedsim.learn.data.dataset import Dataset
 from fedsim.learn.data.partition import Indices, stratified_split
+from fedsim.learn.data.samples import numbered_groups
 from fedsim.rng import stream
 
 
@@ -36,10 +37,39 @@ def validation(dataset: Dataset, share: float, seed: int) -> tuple[Dataset, Data
     kept, held = stratified_split(labels, share, stream(seed, "validation"))
     if not len(held):
         kept, held = stratified_split(np.zeros(len(labels), np.int64), share, stream(seed, "validation"))
-    groups = None if dataset.groups is None else np.unique(dataset.groups[kept], return_inverse=True)[1]
+    whose = dataset.groups
+    groups, held_groups = (
+        numbered_groups(None, None) if whose is None else numbered_groups(whose[kept], whose[held])
+    )
     difficulty = None if dataset.difficulty is None else dataset.difficulty[kept]
-    rest = replace(dataset, x=dataset.x[kept], y=dataset.y[kept], groups=groups, difficulty=difficulty)
-    return rest, replace(rest, x_test=dataset.x[held], y_test=dataset.y[held])
+    rest = replace(
+        dataset,
+        x=dataset.x[kept],
+        y=dataset.y[kept],
+        groups=groups,
+        difficulty=difficulty,
+        test_groups=None,
+    )
+    return rest, replace(rest, x_test=dataset.x[held], y_test=dataset.y[held], test_groups=held_groups)
+
+
+def own_tests(dataset: Dataset, owned: Sequence[Indices]) -> list[Indices]:
+    """Return which of a dataset's test samples are each client's own: those of its groups.
+
+    Args:
+        dataset: all samples.
+        owned: the training samples of each client.
+
+    Returns:
+        Their places among the test samples, sorted, for each client; nothing at all where the dataset does not say
+        whose they are, or where one group's samples lie with several clients.
+    """
+    if dataset.groups is None or dataset.test_groups is None:
+        return []
+    mine = [np.unique(dataset.groups[own]) for own in owned]
+    if len(np.unique(np.concatenate(mine))) < sum(map(len, mine)):
+        return []
+    return [np.flatnonzero(np.isin(dataset.test_groups, groups)) for groups in mine]
 
 
 def client_tests(owned: Sequence[Indices], share: float, seed: int) -> tuple[list[Indices], list[Indices]]:

@@ -102,18 +102,43 @@ def dataset(
     for part in parts:
         _check_lengths(part)
     labels, count, gap = _labels([part.y for part in parts], classes, names)
-    groups = None if train.groups is None else np.unique(train.groups, return_inverse=True)[1]
+    whose = [part.groups for part in parts]
     inputs = [part.x for part in parts]
     if test is None:
         kept, held = _split(labels[0], count, test_share, stream(seed, "split"))
         require_room("name", name, 2.0 * train.x.nbytes, "its samples, divided into training and test")
         inputs, labels = [train.x[kept], train.x[held]], [labels[0][kept], labels[0][held]]
-        groups = None if groups is None else np.unique(groups[kept], return_inverse=True)[1]
+        whose = [None, None] if train.groups is None else [train.groups[kept], train.groups[held]]
+    groups, test_groups = numbered_groups(whose[0], whose[1])
     x, x_test = (one.map(_tensor) if isinstance(one, Several) else _tensor(one) for one in inputs)
     y, y_test = map(_tensor, labels)
     loss = "cross_entropy" if count else "half_square"
     said = "; ".join(filter(None, (note, gap)))
-    return Dataset(name, x, y, x_test, y_test, count, groups, loss, note=said)
+    return Dataset(name, x, y, x_test, y_test, count, groups, loss, note=said, test_groups=test_groups)
+
+
+def numbered_groups(
+    train: Array | None, test: Array | None
+) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
+    """Number the groups of training samples from 0, and name those of test samples by the same numbers.
+
+    Args:
+        train: whose each training sample is [N], or None.
+        test: whose each test sample is [T], or None.
+
+    Returns:
+        Numbers [N] and [T]; -1 is a group that no training sample is of.
+
+    >>> numbered_groups(np.array(["b", "a", "b"]), np.array(["a", "c"]))
+    (array([1, 0, 1]), array([ 0, -1]))
+    """
+    if train is None:
+        return None, None
+    names, groups = np.unique(train, return_inverse=True)
+    if test is None:
+        return groups, None
+    places = np.searchsorted(names, test).clip(max=len(names) - 1)
+    return groups, np.where(names[places] == test, places, -1)
 
 
 def pictures(x: Array) -> Array:

@@ -150,7 +150,7 @@ def _again(task: Task, dtype: torch.dtype | None = None) -> Task:
         _copy(task.module), task.criterion, task.device, dtype or task.dtype, task.buffers, task.held
     )
     again.drops, again.mixes = task.drops, task.mixes
-    again.augment = task.augment
+    again.augment, again.kept = task.augment, task.kept
     return again
 
 

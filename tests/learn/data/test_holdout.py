@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ import fedsim
 from fedsim.errors import BadValue, ConfigError
 from fedsim.learn.build import build
 from fedsim.learn.data.datasets import Dataset
-from fedsim.learn.data.holdout import client_tests, validation
+from fedsim.learn.data.holdout import client_tests, own_tests, validation
 from fedsim.learn.deferred import Deferred
 from fedsim.record.store import read
 from fedsim.spec.experiment import load
@@ -57,6 +59,31 @@ def test_what_a_client_holds_out_depends_on_nobody_else():
         assert sorted([*kept, *held]) == own.tolist()
     alone = client_tests([owned[0][:4], owned[1]], 0.3, seed=5)
     assert alone[1][1].tolist() == test[1].tolist()
+
+
+def test_a_validation_set_says_whose_its_samples_are():
+    rest, seen = validation(numbered(16, np.arange(16) // 2), 0.25, seed=3)
+    assert rest.test_groups is None
+    old = {int(sample) // 2: group for sample, group in zip(rest.x.flatten(), rest.groups, strict=True)}
+    wanted = [old.get(int(sample) // 2, -1) for sample in seen.x_test.flatten()]
+    assert seen.test_groups.tolist() == wanted
+    assert max(wanted) > -1
+
+
+def test_a_client_is_tested_on_what_its_groups_have_in_the_test():
+    whose = numbered(6, np.array([0, 0, 1, 1, 2, 2]))
+    data = replace(whose, x_test=whose.x[:4], y_test=whose.y[:4], test_groups=np.array([2, 0, -1, 2]))
+    split = [np.array([0, 1]), np.array([2, 3]), np.array([4, 5])]
+    assert [own.tolist() for own in own_tests(data, split)] == [[1], [], [0, 3]]
+    merged = [np.array([0, 1, 4, 5]), np.array([2, 3])]
+    assert [own.tolist() for own in own_tests(data, merged)] == [[0, 1, 3], []]
+    assert own_tests(data, [np.array([0, 2, 3]), np.array([1, 4, 5])]) == []  # both have some of group 0
+    assert own_tests(whose, split) == []
+
+
+def test_a_test_set_needs_a_group_for_each_sample():
+    with pytest.raises(BadValue, match=r"test_groups: .*one group for each of the 2 test samples"):
+        replace(numbered(4, np.arange(4)), test_groups=np.zeros(3, dtype=np.int64))
 
 
 def test_a_client_without_a_sample_for_its_test_is_named():
