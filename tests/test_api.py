@@ -316,6 +316,7 @@ def test_a_user_can_bring_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 OWN = """
 import numpy as np
+import torch
 from fedsim.learn.data.datasets import Dataset
 from fedsim.learn.local import LocalSGD
 from fedsim.methods.peer import PeerStrategy
