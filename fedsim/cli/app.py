@@ -283,5 +283,6 @@ def export(
 
 app.command()(studycli.sweep)
 app.command()(studycli.compare)
+app.command()(studycli.reproduce)
 app.add_typer(tracecli.app, name="trace")
 app.add_typer(flowercli.app, name="flower")

@@ -84,8 +84,13 @@ def compare(
     ] = None,
     metric: Annotated[str | None, typer.Option(help="What is measured, if there is no target.")] = None,
     baseline: Annotated[str | None, typer.Option(help="The value that the others are compared with.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Only runs with this setting; may be repeated."),
+    ] = None,
     x: Annotated[
-        str | None, typer.Option(metavar="COST,...", help="Of rounds, sim_time, bytes, gradients and energy.")
+        str | None,
+        typer.Option(metavar="COST,...", help="Of rounds, sim_time, bytes, gradients, updates and energy."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -96,10 +101,42 @@ def compare(
     with show.explained():
         name, value = _target(target)
         axes = None if x is None else [axis.strip() for axis in x.split(",")]
-        found = api.compare(*runs, by=by, metric=name or metric, target=value, x=axes, baseline=baseline)
+        how: dict[str, Any] = {"x": axes, "baseline": baseline, "only": _only(only)}
+        found = api.compare(*runs, by=by, metric=name or metric, target=value, **how)
         files = found.write(out or runs[0] / PLACE)
         typer.echo(found.markdown(), nl=False)
         typer.echo(f"\nwritten to {files[0].parent}: {', '.join(file.suffix[1:] for file in files)}")
+
+
+def reproduce(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="PAPER", help="curriculum, fedamd or modest, or the file of your own page."),
+    ],
+    quick: Annotated[bool, typer.Option("--quick", help="Small studies on data that need no files.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the page; by default docs/papers in a clone, and papers elsewhere."),
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Folder in which each study gets its own folder.")] = Path(
+        "runs"
+    ),
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; by default one for each core.")
+    ] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Run again what failed before.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    store: StoreOf = None,
+) -> None:
+    """Run the studies of a paper, and write the page that says what became of its claims."""
+    with show.explained():
+        show.check_writable(runs)
+        how: dict[str, Any] = {"told": None if quiet else teller(), "retry": retry, "store": store}
+        page, done = api.reproduce(name, quick=quick, out=out, runs=runs, jobs=jobs or cores(), **how)
+        failed = sum(outcome.status == FAILED and outcome.folder is None for outcome in done)
+        typer.echo(f"{len(done)} runs, {failed} failed\npage: {page}")
+        if failed:
+            raise typer.Exit(1)
 
 
 def _only(texts: list[str] | None) -> dict[str, str]:

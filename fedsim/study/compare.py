@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from fedsim.errors import ConfigError, Problem, did_you_mean
-from fedsim.rng import stream
-from fedsim.study.results import COSTS, Ran, setting
-
-LEVEL, RESAMPLES = 0.95, 2000
-RISING = ("accuracy", "f1", "auc", "top5")
-"""Metrics of which more is better, as their names begin; of all others less is."""
-OWN = re.compile("^(client|personal|tuned)_")
-"""How the names of scores on what clients have held out begin."""
-UNEVEN = "_gini"
-
-QUALITY = ("accuracy", "distance", "loss")
-"""What is compared where nobody says it: the first of these that all runs have."""
-
-Interval = tuple[float, float, float]
-"""A mean, and the ends of its interval; NaN where there is none."""
+from fedsim.study.asked import text
+from fedsim.study.claims import Finding
+from fedsim.study.interval import Interval, mean
+from fedsim.study.measure import QUALITY, quality, rising, taken
+from fedsim.study.ran import COSTS, Ran, setting
 
 
 @dataclass(frozen=True)
@@ -43,6 +31,8 @@ class Row:
         late: its mean over the last ten evaluations.
         worst: the worst tenth of the clients' accuracy at the end, where it was measured.
         node_mb: what the least and the most busy client sent and received, on average.
+        totals: what whole runs cost, for those costs that were asked for.
+        tuned: the values that were chosen for it, by dotted key.
     """
 
     name: str
@@ -55,6 +45,8 @@ class Row:
     late: Interval
     worst: Interval
     node_mb: tuple[float, float]
+    totals: Mapping[str, Interval] = field(default_factory=dict)
+    tuned: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,6 +61,9 @@ class Comparison:
         baseline: whom the others are compared with, or None.
         groups: the runs of each value, in the order in which they were found.
         notes: what whoever reads it must know, one sentence each.
+        totals: the costs whose amount in the whole run is shown.
+        tuned: the settings that were tuned, which are no difference between a pair.
+        findings: what the runs say of the study's claims.
     """
 
     by: str
@@ -78,20 +73,26 @@ class Comparison:
     baseline: str | None
     groups: Mapping[str, Sequence[Ran]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    totals: Sequence[str] = ()
+    tuned: Sequence[str] = ()
+    findings: Sequence[Finding] = ()
 
     @property
     def rising(self) -> bool:
         """Whether more of the metric is better."""
-        return OWN.sub("", self.metric).startswith(RISING) and not self.metric.endswith(UNEVEN)
+        return rising(self.metric)
 
     def rows(self) -> list[Row]:
         """Return one row for each value."""
-        taken = {name: [self._taken(ran) for ran in group] for name, group in self.groups.items()}
-        return [self._row(name, taken) for name in self.groups]
+        came = {
+            name: [{} if self.target is None else taken(ran, self.metric, self.target) for ran in group]
+            for name, group in self.groups.items()
+        }
+        return [self._row(name, came) for name in self.groups]
 
-    def _row(self, name: str, taken: Mapping[str, list[dict[str, float]]]) -> Row:
+    def _row(self, name: str, came: Mapping[str, list[dict[str, float]]]) -> Row:
         group = self.groups[name]
-        mine, ends = taken[name], [ran.curve(self.metric)["value"] for ran in group]
+        mine, ends = came[name], [ran.curve(self.metric)["value"] for ran in group]
         best: Callable[[np.ndarray], float] = np.max if self.rising else np.min
         totals = [_node_mb(ran) for ran in group]
         return Row(
@@ -101,46 +102,31 @@ class Comparison:
             {axis: mean([one[axis] for one in mine if one]) for axis in self.axes}
             if self.target is not None
             else {},
-            self._ratios(name, taken),
+            self._ratios(name, came),
             mean([float(values[-1]) for values in ends]),
             mean([float(best(values)) for values in ends]),
             mean([float(values[-10:].mean()) for values in ends]),
             mean([_worst(ran) for ran in group]),
             (float(np.mean([low for low, _ in totals])), float(np.mean([high for _, high in totals]))),
+            {cost: mean([ran.total(cost) for ran in group]) for cost in self.totals},
+            {
+                key: ", ".join(dict.fromkeys(text(ran.settings[key]) for ran in group if key in ran.settings))
+                for key in self.tuned
+            },
         )
 
-    def _taken(self, ran: Ran) -> dict[str, float]:
-        """Return what a run took to the target, nothing if it has not come there."""
-        curve = ran.curve(self.metric)
-        if self.target is None:
-            return {}
-        good = curve["value"] >= self.target if self.rising else curve["value"] <= self.target
-        if not good.any():
-            return {}
-        place = int(good.argmax())
-        costs = {
-            axis: float(curve[column][place]) / unit
-            for axis, (column, unit, _) in COSTS.items()
-            if column in curve
-        }
-        # Energy is counted in all, and not by round: its share goes with the simulated time.
-        joules, time_us = (
-            float(ran.nodes["joules"].sum()),
-            max(float(ran.rounds["time_us"].max(initial=0)), 1.0),
-        )
-        return {**costs, "energy": joules * min(1.0, float(curve["time_us"][place]) / time_us)}
-
-    def _ratios(self, name: str, taken: Mapping[str, list[dict[str, float]]]) -> dict[str, Interval]:
+    def _ratios(self, name: str, came: Mapping[str, list[dict[str, float]]]) -> dict[str, Interval]:
         """Return the geometric mean of the ratios to the baseline's runs that are alike in all else."""
         if self.baseline is None or name == self.baseline or self.target is None:
             return {}
+        rest = [self.by, "name", *self.tuned]
         theirs = {
-            _rest(ran, self.by): one
-            for ran, one in zip(self.groups[self.baseline], taken[self.baseline], strict=True)
+            _rest(ran, rest): one
+            for ran, one in zip(self.groups[self.baseline], came[self.baseline], strict=True)
         }
         pairs = [
-            (one, theirs.get(_rest(ran, self.by)))
-            for ran, one in zip(self.groups[name], taken[name], strict=True)
+            (one, theirs.get(_rest(ran, rest)))
+            for ran, one in zip(self.groups[name], came[name], strict=True)
         ]
         found = {}
         for axis in self.axes:
@@ -158,6 +144,9 @@ def compare(
     axes: Sequence[str] = ("rounds", "sim_time", "bytes"),
     baseline: str | None = None,
     notes: Sequence[str] = (),
+    totals: Sequence[str] = (),
+    tuned: Sequence[str] = (),
+    findings: Sequence[Finding] = (),
 ) -> Comparison:
     """Sort runs by what is compared.
 
@@ -169,6 +158,9 @@ def compare(
         axes: the costs that count, of :data:`fedsim.study.results.COSTS`.
         baseline: whom the others are compared with.
         notes: what is known already of what whoever reads it must know; runs that were not evaluated are added.
+        totals: the costs whose amount in the whole run is shown.
+        tuned: the settings that were tuned; their values are shown, and a pair may differ in them.
+        findings: what the runs say of the study's claims.
 
     Raises:
         ConfigError: if the runs cannot be compared so.
@@ -188,18 +180,17 @@ def compare(
         raise ConfigError(
             [Problem("baseline", baseline, f"is no {by}", did_you_mean(baseline, list(groups)))]
         )
-    return Comparison(by, metric, target, tuple(axes), baseline, groups, notes)
+    return Comparison(by, metric, target, tuple(axes), baseline, groups, notes, totals, tuned, findings)
 
 
 def _measured(runs: Sequence[Ran], metric: str | None) -> tuple[str, list[Ran]]:
     """Return the metric to compare, and the runs that have it; timing-only runs have none."""
     if metric is None:
         some = [ran for ran in runs if set(QUALITY) & set(ran.names())]
-        common = [name for name in QUALITY if some and all(name in ran.names() for ran in some)]
-        if not common:
+        metric = quality(some) if some else None
+        if metric is None:
             where, hint = runs[0].path.name, "were all evaluated? a timing-only run measures nothing"
             raise ConfigError([Problem("runs", where, "these runs have no metric in common", hint)])
-        metric = common[0]
     kept = [ran for ran in runs if metric in ran.names()]
     if not kept:
         hint = did_you_mean(metric, runs[0].names()) or "a timing-only run measures nothing"
@@ -207,33 +198,9 @@ def _measured(runs: Sequence[Ran], metric: str | None) -> tuple[str, list[Ran]]:
     return metric, kept
 
 
-def mean(values: Sequence[float]) -> Interval:
-    """Return a mean and its 95 % interval by the percentile bootstrap; no interval of fewer than two.
-
-    Args:
-        values: one for each seed; NaN are left out.
-
-    >>> mean([0.5, 0.5])
-    (0.5, 0.5, 0.5)
-    """
-    given = np.array([value for value in values if math.isfinite(value)])
-    if len(given) == 0:
-        return (math.nan, math.nan, math.nan)
-    middle = float(given.mean())
-    if len(given) == 1:
-        return (middle, math.nan, math.nan)
-    if np.ptp(given) == 0:
-        return (middle, middle, middle)
-    rng = stream(0, "bootstrap")
-    found = bootstrap(
-        (given,), np.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, method="percentile", rng=rng
-    )
-    return (middle, float(found.confidence_interval.low), float(found.confidence_interval.high))
-
-
-def _rest(ran: Ran, by: str) -> str:
-    """Return all settings but one, as text: runs with the same are a pair."""
-    return str(sorted((key, str(value)) for key, value in ran.settings.items() if key not in (by, "name")))
+def _rest(ran: Ran, but: Sequence[str]) -> str:
+    """Return all settings but some, as text: runs with the same are a pair."""
+    return str(sorted((key, str(value)) for key, value in ran.settings.items() if key not in but))
 
 
 def _worst(ran: Ran) -> float:

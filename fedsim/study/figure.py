@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from fedsim.record.style import FAULT, GREY, HUES, STYLE, Array
 from fedsim.rng import stream
-from fedsim.study.compare import LEVEL, RESAMPLES, Comparison
-from fedsim.study.results import COSTS, Ran
+from fedsim.study.compare import Comparison
+from fedsim.study.interval import LEVEL, RESAMPLES
+from fedsim.study.ran import COSTS, Ran
 
 POINTS = 200
 """So many places along an axis are drawn."""

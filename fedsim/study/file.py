@@ -5,38 +5,24 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
 from fedsim.errors import BadValue, ConfigError, Problem, did_you_mean
-from fedsim.ranges import Number, Seed
+from fedsim.ranges import Seed
 from fedsim.spec.blocks import Block
 from fedsim.spec.experiment import Experiment
 from fedsim.spec.experiment import load as load_experiment
 from fedsim.spec.explain import explain, locate
 from fedsim.spec.yamlfile import Document, read, write
+from fedsim.study.asked import METHOD, WORLD, Claim, Compare, Measure, concerns, text, wanted
 
-METHOD, ZIP = "method", "zip"
+ZIP = "zip"
 Settings = dict[str, Any]
-
-Axis = Literal["rounds", "sim_time", "bytes", "gradients", "energy"]
-
-
-class Compare(Block):
-    """What is compared, unless the command says something else."""
-
-    by: str = Field(
-        default=METHOD, description="the setting whose values are compared; everything else is averaged over"
-    )
-    baseline: str | None = Field(default=None, description="the value that the others are compared with")
-    target: dict[str, Number] = Field(
-        default_factory=dict, description="a metric, and the value that is to be reached"
-    )
-    x: list[Axis] = Field(default=["rounds", "sim_time", "bytes"], description="the costs that count")
 
 
 class Study(Block):
@@ -48,10 +34,19 @@ class Study(Block):
     base: str | dict[str, Any] = Field(
         description="the experiment: a path, seen from this file, or the experiment itself"
     )
+    set: dict[str, Any] = Field(
+        default_factory=dict,
+        description="dotted keys with the values that all runs have instead of the experiment's",
+    )
     methods: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="what is compared, by name: for each the dotted keys that it changes. A strategy that says nothing "
         "of local training keeps the experiment's",
+    )
+    worlds: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="what every method is run in, by name: for each the dotted keys that it changes, such as those of "
+        "the data",
     )
     vary: dict[str, Any] = Field(
         default_factory=dict,
@@ -64,7 +59,12 @@ class Study(Block):
     tune_seed: Seed = Field(
         default=0, description="the seed that is tuned with; it is none of those that are compared"
     )
+    tune_by: Measure = Field(default=Measure(), description="what the best value is the best by")
     compare: Compare = Field(default_factory=Compare, description="what is compared")
+    claims: list[Claim] = Field(default=[], description="what is said of the methods, to be borne out or not")
+    claimed: bool = Field(default=False, description="run only what some claim is about")
+    title: str = Field(default="", description="what the study is called on a page")
+    text: str = Field(default="", description="what it is about, for a page, in Markdown")
 
     @field_validator("vary")
     @classmethod
@@ -107,11 +107,7 @@ class Point:
         >>> Point({"method": "FedAvg", "seed": 1}, {}).label
         'method=FedAvg, seed=1'
         """
-        return ", ".join(f"{key}={_short(value)}" for key, value in self.settings.items())
-
-
-def _short(value: Any) -> str:
-    return str(value.get("name", value)) if isinstance(value, dict) else str(value)
+        return ", ".join(f"{key}={text(value)}" for key, value in self.settings.items())
 
 
 @dataclass(frozen=True)
@@ -141,9 +137,7 @@ class Plan:
         >>> [point.label for point in plan.points()][:3]
         ['model=mlp, seed=1, data.root=a', 'model=mlp, seed=2, data.root=b', 'model=softmax, seed=1, data.root=a']
         """
-        return [
-            self._point({**method, **settings}) for method in self._methods() for settings in self._grid()
-        ]
+        return list(filter(self._is_wanted, self._points(self._grid())))
 
     def trials(self) -> list[Point]:
         """Return the runs that are tuned with: each method with each value to choose from."""
@@ -152,12 +146,7 @@ class Plan:
             for values in itertools.product(*self.study.tune.values())
         ]
         seed = {"seed": self.study.tune_seed}
-        return [
-            self._point({**method, **values, **seed})
-            for method in self._methods()
-            for values in grid
-            if values
-        ]
+        return list(filter(self._is_wanted, self._points([{**values, **seed} for values in grid if values])))
 
     def tuned(self, point: Point, values: Settings) -> Point:
         """Return a run with the values that were the best for its method."""
@@ -176,8 +165,20 @@ class Plan:
             problems = [Problem(p.key, p.value, p.rule, p.hint, at) for p in error.problems]
             raise ConfigError(problems) from error
 
-    def _methods(self) -> list[Settings]:
-        return [{METHOD: name} for name in self.study.methods] or [{}]
+    def _points(self, grid: Sequence[Settings]) -> list[Point]:
+        methods = [{METHOD: name} for name in self.study.methods] or [{}]
+        worlds = [{WORLD: name} for name in self.study.worlds] or [{}]
+        found = itertools.product(methods, worlds, grid)
+        return [self._point({**method, **world, **settings}) for method, world, settings in found]
+
+    def _is_wanted(self, point: Point) -> bool:
+        """Tell whether a run is part of the study; the seed of one for tuning is nobody's claim."""
+        if not self.study.claimed:
+            return True
+        by = self.study.compare.by
+        named = [one for claim in self.study.claims for one in (*claim.better, *claim.worse)]
+        fixed = [{key: value for key, value in wanted(one, by).items() if key != "seed"} for one in named]
+        return any(concerns(one, point.settings, by) for one in fixed)
 
     def _grid(self) -> list[Settings]:
         vary = self.study.vary
@@ -191,8 +192,9 @@ class Plan:
         ]
 
     def _point(self, settings: Settings) -> Point:
-        changes = dict(self.study.methods.get(settings.get(METHOD, ""), {}))
-        changes |= {key: value for key, value in settings.items() if key != METHOD}
+        changes = {**self.study.set, **self.study.worlds.get(settings.get(WORLD, ""), {})}
+        changes |= self.study.methods.get(settings.get(METHOD, ""), {})
+        changes |= {key: value for key, value in settings.items() if key not in (METHOD, WORLD)}
         if "strategy" in changes:
             changes["strategy"] = self._with_local(changes["strategy"])
         # A whole block first, so that what is said of its inside holds.
@@ -231,6 +233,7 @@ def load(source: str | Path | Mapping[str, Any], more: Mapping[str, Any] | None 
     except ValidationError as error:
         raise ConfigError(explain(Study, document, error)) from None
     _check_keys(study, document)
+    _check_claims(study, document)
     folder = Path() if isinstance(source, Mapping) else Path(source).parent
     if isinstance(study.base, dict):
         beside = {} if isinstance(source, Mapping) else {"beside": str(folder.absolute())}
@@ -244,10 +247,12 @@ def _check_keys(study: Study, document: Document) -> None:
     """Refuse settings that no experiment has, before anything runs."""
     blocks = list(Experiment.model_fields)
     groups: dict[tuple[str, ...], dict[str, Any]] = {
+        ("set",): study.set,
         ("vary",): dict(_axes(study.vary)),
         ("tune",): study.tune,
     }
     groups |= {("methods", name): changes for name, changes in study.methods.items()}
+    groups |= {("worlds", name): changes for name, changes in study.worlds.items()}
     for group, keys in groups.items():
         for key in keys:
             block = key.partition(".")[0]
@@ -269,6 +274,38 @@ def _check_keys(study: Study, document: Document) -> None:
         raise ConfigError(
             [locate(Study, document, ("compare",), BadValue("baseline", baseline, "is no method", hint))]
         )
+
+
+def _check_claims(study: Study, document: Document) -> None:
+    """Refuse claims about runs that the study does not have."""
+    known = {METHOD: list(study.methods), WORLD: list(study.worlds)}
+    known |= {key: [text(value) for value in values] for key, values in _axes(study.vary)}
+    known = {key: values for key, values in known.items() if values}
+    for number, claim in enumerate(study.claims):
+        for side, chosen in (("better", claim.better), ("worse", claim.worse)):
+            for place, one in enumerate(chosen):
+                for key, value in wanted(one, study.compare.by).items():
+                    if key not in known:
+                        rule, hint = "is no setting of the study", did_you_mean(key, list(known))
+                    elif text(value) not in known[key]:
+                        rule, hint = f"is no {key} of the study", did_you_mean(text(value), known[key])
+                    else:
+                        continue
+                    error = BadValue("", value if key in known else key, rule, hint)
+                    raise ConfigError([locate(Study, document, ("claims", number, side, place), error)])
+
+
+def said(file: Path) -> Study:
+    """Return what the study file that a sweep has left says; its experiment may be somewhere else.
+
+    Raises:
+        ConfigError: for a mistake in it.
+    """
+    document = read(file)
+    try:
+        return Study.model_validate(document.data)
+    except ValidationError as error:
+        raise ConfigError(explain(Study, document, error)) from None
 
 
 def dump(study: Study) -> str:

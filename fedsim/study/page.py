@@ -18,8 +18,8 @@ from fedsim.record.files import replaced, write_text
 from fedsim.record.style import STYLE
 from fedsim.study.compare import Comparison, compare
 from fedsim.study.figure import draw
-from fedsim.study.results import COSTS
-from fedsim.study.tables import as_csv, grid, latex, markdown
+from fedsim.study.ran import COSTS, Ran
+from fedsim.study.tables import as_csv, grid, latex, lines, markdown, verdicts
 
 FIGURES = ("png", "svg", "pdf")
 
@@ -29,15 +29,15 @@ class Shown(Comparison):
 
     def __repr__(self) -> str:
         """Return the table, which says more than all that it was made of."""
-        return markdown(self)
+        return told(self)
 
     def plot(self) -> Figure:
         """Return the curves of all values, with their intervals."""
         return draw(self)
 
     def markdown(self) -> str:
-        """Return the table as Markdown."""
-        return markdown(self)
+        """Return the table as Markdown, and below it what the runs say of the study's claims."""
+        return told(self)
 
     def latex(self) -> str:
         """Return the table as LaTeX, for the package ``booktabs``."""
@@ -51,9 +51,9 @@ class Shown(Comparison):
         return f'<img alt="{self.metric}" src="data:image/svg+xml;base64,{curves(self)}">{table(self)}'
 
 
-def shown(*asked: Any) -> Shown:
+def shown(found: Sequence[Ran], **asked: Any) -> Shown:
     """Return what :func:`fedsim.study.compare.compare` does of the same arguments, in a form that can be drawn."""
-    return Shown(**vars(compare(*asked)))
+    return Shown(**vars(compare(found, **asked)))
 
 
 @rc_context(STYLE)
@@ -69,7 +69,7 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
     """
     figure = draw(comparison)
     texts = {
-        "md": markdown(comparison),
+        "md": told(comparison),
         "tex": latex(comparison),
         "csv": as_csv(comparison),
         "html": page(comparison),
@@ -91,6 +91,12 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
     return [out / f"comparison.{ending}" for ending in (*texts, *FIGURES)]
 
 
+def told(comparison: Comparison) -> str:
+    """Return the table, and what the runs say of the study's claims, as Markdown."""
+    claims = f"\n{lines(*verdicts(comparison.findings))}" if comparison.findings else ""
+    return markdown(comparison) + claims
+
+
 def page(comparison: Comparison) -> str:
     """Return the comparison as one page that needs nothing else."""
     titles, rows = grid(comparison)
@@ -101,6 +107,7 @@ def page(comparison: Comparison) -> str:
         comparison=comparison,
         titles=titles,
         rows=rows,
+        verdicts=verdicts(comparison.findings) if comparison.findings else None,
         curves=curves(comparison),
         costs=_listed([COSTS[axis][2] for axis in comparison.axes]),
         count=sum(len(group) for group in comparison.groups.values()),

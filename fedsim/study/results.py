@@ -3,79 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fedsim.errors import BadValue, ConfigError, Problem, did_you_mean, short
-from fedsim.record.store import FILE, Table, facts, read
+from fedsim.errors import BadValue, ConfigError, Problem, short
+from fedsim.record.store import FILE, facts
 from fedsim.spec.yamlfile import flat
 from fedsim.spec.yamlfile import read as read_yaml
 from fedsim.study.file import Point
+from fedsim.study.ran import Ran, ran
 from fedsim.study.sweep import DONE, FAILED, POINTS
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-COSTS = {
-    "rounds": ("round", 1.0, "rounds"),
-    "sim_time": ("time_us", 1e6, "simulated time (s)"),
-    "bytes": ("bytes_up", 1e6, "sent (MB)"),
-    "gradients": ("work", 1e3, "1,000 gradients"),
-    "energy": ("joules", 1.0, "energy (J)"),
-}
-"""What a run costs: a column, how much of it one unit is, and what it is called."""
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A run as it is compared with others.
-
-    Args:
-        path: its folder.
-        settings: what sets it apart, by dotted key.
-        summary: its final numbers.
-        metrics: the table ``metrics``.
-        rounds: the table ``rounds``.
-        nodes: the table ``nodes``.
-    """
-
-    path: Path
-    settings: Mapping[str, Any]
-    summary: Mapping[str, Any]
-    metrics: Table
-    rounds: Table
-    nodes: Table
-
-    def curve(self, name: str) -> dict[str, np.ndarray]:
-        """Return what was measured of the whole system, and what it had cost by then.
-
-        Args:
-            name: the metric.
-
-        Returns:
-            ``value`` and a column for each of :data:`COSTS` that grows round by round, all of one length.
-        """
-        at = (self.metrics["name"] == name) & (self.metrics["node"] < 0)
-        at &= np.isfinite(self.metrics["value"])
-        found = {"value": self.metrics["value"][at], "time_us": self.metrics["time_us"][at].astype(float)}
-        found["round"] = self.metrics["round"][at].astype(float)
-        # What a round had cost at its end; nothing before the first one.
-        rows = np.searchsorted(self.rounds["round"], self.metrics["round"][at], side="right")
-        for column in ("bytes_up", "work"):
-            found[column] = np.concatenate([[0.0], self.rounds[column]])[rows]
-        return found
-
-    def names(self) -> list[str]:
-        """Return the metrics of the whole system."""
-        return sorted(set(self.metrics["name"][self.metrics["node"] < 0].tolist()))
-
 
 def runs(*folders: str | Path) -> list[Ran]:
     """Return all finished runs below some folders; those of a study know what sets them apart.
+
+    A study's runs that came to a standstill, or whose weights became infinite, count as far as they came.
 
     Args:
         folders: of studies, of runs, or with runs in them. A study's runs for tuning are left out.
@@ -94,16 +43,19 @@ def found(*folders: str | Path) -> tuple[list[Ran], list[str]]:
         if not folder.is_dir():
             rule = "is not a folder" if folder.exists() else "no such folder"
             raise ConfigError([Problem("runs", str(folder), rule)])
-        for path, settings, why in _places(folder):
+        for one in _places(folder):
+            how, why = "left out", one.why
             try:
-                if why is None:
-                    whole.append(_read(path, _settings(path) if settings is None else settings))
-                    continue
+                if one.path is not None:
+                    settings = _settings(one.path) if one.settings is None else one.settings
+                    whole.append(ran(one.path, settings))
+                    how = "counted as far as they came"
             except ConfigError as error:
                 [problem, *_] = error.problems
                 why = problem.rule if problem.key == "runs" else f"its settings cannot be read ({problem})"
-            left.setdefault(why, []).append(path.name)
-    notes = [f"left out, as {why}: {', '.join(names)}" for why, names in left.items()]
+            if why is not None:
+                left.setdefault(f"{how}, as {why}", []).append(one.name)
+    notes = [f"{why}: {', '.join(names)}" for why, names in left.items()]
     if not whole:
         shown = ", ".join(map(str, folders))
         hint = "; ".join(notes) or "fedsim run or fedsim sweep makes some"
@@ -113,8 +65,8 @@ def found(*folders: str | Path) -> tuple[list[Ran], list[str]]:
 
 def other_data(runs: Sequence[Ran]) -> list[str]:
     """Say in a line what sets the data of runs apart without being one of their settings, if anything does."""
-    known = {key for ran in runs for key in ran.settings}
-    origins = [facts(ran.path).get("origin") or {} for ran in runs]
+    known = {key for one in runs for key in one.settings}
+    origins = [facts(one.path).get("origin") or {} for one in runs]
     blocks = [dict(flat({"data": one["experiment"]["data"]})) for one in origins if "experiment" in one]
     said = {
         key: dict.fromkeys(short(block.get(key)) for block in blocks) for block in blocks for key in block
@@ -148,18 +100,18 @@ def results(*folders: str | Path) -> DataFrame:
         import pandas as pd  # takes long, and most never need it
     except ModuleNotFoundError:
         raise BadValue("pandas", "missing", "is needed for tables", "pip install pandas") from None
-    return pd.concat([pd.DataFrame(_rows(ran)) for ran in runs(*folders)], ignore_index=True)
+    return pd.concat([pd.DataFrame(_rows(one)) for one in runs(*folders)], ignore_index=True)
 
 
-def _rows(ran: Ran) -> dict[str, Any]:
-    table, rounds = ran.metrics, ran.rounds
+def _rows(one: Ran) -> dict[str, Any]:
+    table, rounds = one.metrics, one.rounds
     rows = np.searchsorted(rounds["round"], table["round"], side="right")
     settings = {
         key: value if isinstance(value, str | int | float) else str(value)
-        for key, value in ran.settings.items()
+        for key, value in one.settings.items()
     }
     return {
-        "run": ran.path.name,
+        "run": one.path.name,
         **settings,
         "round": table["round"],
         "sim_time_s": table["time_us"] / 1e6,
@@ -171,22 +123,34 @@ def _rows(ran: Ran) -> dict[str, Any]:
     }
 
 
-def _places(folder: Path, named: bool = True) -> Iterator[tuple[Path, dict[str, Any] | None, str | None]]:
-    """Yield the runs of a folder, with their settings if a study gave them, and why they cannot be read, if so.
+class _Place(NamedTuple):
+    """A run that was found.
 
-    A tracker's copy of a summary is none of them.
+    Args:
+        name: what it is called.
+        path: where it can be read, or None.
+        settings: what sets it apart, if a study says so.
+        why: why it is not whole, if it is not.
     """
+
+    name: str
+    path: Path | None
+    settings: dict[str, Any] | None
+    why: str | None = None
+
+
+def _places(folder: Path, named: bool = True) -> Iterator[_Place]:
+    """Yield the runs of a folder; a tracker's copy of a summary is none of them."""
     if (folder / "summary.json").exists() and (named or (folder / FILE).exists()):
-        yield folder, None, None
+        yield _Place(folder.name, folder, None)
     elif (folder / FILE).exists():
-        yield folder, None, "it has not come to its end"
+        yield _Place(folder.name, None, None, "it has not come to its end")
     elif (folder / POINTS).exists():
         for row in json.loads((folder / POINTS).read_text(encoding="utf-8")):
-            if row["status"] == DONE:
-                yield folder / row["folder"], row["settings"], None
-            else:
-                why = f"it failed ({row['reason']})" if row["status"] == FAILED else "it has not been run"
-                yield Path(Point(row["settings"], {}).label), row["settings"], why
+            why = f"it failed ({row['reason']})" if row["status"] == FAILED else "it has not been run"
+            path = folder / row["folder"] if row["folder"] else None
+            name = Point(row["settings"], {}).label if path is None else path.name
+            yield _Place(name, path, row["settings"], None if row["status"] == DONE else why)
     else:
         for inner in sorted(folder.iterdir()):
             if inner.is_dir():
@@ -202,24 +166,3 @@ def _settings(run: Path) -> dict[str, Any]:
         "method": strategy.get("name") if isinstance(strategy, dict) else strategy,
         "seed": data.get("seed", 0),
     }
-
-
-def _read(path: Path, settings: Mapping[str, Any]) -> Ran:
-    try:
-        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-        return Ran(path, settings, summary, *(read(path, table) for table in ("metrics", "rounds", "nodes")))
-    except (OSError, ValueError) as error:
-        raise ConfigError([Problem("runs", str(path), f"its record cannot be read ({error})")]) from error
-
-
-def setting(ran: Ran, key: str) -> str:
-    """Return a setting of a run as text.
-
-    Raises:
-        ConfigError: if it has none of that name.
-    """
-    if key not in ran.settings:
-        hint = did_you_mean(key, list(ran.settings)) or f"its settings are {', '.join(ran.settings)}"
-        raise ConfigError([Problem("by", key, f"is no setting of {ran.path.name}", hint)])
-    value = ran.settings[key]
-    return str(value.get("name", value)) if isinstance(value, dict) else str(value)

@@ -18,8 +18,9 @@ def schema(kind: str = "experiment") -> dict[str, Any]:
     Raises:
         ConfigError: for another kind.
 
-    >>> sorted(schema("study")["properties"])
-    ['base', 'compare', 'methods', 'name', 'tune', 'tune_seed', 'vary']
+    >>> sorted(schema("study")["properties"])  # doctest: +NORMALIZE_WHITESPACE
+    ['base', 'claimed', 'claims', 'compare', 'methods', 'name', 'set', 'text', 'title', 'tune', 'tune_by', 'tune_seed',
+     'vary', 'worlds']
     """
     makers = {"experiment": experiment, "study": study}
     if kind not in makers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -17,10 +18,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fedsim.errors import BadValue, ConfigError, FedsimError, Problem
+from fedsim.errors import BadValue, ConfigError, FedsimError, NotFiniteError, Problem, StalledError
 from fedsim.record.files import to_json, write_text
 from fedsim.spec.experiment import Experiment
-from fedsim.study.file import METHOD, Compare, Plan, Point, Settings, dump, load
+from fedsim.study.asked import METHOD, WORLD, Measure
+from fedsim.study.file import Plan, Point, Settings, Study, dump, said
+from fedsim.study.measure import number as number_of
+from fedsim.study.measure import quality, rising
+from fedsim.study.ran import ran
 
 POINTS, STUDY = "points.json", "study.yaml"
 DONE, FAILED, WAITING = "done", "failed", "waiting"
@@ -30,6 +35,9 @@ Run = Callable[..., Any]
 
 Advance = Callable[[Sequence[Callable[[], Any]], int], Iterator[tuple[int, Callable[[], Any]]]]
 """Lets runs advance together, all with so many threads; handed in for the same reason."""
+
+Tried = tuple[str | None, str | None]
+"""A method and a world."""
 
 Ways = tuple[Run, Run]
 """How to run, and how to go on with what was stopped."""
@@ -42,7 +50,8 @@ class Outcome:
     Args:
         point: which run.
         status: ``"done"``, ``"failed"`` or ``"waiting"``.
-        folder: the run's folder, or None.
+        folder: the run's folder, or None; of one that failed only if that is the method's own doing: it came to a
+            standstill, or its weights became infinite.
         reason: why it failed, in one line.
         new: whether it has run just now, and was not there already.
         summary: the run's final numbers.
@@ -94,7 +103,7 @@ def sweep(
     folder = out / plan.study.name
     with _alone(folder):
         write_text(folder / STUDY, dump(plan.study))
-        points = [point for point in plan.points() if _matches(point, only or {})]
+        points = [point for point in plan.points() if has(point.settings, only or {})]
         if not points:
             raise ConfigError(
                 [Problem("only", str(dict(only or {})), "no run of the study has these settings")]
@@ -102,7 +111,7 @@ def sweep(
         ways = run, resume
         how = _How(ways, jobs, together, retry, told)
         best = _tune(plan, how, folder)
-        points = [plan.tuned(point, best.get(point.settings.get(METHOD), {})) for point in points]
+        points = [plan.tuned(point, best.get(_tried(point), {})) for point in points]
         return _Sweep(plan, how, folder).do(points)
 
 
@@ -117,35 +126,44 @@ class _How:
     told: Told | None
 
 
-def _tune(plan: Plan, how: _How, folder: Path) -> dict[Any, Settings]:
+def _tune(plan: Plan, how: _How, folder: Path) -> dict[Tried, Settings]:
     """Return the values that were the best for each method."""
     trials = plan.trials()
     if not trials:
         return {}
-    best: dict[Any, tuple[float, Settings]] = {}
+    best: dict[Tried, tuple[float, Settings]] = {}
     for outcome in _Sweep(plan, how, folder / "tuning").do(trials):
-        settings = outcome.point.settings
-        score = _score(outcome)
-        method = settings.get(METHOD)
-        if score is not None and (method not in best or score > best[method][0]):
-            best[method] = score, {key: settings[key] for key in plan.study.tune}
-    missing = [name for name in plan.study.methods if name not in best]
-    if missing or not best:
-        reason = (
-            f"no run of {', '.join(missing) or 'the study'} came to an end, so that nothing could be chosen"
-        )
+        score, who = _score(outcome, plan.study.tune_by), _tried(outcome.point)
+        if score is not None and (who not in best or score > best[who][0]):
+            best[who] = score, {key: outcome.point.settings[key] for key in plan.study.tune}
+    missing = dict.fromkeys(_name(_tried(point)) for point in trials if _tried(point) not in best)
+    if missing:
+        reason = f"no run of {', '.join(missing)} came to an end, so that nothing could be chosen"
         raise ConfigError([Problem("tune", str(dict(plan.study.tune)), reason)])
-    chosen = {method: values for method, (_, values) in best.items()}
-    write_text(folder / "tuned.json", to_json({str(k): v for k, v in chosen.items()}, indent=2) + "\n")
+    chosen = {who: values for who, (_, values) in best.items()}
+    write_text(folder / "tuned.json", to_json({_name(k): v for k, v in chosen.items()}, indent=2) + "\n")
     return chosen
 
 
-def _score(outcome: Outcome) -> float | None:
-    """Return how good a run was: its accuracy at the end, or else its loss with the sign turned."""
-    accuracy, loss = (outcome.summary.get(name) for name in ("accuracy", "loss"))
-    if accuracy is not None:
-        return float(accuracy)
-    return None if loss is None else -float(loss)
+def _tried(point: Point) -> Tried:
+    """Return what gets a value of its own: a method in a world."""
+    return point.settings.get(METHOD), point.settings.get(WORLD)
+
+
+def _name(who: Tried) -> str:
+    return " in ".join(filter(None, who)) or "the study"
+
+
+def _score(outcome: Outcome, asked: Measure) -> float | None:
+    """Return how good a run was, the more the better, or None if it did not come to its end."""
+    if outcome.status != DONE or outcome.folder is None:
+        return None
+    done = ran(outcome.folder, outcome.point.settings)
+    metric = asked.metric or quality([done])
+    if metric is None:
+        return None
+    value = number_of(done, asked, metric)
+    return None if math.isnan(value) else value if rising(metric) else -value
 
 
 class _Sweep:
@@ -179,8 +197,8 @@ class _Sweep:
         if found is not None:
             outcome.status, outcome.folder = DONE, found
             outcome.summary = json.loads((found / "summary.json").read_text(encoding="utf-8"))
-        elif not self.how.retry and (reason := self.before.get(point.label)):
-            outcome.status, outcome.reason = FAILED, reason
+        elif not self.how.retry and (before := self.before.get(point.label)):
+            outcome.status, outcome.reason, outcome.folder = FAILED, *before
         return outcome
 
     def _in_turn(self, outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
@@ -250,6 +268,10 @@ class _Sweep:
             )
         except FedsimError as error:
             outcome.status, outcome.reason = FAILED, str(error).splitlines()[0]
+            if isinstance(
+                error, StalledError | NotFiniteError
+            ):  # what it had measured by then says something of it
+                outcome.folder = getattr(error, "run_path", None)
 
     def _write(self, outcomes: Iterable[Outcome]) -> None:
         """Write down what has become of each run, so that the study can be read, and gone on with, at any time."""
@@ -265,10 +287,10 @@ class _Sweep:
         write_text(self.folder / POINTS, to_json(rows, indent=2) + "\n", lasting=False)
 
 
-def wishes(folder: Path) -> Compare:
-    """Return what the study in a folder says of comparing; nothing if there is none."""
+def study_of(folder: Path) -> Study | None:
+    """Return the study that a folder is of, or None."""
     file = folder / STUDY
-    return load(file).study.compare if file.exists() else Compare()
+    return said(file) if file.exists() else None
 
 
 def finished(out: Path, experiment: Experiment) -> Path | None:
@@ -287,17 +309,26 @@ def stopped(out: Path, experiment: Experiment) -> Path | None:
     return next((folder for folder in left if not folder.name.endswith("-timing")), None)
 
 
-def _earlier(folder: Path) -> dict[str, str]:
-    """Return the reasons of the runs that failed before, by their labels."""
+def _earlier(folder: Path) -> dict[str, tuple[str, Path | None]]:
+    """Return reasons and folders of the runs that failed before, by their labels."""
     file = folder / POINTS
     if not file.exists():
         return {}
     rows = json.loads(file.read_text(encoding="utf-8"))
-    return {Point(row["settings"], {}).label: row["reason"] for row in rows if row["status"] == FAILED}
+    return {
+        Point(row["settings"], {}).label: (row["reason"], folder / row["folder"] if row["folder"] else None)
+        for row in rows
+        if row["status"] == FAILED
+    }
 
 
-def _matches(point: Point, only: Mapping[str, Any]) -> bool:
-    return all(str(point.settings.get(key)) == str(value) for key, value in only.items())
+def has(settings: Mapping[str, Any], only: Mapping[str, Any]) -> bool:
+    """Tell whether a run has certain settings.
+
+    >>> has({"seed": 1, "method": "a"}, {"seed": "1"}), has({"seed": 1}, {"method": "a"})
+    (True, False)
+    """
+    return all(str(settings.get(key)) == str(value) for key, value in only.items())
 
 
 @contextmanager

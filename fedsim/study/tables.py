@@ -7,10 +7,11 @@ import io
 import math
 from collections.abc import Sequence
 
-from fedsim.study.compare import Comparison, Interval, Row
-from fedsim.study.results import COSTS
+from fedsim.study.claims import NONE, Finding, shown
+from fedsim.study.compare import Comparison, Row
+from fedsim.study.interval import Interval
+from fedsim.study.ran import COSTS, TOTALS
 
-NONE = "–"
 LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 )
@@ -23,7 +24,7 @@ def grid(comparison: Comparison) -> Grid:
     """Return a comparison as titles and cells, the mean and its interval in each."""
     rows, axes = comparison.rows(), comparison.axes if comparison.target is not None else ()
     has_worst = any(math.isfinite(row.worst[0]) for row in rows)
-    titles = [comparison.by]
+    titles = [comparison.by, *(key.rpartition(".")[2] for key in comparison.tuned)]
     if comparison.target is not None:
         titles.append(f"{comparison.metric} {comparison.target:g} reached")
     titles += [f"{COSTS[axis][2]} to it" for axis in axes]
@@ -31,12 +32,13 @@ def grid(comparison: Comparison) -> Grid:
         titles += [f"{COSTS[axis][2]} relative to {comparison.baseline}" for axis in axes]
     titles += [f"{comparison.metric} at the end", "best", "last ten"]
     titles += ["worst tenth of clients"] if has_worst else []
+    titles += [f"{TOTALS[cost]} in all" for cost in comparison.totals]
     titles.append("MB of a client, least to most")
     return titles, [_cells(row, comparison, axes, has_worst) for row in rows]
 
 
 def _cells(row: Row, comparison: Comparison, axes: Sequence[str], has_worst: bool) -> list[str]:
-    cells = [row.name]
+    cells = [row.name, *(row.tuned[key] for key in comparison.tuned)]
     if comparison.target is not None:
         cells.append(f"{row.reached} of {row.runs}")
     cells += [interval(row.costs.get(axis)) for axis in axes]
@@ -44,6 +46,7 @@ def _cells(row: Row, comparison: Comparison, axes: Sequence[str], has_worst: boo
         cells += ["1" if row.name == comparison.baseline else interval(row.ratios.get(axis)) for axis in axes]
     cells += [interval(value) for value in (row.final, row.best, row.late)]
     cells += [interval(row.worst)] if has_worst else []
+    cells += [interval(row.totals[cost]) for cost in comparison.totals]
     return [*cells, f"{row.node_mb[0]:.3g} to {row.node_mb[1]:.3g}"]
 
 
@@ -61,9 +64,26 @@ def interval(value: Interval | None) -> str:
 
 def markdown(comparison: Comparison) -> str:
     """Return the table as Markdown."""
-    titles, rows = grid(comparison)
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+    return lines(*grid(comparison))
+
+
+def verdicts(found: Sequence[Finding]) -> Grid:
+    """Return what the runs say of each claim as titles and cells; the paper's own numbers only if there are any."""
+    told = any(one.claim.paper for one in found)
+    titles = ["claim", *(["paper"] if told else []), "here", "seeds", "verdict"]
+    cells = [
+        [one.claim.text, *([one.claim.paper or NONE] if told else []), shown(one), one.seeds, one.verdict]
+        for one in found
+    ]
+    return titles, cells
+
+
+def lines(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return titles and cells as a table in Markdown."""
+    written = [titles, ["---"] * len(titles), *rows]
+    return "".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in written
+    )
 
 
 def latex(comparison: Comparison) -> str:
@@ -87,14 +107,17 @@ def as_csv(comparison: Comparison) -> str:
     writer = csv.writer(written, lineterminator="\n")
     axes = comparison.axes if comparison.target is not None else ()
     names = [*axes, *(f"{axis}_ratio" for axis in axes), "final", "best", "last_ten", "worst_decile"]
+    names += [f"{cost}_in_all" for cost in comparison.totals]
     ends = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
-    writer.writerow([comparison.by, "runs", "reached", *ends, "node_mb_least", "node_mb_most"])
+    writer.writerow(
+        [comparison.by, *comparison.tuned, "runs", "reached", *ends, "node_mb_least", "node_mb_most"]
+    )
     for row in comparison.rows():
         nothing = (math.nan,) * 3
         values = [row.costs.get(axis, nothing) for axis in axes]
         values += [row.ratios.get(axis, nothing) for axis in axes]
-        values += [row.final, row.best, row.late, row.worst]
+        values += [row.final, row.best, row.late, row.worst, *row.totals.values()]
         numbers = [number for value in values for number in value] + [*row.node_mb]
         shown = ["" if math.isnan(number) else repr(number) for number in numbers]
-        writer.writerow([row.name, row.runs, row.reached, *shown])
+        writer.writerow([row.name, *row.tuned.values(), row.runs, row.reached, *shown])
     return written.getvalue()

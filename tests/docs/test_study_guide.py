@@ -12,6 +12,7 @@ import yaml
 
 from fedsim.api import check
 from fedsim.study.file import load
+from fedsim.study.paper import find
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
@@ -24,7 +25,7 @@ def blocks(language: str) -> list[str]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Write what the page says, with fewer rounds."""
-    study, _ = blocks("yaml")
+    study = blocks("yaml")[0]
     (tmp_path / "mine.py").write_text(blocks("python")[0])
     (tmp_path / "study.yaml").write_text(
         study.replace("rounds: 60", "rounds: 2").replace("accuracy: 0.85", "accuracy: 0.1")
@@ -39,7 +40,7 @@ def run(folder: Path, *words: str) -> str:
 
 
 def test_what_to_compare_with_joins_the_study(folder: Path) -> None:
-    study, more = (yaml.safe_load(block) for block in blocks("yaml"))
+    study, _, _, more = (yaml.safe_load(block) for block in blocks("yaml"))
     study["methods"] |= more["methods"]
     (folder / "study.yaml").write_text(yaml.safe_dump(study))
     plan = load(folder / "study.yaml")
@@ -47,6 +48,15 @@ def test_what_to_compare_with_joins_the_study(folder: Path) -> None:
     for name in more["methods"]:
         assert found[name].local == found["FedAvg"].local
         check({**study["base"], "strategy": found[name].model_dump()})
+
+
+def test_its_claims_and_its_page_are_of_this_study(folder: Path) -> None:
+    study, claims, page, _ = (yaml.safe_load(block) for block in blocks("yaml"))
+    worlds = {"IID": {}}  # one of the texts names it
+    (folder / "study.yaml").write_text(yaml.safe_dump(study | claims | {"worlds": worlds}))
+    assert len(load(folder / "study.yaml").study.claims) == 3
+    (folder / "roots.yaml").write_text(yaml.safe_dump(page))
+    assert [file.name for file in find(str(folder / "roots.yaml")).studies(quick=False)] == ["study.yaml"]
 
 
 @pytest.mark.slow

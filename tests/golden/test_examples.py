@@ -41,9 +41,16 @@ def data(monkeypatch: pytest.MonkeyPatch) -> Path:
     return DATA
 
 
+def path_of(name: str) -> Path:
+    """Return the file of an experiment; those of papers come with the package."""
+    folder = ROOT / "fedsim" / "study" if name.startswith("papers/") else ROOT / "experiments"
+    return folder / name
+
+
 def test_every_experiment_is_here() -> None:
-    folder = ROOT / "experiments"
+    folder, package = ROOT / "experiments", ROOT / "fedsim" / "study"
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml")}
+    files |= {path.relative_to(package).as_posix() for path in package.glob("papers/*.yaml")}
     assert {file for file in files if not file.startswith("studies/")} == GOLDEN.keys()
     papers = {name for name in GOLDEN if name.startswith("papers/")}
     assert GOLDEN.keys() - papers == {row.values[0] for row in ROWS}
@@ -56,7 +63,7 @@ def test_an_example_gives_what_it_gave(
     if needs and not (DATA / needs).is_dir():
         pytest.skip(f"{needs} is not in the data folder")
     monkeypatch.setenv("FEDSIM_DATA", str(DATA))
-    found = fedsim.run(ROOT / "experiments" / name, out=tmp_path).summary
+    found = fedsim.run(path_of(name), out=tmp_path).summary
     wanted = GOLDEN[name]
     assert found["event_hash"] == wanted["event_hash"]
     assert found["sim_time_s"] == wanted["sim_time_s"]
@@ -81,10 +88,10 @@ def test_a_paper_takes_the_time_that_it_took(name: str, data: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("name", [name for name in GOLDEN if name.startswith("papers/")])
 def test_a_paper_is_well_written(name: str) -> None:
-    experiment = fedsim.load(ROOT / "experiments" / name)
+    experiment = fedsim.load(path_of(name))
     assert experiment.name == Path(name).stem
 
 
 def timing(name: str, out: Path) -> dict[str, object]:
     """Return the summary of a run without training."""
-    return fedsim.run(ROOT / "experiments" / name, out=out, timing_only=True, record__report=False).summary
+    return fedsim.run(path_of(name), out=out, timing_only=True, record__report=False).summary

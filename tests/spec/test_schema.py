@@ -17,7 +17,9 @@ from fedsim.cli.app import app
 from fedsim.errors import ConfigError
 from fedsim.spec import about, schema
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+ROOT = Path(__file__).parents[2]
+PAPERS = ROOT / "fedsim" / "study" / "papers"
+FILES = [*(ROOT / "experiments").rglob("*.yaml"), *PAPERS.rglob("*.yaml")]
 GIVEN = {
     "data": {"name": "digits", "clients": 5, "partition": {"name": "dirichlet", "alpha": 0.5}},
     "model": {"name": "mlp", "hidden": 8},
@@ -52,7 +54,11 @@ def changed(path, value):
     return given
 
 
-@pytest.mark.parametrize("file", sorted(EXPERIMENTS.rglob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file",
+    sorted(file for file in FILES if file.name != "page.yaml"),
+    ids=lambda file: f"{file.parent.name}-{file.stem}",
+)
 def test_every_file_here_is_fine(file, experiment, study):
     given = yaml.safe_load(file.read_text(encoding="utf-8"))
     assert not list((study if "base" in given else experiment).iter_errors(given))
@@ -131,6 +137,7 @@ def test_a_study_may_leave_to_its_methods_what_its_base_lacks(study):
     assert not list(study.iter_errors(given))
     assert list(study.iter_errors({**given, "base": {**base, "sede": 3}}))
     assert list(study.iter_errors({**given, "compare": {"target": {"accuracy": "high"}}}))
+    assert list(study.iter_errors({**given, "claims": [{"text": "x", "beter": ["a"]}]}))
     assert list(study.iter_errors({key: value for key, value in given.items() if key != "base"}))
 
 

@@ -19,10 +19,12 @@ from typer.testing import CliRunner
 import fedsim
 from fedsim.cli.app import app
 from fedsim.errors import ConfigError
-from fedsim.study.compare import Comparison, compare, mean
+from fedsim.study.compare import Comparison, compare
 from fedsim.study.figure import band, held
+from fedsim.study.interval import mean
 from fedsim.study.page import Shown, page, write
-from fedsim.study.results import Ran, results, runs
+from fedsim.study.ran import Ran
+from fedsim.study.results import results, runs
 from fedsim.study.tables import as_csv, grid, latex, markdown
 
 STUDY = {
@@ -61,6 +63,7 @@ def ran(values, seed=1, method="a", metric="accuracy", time_us=1_000_000, size=1
             "time_us": rounds * time_us,
             "bytes_up": rounds * size,
             "work": rounds * float(work),
+            "clients": rounds * 2,
         },
         {
             "role": np.array(["client", "client", "server"]),
@@ -146,7 +149,7 @@ def test_a_value_holds_until_the_next_one():
         ({"baseline": "b"}, "baseline: b: is no method"),
         (
             {"axes": ("round",)},
-            "x: round: must be one of rounds, sim_time, bytes, gradients, energy; did you mean rounds?",
+            "x: round: must be one of rounds, sim_time, bytes, gradients, updates, energy; did you mean rounds?",
         ),
     ],
 )

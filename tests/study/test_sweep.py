@@ -280,3 +280,30 @@ def test_a_run_that_cannot_go_on_is_begun_anew(tmp_path):
     [done] = sweep(plan, fedsim.run, fedsim.resume, tmp_path)
     assert done.status == DONE
     assert done.folder.name == f"{begun.name}-2"
+
+
+def test_a_method_that_breaks_off_counts_as_far_as_it_came(tmp_path):
+    """Steps that are far too large: the weights become infinite, which says something of the method."""
+    study = {
+        "base": {
+            **BASE,
+            "model": "linear",
+            "data": {"name": "quadratic", "clients": 3},
+            "stop": {"rounds": 60},
+        },
+        "methods": {"small": {"strategy.local.lr": 0.01}, "huge": {"strategy.local.lr": 1e12}},
+        "vary": {"seed": [1, 2, 3]},
+        "claims": [{"text": "small steps end nearer", "better": ["small"], "worse": ["huge"]}],
+    }
+    done = fedsim.sweep(study, out=tmp_path)
+    assert [one.status for one in done] == [DONE] * 3 + [FAILED] * 3
+    assert all(one.folder is not None for one in done)
+    again = fedsim.sweep(study, out=tmp_path)
+    assert [(one.status, one.new, one.folder) for one in again] == [
+        (one.status, False, one.folder) for one in done
+    ]
+    found = fedsim.compare(tmp_path / "study")
+    assert [row.runs for row in found.rows()] == [3, 3]
+    assert [(one.verdict, one.seeds) for one in found.findings] == [("holds", "3 of 3")]
+    assert found.markdown().splitlines()[-1].startswith("| small steps end nearer | +")
+    assert [row.runs for row in fedsim.compare(tmp_path / "study", only={"seed": 2}).rows()] == [1, 1]

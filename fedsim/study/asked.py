@@ -1,0 +1,138 @@
+"""What a study asks of its runs: which costs, which number of a run, and which claims."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from fedsim.errors import BadValue
+from fedsim.ranges import Count, Number, Whole
+from fedsim.spec.blocks import Block
+
+METHOD, WORLD = "method", "world"
+
+Axis = Literal["rounds", "sim_time", "bytes", "gradients", "updates", "energy"]
+
+Total = Literal["rounds", "sim_time", "bytes", "gradients", "updates", "energy", "wasted"]
+
+Chosen = str | dict[str, Any]
+"""Some runs: those of a method by its name, or those with certain settings."""
+
+
+class Compare(Block):
+    """What is compared, unless the command says something else."""
+
+    by: str = Field(
+        default=METHOD, description="the setting whose values are compared; everything else is averaged over"
+    )
+    baseline: str | None = Field(default=None, description="the value that the others are compared with")
+    target: dict[str, Number] = Field(
+        default_factory=dict, description="a metric, and the value that is to be reached"
+    )
+    x: list[Axis] = Field(default=["rounds", "sim_time", "bytes"], description="the costs that count")
+    totals: list[Total] = Field(
+        default=[],
+        description="the costs whose amount in the whole run is shown; wasted are gradients that nobody used",
+    )
+
+
+class Measure(Block):
+    """One number of a run: what was measured last, or a mean over several evaluations."""
+
+    metric: str | None = Field(
+        default=None,
+        description="what was measured, or a cost; by default accuracy, or else distance, or else loss",
+    )
+    last: Count = Field(default=1, description="the mean over so many of the last evaluations")
+    share: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="instead of last: the mean over the last part of the evaluations, such as 0.2",
+    )
+    rounds: Annotated[list[Whole], Field(min_length=2, max_length=2)] | None = Field(
+        default=None,
+        description="instead of last: the mean over the evaluations of these rounds, both ends included",
+    )
+
+    @model_validator(mode="after")
+    def _one_window(self) -> Measure:
+        if self.rounds is not None and self.rounds[0] > self.rounds[1]:
+            raise BadValue("rounds", self.rounds, "must go from the first round to the last")
+        if (self.share is not None) + (self.rounds is not None) + (self.last != 1) > 1:
+            raise BadValue("share", self.share, "may not stand beside last or rounds")
+        return self
+
+
+class Claim(Measure):
+    """Something that is said of methods, and whether the runs bear it out."""
+
+    text: str = Field(description="the claim, in words")
+    better: list[Chosen] = Field(
+        min_length=1,
+        description="what is claimed to be better: names of methods, or settings such as {method: a, seed: 1}. The "
+        "numbers of several are added up",
+    )
+    worse: list[Chosen] = Field(
+        default=[], description="what it is compared with, seed by seed; without it, by is to be reached"
+    )
+    target: dict[str, Number] = Field(
+        default_factory=dict,
+        description="a metric and a value; compared is then what it cost to reach it, as a ratio",
+    )
+    equal: Axis | None = Field(
+        default=None,
+        description="of all compared runs of a seed, only what came before the least has spent all that it does of "
+        "this cost",
+    )
+    by: Number | None = Field(
+        default=None,
+        description="by how much it is to be better: a difference, or a factor where costs are compared",
+    )
+    higher: bool | None = Field(
+        default=None,
+        description="whether more is better; by default as with accuracy, or not as with losses and costs",
+    )
+    paper: str = Field(default="", description="what the paper has measured, for the table")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Claim:
+        if self.by is None and not self.worse:
+            raise BadValue("worse", self.worse, "is empty, so that by must say what is to be reached")
+        if len(self.target) > 1:
+            raise BadValue("target", self.target, "must be one metric and its value")
+        if self.target and self.metric not in (None, *get_args(Axis)):
+            rule = f"must be a cost where there is a target: one of {', '.join(get_args(Axis))}"
+            raise BadValue("metric", self.metric, rule)
+        if self.target and self.by is not None and self.by <= 0:
+            raise BadValue("by", self.by, "is a factor here, and must be greater than 0")
+        return self
+
+
+def concerns(chosen: Chosen, settings: Mapping[str, Any], by: str) -> bool:
+    """Tell whether a run with these settings is among the chosen ones.
+
+    >>> concerns("a", {"method": "a", "seed": 1}, "method"), concerns({"seed": 2}, {"seed": 1}, "method")
+    (True, False)
+    """
+    return all(
+        key in settings and text(settings[key]) == text(value) for key, value in wanted(chosen, by).items()
+    )
+
+
+def wanted(chosen: Chosen, by: str) -> dict[str, Any]:
+    """Return the settings of the chosen runs.
+
+    >>> wanted("a", "method")
+    {'method': 'a'}
+    """
+    return {by: chosen} if isinstance(chosen, str) else chosen
+
+
+def text(value: Any) -> str:
+    """Return a value of a setting as text: a block by its name.
+
+    >>> text({"name": "ring"}), text(0.5)
+    ('ring', '0.5')
+    """
+    return str(value.get("name", value)) if isinstance(value, dict) else str(value)

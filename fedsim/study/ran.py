@@ -1,0 +1,116 @@
+"""A run as it is compared with others: what it has measured, and what that had cost."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedsim.errors import ConfigError, Problem, did_you_mean
+from fedsim.record.store import Table, read
+from fedsim.study.asked import text
+
+COSTS = {
+    "rounds": ("round", 1.0, "rounds"),
+    "sim_time": ("time_us", 1e6, "simulated time (s)"),
+    "bytes": ("bytes_up", 1e6, "sent (MB)"),
+    "gradients": ("work", 1e3, "1,000 gradients"),
+    "updates": ("clients", 1.0, "client updates"),
+    "energy": ("joules", 1.0, "energy (J)"),
+}
+"""What a run costs: a column, how much of it one unit is, and what it is called."""
+
+TOTALS = {name: title for name, (_, _, title) in COSTS.items()} | {"wasted": "1,000 wasted gradients"}
+"""What is known of whole runs, and what it is called."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A run as it is compared with others.
+
+    Args:
+        path: its folder.
+        settings: what sets it apart, by dotted key.
+        summary: its final numbers; nothing if it broke off.
+        metrics: the table ``metrics``.
+        rounds: the table ``rounds``.
+        nodes: the table ``nodes``.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    metrics: Table
+    rounds: Table
+    nodes: Table
+
+    def curve(self, name: str) -> dict[str, np.ndarray]:
+        """Return what was measured of the whole system, and what it had cost by then.
+
+        Args:
+            name: the metric.
+
+        Returns:
+            ``value`` and a column for each of :data:`COSTS` that grows round by round, all of one length.
+        """
+        at = (self.metrics["name"] == name) & (self.metrics["node"] < 0)
+        at &= np.isfinite(self.metrics["value"])
+        found = {"value": self.metrics["value"][at], "time_us": self.metrics["time_us"][at].astype(float)}
+        found["round"] = self.metrics["round"][at].astype(float)
+        # What a round had cost at its end; nothing before the first one.
+        rows = np.searchsorted(self.rounds["round"], self.metrics["round"][at], side="right")
+        for column in ("bytes_up", "work", "clients"):
+            found[column] = np.concatenate([[0.0], self.rounds[column]])[rows]
+        return found
+
+    def names(self) -> list[str]:
+        """Return the metrics of the whole system."""
+        return sorted(set(self.metrics["name"][self.metrics["node"] < 0].tolist()))
+
+    def total(self, cost: str) -> float:
+        """Return how much a run has cost in all.
+
+        Args:
+            cost: of :data:`TOTALS`; NaN if the run broke off before that was known.
+        """
+        if cost == "wasted":
+            return float(self.summary.get("wasted_samples", math.nan)) / 1e3
+        column, unit, _ = COSTS[cost]
+        if column == "joules":
+            return float(self.nodes[column].sum())
+        return float(self.rounds[column].max(initial=0)) / unit
+
+
+def ran(path: Path, settings: Mapping[str, Any]) -> Ran:
+    """Read a run, also one that broke off.
+
+    Args:
+        path: its folder.
+        settings: what sets it apart.
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
+    try:
+        file = path / "summary.json"
+        summary = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        return Ran(path, settings, summary, *(read(path, table) for table in ("metrics", "rounds", "nodes")))
+    except (OSError, ValueError) as error:
+        raise ConfigError([Problem("runs", str(path), f"its record cannot be read ({error})")]) from error
+
+
+def setting(ran: Ran, key: str) -> str:
+    """Return a setting of a run as text.
+
+    Raises:
+        ConfigError: if it has none of that name.
+    """
+    if key not in ran.settings:
+        hint = did_you_mean(key, list(ran.settings)) or f"its settings are {', '.join(ran.settings)}"
+        raise ConfigError([Problem("by", key, f"is no setting of {ran.path.name}", hint)])
+    return text(ran.settings[key])
