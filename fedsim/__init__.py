@@ -6,8 +6,9 @@
 """
 
 from fedsim import start  # noqa: F401  (first of all: it decides what the others import)
-from fedsim.api import Result, check, compare, load, report, reproduce, results, resume, run, schema, sweep
+from fedsim.api import Result, check, load, report, results, resume, run, schema
 from fedsim.errors import ConfigError, RunError
+from fedsim.studies import compare, reproduce, sweep
 from fedsim.version import __version__
 
 __all__ = [

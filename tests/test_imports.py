@@ -42,7 +42,8 @@ LOWER["study"] = {"ground", "spec", "record"}
 LOWER["trackers"] = LOWER["running"] | {"running"}
 LOWER["inspection"] = LOWER["running"] | {"running"}
 LOWER["api"] = LOWER["inspection"] | {"inspection", "study"}
-LOWER["cli"] = LOWER["flower"] | {"flower", "study", "api"}
+LOWER["studies"] = LOWER["api"] | {"api"}
+LOWER["cli"] = LOWER["flower"] | {"flower", "study", "api", "studies"}
 LOWER["testing"] = LOWER["flower"] | {"flower"}
 LOWER["topologies"] = {"ground", "spec", "world"}
 LOWER["strategies"] = {"ground", "spec", "world", "learn", "methods", "topologies", "flower.face"}
@@ -60,6 +61,7 @@ NEVER = {
     "trackers": {"simpy", "flwr", "networkx"},
     "inspection": HEAVY,
     "api": HEAVY,
+    "studies": HEAVY,
     "cli": {"flwr"},
     "topologies": {"torch", "simpy", "flwr"},
     "strategies": {"flwr"},

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedsim import api
+from fedsim import studies
 from fedsim.cli import show
 from fedsim.cli.options import StoreOf, StoreSize
 from fedsim.errors import BadValue, ConfigError, Problem
@@ -18,7 +18,7 @@ from fedsim.machine import cores
 from fedsim.study.sweep import FAILED, only_of
 
 if TYPE_CHECKING:
-    from fedsim.api import Outcome
+    from fedsim.studies import Outcome
 
 PLACE = "comparison"
 
@@ -70,7 +70,7 @@ def sweep(
                 "told": told,
             }
             how |= {"store": store, "store_gb": store_gb}
-            done = api.sweep(file, overrides=overrides, out=out, **how)
+            done = studies.sweep(file, overrides=overrides, out=out, **how)
             failed += _report(done)
         if failed:
             raise typer.Exit(1)
@@ -102,7 +102,7 @@ def compare(
         name, value = _target(target)
         axes = None if x is None else [axis.strip() for axis in x.split(",")]
         how: dict[str, Any] = {"x": axes, "baseline": baseline, "only": _only(only)}
-        found = api.compare(*runs, by=by, metric=name or metric, target=value, **how)
+        found = studies.compare(*runs, by=by, metric=name or metric, target=value, **how)
         files = found.write(out or runs[0] / PLACE)
         typer.echo(found.markdown(), nl=False)
         typer.echo(f"\nwritten to {files[0].parent}: {', '.join(file.suffix[1:] for file in files)}")
@@ -132,7 +132,7 @@ def reproduce(
     with show.explained():
         show.check_writable(runs)
         how: dict[str, Any] = {"told": None if quiet else teller(), "retry": retry, "store": store}
-        page, done = api.reproduce(name, quick=quick, out=out, runs=runs, jobs=jobs or cores(), **how)
+        page, done = studies.reproduce(name, quick=quick, out=out, runs=runs, jobs=jobs or cores(), **how)
         failed = sum(outcome.status == FAILED and outcome.folder is None for outcome in done)
         typer.echo(f"{len(done)} runs, {failed} failed\npage: {page}")
         if failed:

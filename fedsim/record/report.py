@@ -14,8 +14,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fedsim.errors import BadValue, ConfigError
 from fedsim.record.files import from_json, write_text
+from fedsim.record.plain import first
 from fedsim.record.schema import Summary
-from fedsim.record.store import FILE, WIDE, Table, facts, faults, first, metrics, read, settled
+from fedsim.record.store import FILE, WIDE, Table, facts, faults, metrics, read, settled
 from fedsim.record.style import Array, human_bytes, human_time, percentiles, round_times_s
 from fedsim.spec import yamlfile
 

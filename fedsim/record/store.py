@@ -19,6 +19,7 @@ import pydantic
 
 from fedsim.errors import MISSING, BadValue, DiskError, did_you_mean
 from fedsim.record.files import from_json, replaced, to_json
+from fedsim.record.plain import checked, columns_of, first, insert, plain
 from fedsim.record.rows import arrays, located, rows, settled
 from fedsim.record.schema import FILE, TABLES, Facts, Table
 
@@ -100,7 +101,7 @@ class Record:
         """
         if name in WIDE:
             raise BadValue("name", name, f"is a column of every table of metrics ({', '.join(WIDE)})")
-        self._add("metrics", (int(round), int(time_us), name, _plain(float(value)), int(node)))
+        self._add("metrics", (int(round), int(time_us), name, plain(float(value)), int(node)))
         if self._heard is not None:
             self._heard.metric(int(round), int(time_us), name, float(value), int(node))
 
@@ -165,10 +166,10 @@ class Record:
         Raises:
             BadValue: if there is no such table, or a row is too short or too long.
         """
-        columns = _columns(table)
+        columns = columns_of(table)
         self.flush()
         with self._writing():
-            self._db.executemany(_insert(table), _checked(table, rows, len(columns)))
+            self._db.executemany(insert(table), checked(table, rows, len(columns)))
 
     def rename(self, old: str, new: str) -> None:
         """Give a metric another name, also where it has been written."""
@@ -203,7 +204,7 @@ class Record:
         with self._writing():
             for table, rows in self._rows.items():
                 if rows:
-                    self._db.executemany(_insert(table), rows)
+                    self._db.executemany(insert(table), rows)
         for rows in self._rows.values():
             rows.clear()
         self._waiting = 0
@@ -273,7 +274,7 @@ def read(path: str | Path, table: str, **equal: Any) -> Table:
     Raises:
         BadValue: if there is no such table or column, or the path holds no record that a run can have written.
     """
-    columns = _columns(table)
+    columns = columns_of(table)
     for key in equal:
         if key not in columns:
             raise BadValue(key, MISSING, f"{table} has no such column", did_you_mean(key, columns))
@@ -368,12 +369,6 @@ def wide(metrics: Table, rounds: Table) -> Table:
     return table
 
 
-def first(error: pydantic.ValidationError) -> str:
-    """Say in one line what the first mistake in some data is."""
-    found = error.errors()[0]
-    return f"{'.'.join(map(str, found['loc']))}: {found['msg'][:1].lower()}{found['msg'][1:]}"
-
-
 def _place(file: Path) -> tuple[int, int] | None:
     """Return what tells a file from another one that has its name later, or None if there is none."""
     try:
@@ -390,26 +385,3 @@ def _told() -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:
         raise DiskError.of(FILE, error) from None
-
-
-def _columns(table: str) -> dict[str, str]:
-    if table not in TABLES:
-        raise BadValue("table", table, "there is no such table", did_you_mean(table, TABLES))
-    return TABLES[table]
-
-
-def _insert(table: str) -> str:
-    return f"INSERT INTO {table} VALUES ({', '.join('?' * len(TABLES[table]))})"
-
-
-def _checked(table: str, rows: Iterable[Sequence[Any]], width: int) -> Iterator[tuple[Any, ...]]:
-    for row in rows:
-        if len(row) != width:
-            raise BadValue(table, row, f"a row of {table} has {width} values, this one {len(row)}")
-        yield tuple(map(_plain, row))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

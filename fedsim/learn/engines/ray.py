@@ -8,14 +8,11 @@ that no number depends on how many actors there are, where they are, or which of
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import queue
-import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -26,6 +23,7 @@ from torch import Tensor
 from fedsim import beside
 from fedsim.errors import BadValue, clip
 from fedsim.learn.data.samples import library
+from fedsim.learn.engines import connection
 from fedsim.learn.engines.base import Engine, Known
 from fedsim.learn.engines.desk import dumps, loads
 from fedsim.learn.engines.process import GRACE_S
@@ -42,12 +40,6 @@ LEAST_BYTES = 100_000
 
 REACH_S = 5.0
 """So long a cluster may take to answer."""
-
-QUIET = {
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
-"""What Ray reads from the environment, where nobody has said otherwise: no warnings, no reports."""
 
 Item = TypeVar("Item")
 log = logging.getLogger("fedsim")
@@ -80,7 +72,7 @@ class Cluster:
         Raises:
             BadValue: with the key ``engine.address``, if it cannot be reached; ``engine.name``, if Ray is missing.
         """
-        ray = _library()
+        ray = connection.ray()
         if self.address is None:
             return
         host = self.address.removeprefix("ray://")
@@ -90,7 +82,7 @@ class Cluster:
             self._check_connected(ray, host)
             return
         try:
-            _connect(ray, address=self.address)
+            connection.connect(ray, address=self.address)
         except (
             Exception,
             SystemExit,
@@ -138,7 +130,7 @@ class Ray(Workers):
     def __init__(self, inner: Engine, cluster: Cluster) -> None:
         super().__init__(inner, 2, late_s=0.0)
         self.cluster = cluster
-        self.library = _library()
+        self.library = connection.ray()
         self._laid: dict[int, tuple[Tensor, Any]] = {}
         self._holds = False
 
@@ -151,12 +143,12 @@ class Ray(Workers):
         """Start the actors; they join in when they are ready."""
         if not self.library.is_initialized():
             try:
-                _connect(self.library, address=self.cluster.address or "local")
+                connection.connect(self.library, address=self.cluster.address or "local")
             except (Exception, SystemExit) as error:
                 self._begun = True
                 log.warning("Ray cannot be had (%s); one process does all the work", clip(str(error)))
                 return
-        _users.append(self)
+        connection.users.append(self)
         self._holds = True
         super().begin()
 
@@ -165,8 +157,8 @@ class Ray(Workers):
         super().close()
         if self._holds:
             self._holds = False
-            _users.remove(self)
-        _disconnect(self.library)
+            connection.users.remove(self)
+        connection.disconnect(self.library)
 
     def _call(self) -> None:
         gpu = self.task.device.type == "cuda"
@@ -363,50 +355,3 @@ class Remote:
         for name, mine in self._mine.items():
             if its[name] != mine:
                 raise Unlike(f"{name} is {its[name]} there, and {mine} here: its numbers could be others")
-
-
-_users: list[Ray] = []
-"""Who uses Ray in this process at the moment."""
-
-_own = threading.Event()
-"""Set where this process was connected with Ray by us."""
-
-
-def _library() -> Any:
-    """Return Ray.
-
-    Raises:
-        BadValue: with the key ``engine.name``, if it is not there.
-    """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    try:
-        return library("ray")
-    except BadValue as error:
-        raise BadValue("engine.name", "ray", error.rule, error.hint) from error
-
-
-def _connect(ray: Any, address: str) -> None:
-    """Connect this process with a cluster, quietly."""
-    with _own_signals():
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)
-    _own.set()
-
-
-def _disconnect(ray: Any) -> None:
-    if not _users and _own.is_set():
-        _own.clear()
-        with _own_signals():
-            ray.shutdown()
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Leave it to the program how it ends: Ray would have SIGTERM raise SystemExit."""
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)

@@ -17,7 +17,7 @@ import torch
 import fedsim
 import fedsim.learn.engines.ray as engines_ray
 from fedsim.errors import BadValue, ConfigError
-from fedsim.learn.engines import Closed, Lean, Shard
+from fedsim.learn.engines import Closed, Lean, Shard, connection
 from fedsim.learn.engines.choose import cluster_of
 from fedsim.learn.engines.desk import dumps, loads
 from fedsim.learn.engines.ray import Cluster, Ray, Remote, Shelf, Unlike
@@ -51,7 +51,7 @@ def _one_thread():
 def library():
     """Start Ray once, as a user may who has more to do with it."""
     ray = pytest.importorskip("ray")
-    engines_ray._library()
+    connection.ray()
     ray.init(num_cpus=4, address="local", log_to_driver=False, configure_logging=False)
     yield ray
     ray.shutdown()
@@ -177,7 +177,7 @@ def test_a_cluster_that_runs_already(tmp_path):
     port = free_port()
     tool = [sys.executable, "-m", "ray.scripts.scripts"]
     start = ["start", "--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=false", "--block"]
-    environment = {**os.environ, **engines_ray.QUIET}
+    environment = {**os.environ, **connection.QUIET}
     head = subprocess.Popen(
         [*tool, *start], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
     )
@@ -248,7 +248,7 @@ def test_what_is_refused(engine, workers, said):
 
 @pytest.mark.parametrize("address", ["here", "10.0.0.1", "10.0.0.1:", ":6379", "host:port", "host:99999"])
 def test_addresses_that_are_none(address, monkeypatch):
-    monkeypatch.setattr(engines_ray, "_library", lambda: None)
+    monkeypatch.setattr(connection, "ray", lambda: None)
     with pytest.raises(BadValue, match=rf"engine.address: {address}: must be HOST:PORT; such as"):
         Cluster(address=address).reach()
 
