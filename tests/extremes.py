@@ -134,7 +134,7 @@ def _keys(model: type[BaseModel], at: Path) -> Iterator[Path]:
 def part_cases() -> Iterator[tuple[dict[str, Any], Path]]:
     """Yield an experiment with each part of each kind, and the path of each of its numeric parameters."""
     for kind in parts.KINDS:
-        for name in parts.names(kind) if kind != "engines" else ():  # which have no parameters in a file
+        for name in parts.names(kind):
             part = parts.find(kind, name)
             hints, known = parts.hints(part), parts.parameters(part)
             own = {key: known[key] for key in known if key not in SUPPLIED - {"shape"} and key in hints}
@@ -171,8 +171,11 @@ def placed(kind: str, block: dict[str, Any]) -> tuple[dict[str, Any], Path]:
         "augmentations": ("strategy", "local", "augment", 0),
         "optimisers": ("strategy", "local", "optimizer"),
         "schedules": ("strategy", "local", "schedule"),
+        "engines": ("compute", "engine"),
+        "trackers": ("record", "trackers", 0),
     }
     new.setdefault("evaluate", {})["metrics"] = [{}] * (kind == "metrics")
+    new.setdefault("record", {})["trackers"] = [{}] * (kind == "trackers")
     new["data"]["faults"] = [{}] * (kind == "data_faults")
     new["strategy"].setdefault("local", {})["augment"] = [{}] * (kind == "augmentations")
     if kind in ("selectors", "transforms"):

@@ -22,7 +22,7 @@ class Noting(Observer):
 
     def on_round(self, round, models, updates):
         self.ends = [*getattr(self, "ends", []), (round, self.world.clock.now_s, updates)]
-        self.kept = {**getattr(self, "kept", {}), round: models}
+        self.had = {**getattr(self, "had", {}), round: models}
         return super().on_round(round, models, updates)
 
 
@@ -59,7 +59,7 @@ class Watched(PeerRun):
         return [one for one in self.sent if one.kind == kind and round in (None, one.round)]
 
     def model(self, round):
-        return self.observer.kept[round][-1].value()
+        return self.observer.had[round][-1].value()
 
 
 @pytest.fixture

@@ -100,8 +100,8 @@ def test_modest_property_32_when_values_are_computed_does_not_matter(modest):
     soon, late = modest(dry=False, rounds=5), modest(dry=False, rounds=5, evaluate={"every": 100})
     for run in (soon, late):
         run.run()
-    assert soon.observer.kept[5][-1].done
-    assert not late.observer.kept[5][-1].done
+    assert soon.observer.had[5][-1].done
+    assert not late.observer.had[5][-1].done
     for round in (5, 2, 4, 1, 3):
         assert torch.equal(late.model(round), soon.model(round))
 

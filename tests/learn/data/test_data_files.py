@@ -24,6 +24,8 @@ READERS = {
     "data.path, folder": ({"data": {"name": "folder", "clients": 3}}, ""),
     "data.path, leaf": ({"data": {"name": "leaf", "of": "femnist", "clients": 3}}, ".json"),
     "data.path, tff": ({"data": {"name": "tff", "x": "x", "y": "y", "clients": 3}}, ".h5"),
+    "data.path, ratings": ({"data": {"name": "ratings", "clients": 3}}, ".csv"),
+    "data.path, plays": ({"data": {"name": "plays", "clients": 3}}, ".txt"),
     "topology.path": ({"topology": {"name": "file"}}, ".graphml"),
     "topology.path, backbone": ({"topology": {"name": "backbone"}}, ".gml"),
     "topology.path, edges": ({"topology": {"name": "file"}}, ".edges"),
@@ -136,7 +138,7 @@ def test_every_part_that_reads_files_is_here():
         if {"path", "root", "file"} & set(parts.parameters(parts.find(kind, name)))
     }
     datasets = {"mnist", "fashion-mnist", "emnist", "cifar10", "cifar100", "noisy"}
-    datasets |= {"arrays", "table", "folder", "leaf", "tff"}
+    datasets |= {"arrays", "table", "folder", "leaf", "tff", "ratings", "plays"}
     datasets |= {"huggingface", "torchvision"}  # whose libraries need not be there; see test_client_files.py
     assert reads == {f"datasets.{name}" for name in datasets} | {
         "topologies.file",
