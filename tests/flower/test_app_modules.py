@@ -60,6 +60,7 @@ def test_an_app_cannot_have_the_name_of_such_a_module(experiment, tmp_path):
     assert not (tmp_path / "helpers").exists()
 
 
+@pytest.mark.slow
 def test_worker_processes_are_not_shadowed(experiment, tmp_path):
     app = tmp_path / "paper-app"
     write_app(app, experiment=experiment)

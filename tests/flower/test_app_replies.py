@@ -297,6 +297,7 @@ def test_what_a_worker_raises_stops_the_run_with_its_traceback(app, tmp_path):
     assert 'raise Local("no data", 2)' in str(caught.value.__cause__)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "reason"),
     [
@@ -323,6 +324,7 @@ def test_the_end_of_one_client_waits_for_no_other(end, reason, app, tmp_path):
     assert time.perf_counter() - began < 120
 
 
+@pytest.mark.slow
 def test_the_client_that_died_is_named_and_not_the_one_that_was_heard_first(app, tmp_path):
     """Client 0 sleeps, and the server is waiting for it, when client 1 dies."""
     ends = "    if context.node_id == 1:\n        import os\n        os._exit(3)\n    import time\n"

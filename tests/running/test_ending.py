@@ -294,6 +294,7 @@ def test_a_folder_that_cannot_be_made_again_is_told(tmp_path):
         fedsim.run(SMALL, out=tmp_path / "runs", progress=delete)
 
 
+@pytest.mark.slow
 def test_the_summary_tells_the_whole_wait(tmp_path):
     began = time.perf_counter()
     result = fedsim.run(SMALL, out=tmp_path, record__report=True)

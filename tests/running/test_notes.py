@@ -39,6 +39,7 @@ def experiment(tmp_path):
     return tmp_path / "few.yaml"
 
 
+@pytest.mark.slow
 def test_a_training_set_that_is_not_there_is_said_everywhere(experiment, tmp_path, caplog):
     fedsim.check(experiment)
     assert NOTE in caplog.text

@@ -239,6 +239,7 @@ def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path))
 
 
+@pytest.mark.slow
 def test_curriculum_property_21_anti_is_worse_than_random_and_that_no_better_than_curriculum():
     easy, random, hard = (mean(order) for order in ("curriculum", "random", "anti"))
     assert hard + 0.05 < random <= easy < 0.85  # measured: 0.66, 0.76, 0.77
@@ -246,6 +247,7 @@ def test_curriculum_property_21_anti_is_worse_than_random_and_that_no_better_tha
     assert max(late) - min(late) < 0.5 * (easy - hard)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_cache")
 def test_curriculum_property_23_homogeneous_clients_need_a_client_curriculum():
     samples = {

@@ -135,6 +135,7 @@ def test_modest_property_26_rounds_are_quick_again_when_the_dead_are_forgotten(m
 # any schedule
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_modest_property_27_nothing_breaks_whatever_happens(modest, data):

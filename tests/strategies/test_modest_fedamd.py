@@ -67,6 +67,7 @@ def test_models_and_caches_by_plain_arithmetic(tmp_path, p):
     assert np.array_equal(x, done.setup.learner.initial.value().numpy()) == (p == 1.0)
 
 
+@pytest.mark.slow
 def test_it_reaches_the_common_optimum_and_modest_does_not(tmp_path):
     """With all local data in every gradient, no noise is left: the end is the minimum itself."""
     amd = drive(case(6, 400, sample_size=3), tmp_path / "amd")

@@ -53,6 +53,7 @@ def test_nobody_online_at_the_start_is_a_stall_with_a_diagnosis(tmp_path):
         fedsim.run(given, out=tmp_path, timing_only=True)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_dead_when_its_time_was_up_says_so(tmp_path, caplog):
     """Half of the nodes crash, and all models of a sample are needed."""
     crash = {"name": "crash", "at_s": 3, "nodes": [0, 1, 2, 3, 4, 5]}

@@ -272,6 +272,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_runs_once(tmp_path):
     """Python's own way to start processes would run it again in each of them. The model is found beside it."""
     (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))

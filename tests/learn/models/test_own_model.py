@@ -50,6 +50,7 @@ def experiment(data, model, **changes):
     }
 
 
+@pytest.mark.slow
 def test_the_script_runs_and_its_model_is_kept(tmp_path):
     (tmp_path / "mine.py").write_text(blocks("python")[0])
     done = subprocess.run(
