@@ -19,9 +19,12 @@ pytestmark = [
 ]
 
 
-def test_fedamd_on_two_supernodes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "strategy", ["fedamd", "fedrep"]
+)  # one with two roles, one with a part that clients keep
+def test_two_supernodes(tmp_path: Path, strategy: str) -> None:
     app, saved = tmp_path / "app", tmp_path / "weights.safetensors"
-    write_app(app, "fedamd")
+    write_app(app, strategy)
     simulated = run_app(app, nodes=2, out=tmp_path / "runs")
     with deployed(tmp_path / "deployment", 2) as deployment:
         done = deployment.flwr("run", str(app), "dep", "--stream", "--run-config", f'save-as="{saved}"')
