@@ -28,6 +28,12 @@ from fedsim.spec.experiment import Local, Part
 from tests.learn.engines.test_engines import UPDATES, make_jobs, same
 from tests.learn.engines.test_workers import Deadly, share_of, small
 
+pytestmark = [  # Ray leaves files and processes of its own to the end
+    pytest.mark.filterwarnings("ignore:unclosed file .*/dev/null:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"),
+]
+
 SLOW = pytest.mark.slow
 """A cluster takes seconds to start."""
 
