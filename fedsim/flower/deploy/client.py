@@ -200,10 +200,15 @@ class ServerSide:
             return MetricRecord(dict(self.learner.evaluate(model).value()))
 
     def save(self, arrays: ArrayRecord, path: str | Path) -> None:
-        """Write a model as a safetensors file, with what is frozen or constant in it."""
+        """Write a model as a safetensors file, with what is frozen or constant in it.
+
+        What stays with the clients is left out: nobody here knows it.
+        """
         # A file holds rows one after the other, whatever the order in memory.
         trained = {name: np.asarray(array.numpy(), order="C") for name, array in arrays.items()}
-        save_file(self.learner.engine.task.state(trained), path)
+        task = self.learner.engine.task
+        own = task.mine if task.kept else ()
+        save_file({name: one for name, one in task.state(trained).items() if name not in own}, path)
 
 
 def server_side(
