@@ -12,13 +12,12 @@ that one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from dataclasses import dataclass
 
 from fedsim import rng
 from fedsim.learn.deferred import combine, mean
 from fedsim.methods.peer import Peer
-from fedsim.parts import Count, NotNegative, Positive, Share
-from fedsim.spec.experiment import Local
+from fedsim.parts import Count, Share
 from fedsim.world.clock import Process
 from strategies.fedamd.fedamd import KeepingAnchor, Miner
 from strategies.modest.modest import Carried, MoDeST
@@ -27,6 +26,7 @@ HEARD_BYTES = 8
 """What a node's number and the round in which it was last heard of take in a message."""
 
 
+@dataclass(kw_only=True, eq=False)
 class MoDeSTAMD(MoDeST):
     """Anchors and miners of FedAMD in samples that nodes find for themselves, without a server (ours, of two papers).
 
@@ -43,41 +43,12 @@ class MoDeSTAMD(MoDeST):
         resend_s, heartbeat_s, aggregator_choice, entry_bytes: as there.
     """
 
-    def __init__(
-        self,
-        *,
-        local: Local,
-        seed: int = 0,
-        p: Share = 0.5,
-        large_batch: Count | None = None,
-        sample_size: Count = 10,
-        aggregators: Count = 1,
-        success_fraction: Share = 1.0,
-        ping_timeout_s: Positive = 5.0,
-        window: Count | None = None,
-        aggregator_timeout_s: Positive | None = None,
-        minimum_models: Count = 3,
-        resend_s: Positive | None = None,
-        heartbeat_s: Positive | None = None,
-        aggregator_choice: Literal["hash", "bandwidth"] = "hash",
-        entry_bytes: NotNegative = 87.2,
-    ) -> None:
-        super().__init__(
-            local=local,
-            seed=seed,
-            sample_size=sample_size,
-            aggregators=aggregators,
-            success_fraction=success_fraction,
-            ping_timeout_s=ping_timeout_s,
-            window=window,
-            aggregator_timeout_s=aggregator_timeout_s,
-            minimum_models=minimum_models,
-            resend_s=resend_s,
-            heartbeat_s=heartbeat_s,
-            aggregator_choice=aggregator_choice,
-            entry_bytes=entry_bytes,
-        )
-        self.update, self.anchor, self.p = Miner(local), KeepingAnchor(large_batch), p
+    p: Share = 0.5
+    large_batch: Count | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.update, self.anchor = Miner(self.local), KeepingAnchor(self.large_batch)
 
     def is_anchor(self, round: int, node: int) -> bool:
         """Return the role of a node in a round; rounds count from 1."""

@@ -22,7 +22,7 @@ class Rules(Protocol):
 
     seed: int
     sample_size: int
-    window: int
+    horizon: int
 
 
 class Membership(ABC):
@@ -56,7 +56,7 @@ class Membership(ABC):
         """Tell some others that this node has joined or leaves; one that joins may know little of who is there."""
         self.events += 1
         self.view.change(self.id, self.events, joined)
-        self._advertise(joined, NEVER if joined else self.round - self.rules.window, "advert", self.events)
+        self._advertise(joined, NEVER if joined else self.round - self.rules.horizon, "advert", self.events)
 
     def _advertise(self, joined: bool, least: int, purpose: str, number: int) -> None:
         known = self.view.candidates(least)
@@ -89,5 +89,5 @@ class Membership(ABC):
         while True:
             if self.peer.node.online and self.round > told and self._at_work() is None and not self.leaving:
                 told = self.round
-                self._advertise(True, told - self.rules.window, "heartbeat", told)
+                self._advertise(True, told - self.rules.horizon, "heartbeat", told)
             yield clock.timeout(micros(every_s))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Literal
@@ -41,6 +42,7 @@ Carried = tuple[Any, ...]
 log = logging.getLogger("fedsim")
 
 
+@dataclass(kw_only=True, eq=False)
 class MoDeST(PeerStrategy):
     """Train a small sample of nodes that everybody finds alike, and average at some of the next sample (2023).
 
@@ -67,43 +69,37 @@ class MoDeST(PeerStrategy):
 
     one_model = True
 
-    def __init__(
-        self,
-        *,
-        local: Local,
-        seed: int = 0,
-        sample_size: Count = 10,
-        aggregators: Count = 1,
-        success_fraction: Share = 1.0,
-        ping_timeout_s: Positive = 5.0,
-        window: Count | None = None,
-        aggregator_timeout_s: Positive | None = None,
-        minimum_models: Count = 3,
-        resend_s: Positive | None = None,
-        heartbeat_s: Positive | None = None,
-        aggregator_choice: Literal["hash", "bandwidth"] = "hash",
-        entry_bytes: NotNegative = 87.2,
-    ) -> None:
-        if aggregators > sample_size:
-            rule = f"must be at most sample_size ({sample_size}): the aggregators are the first of the sample"
-            raise BadValue("aggregators", aggregators, rule)
-        if not success_fraction > 0:
-            raise BadValue("success_fraction", success_fraction, "must be above 0 and at most 1")
-        self.update, self.seed = LocalSGD(local), seed
-        self.sample_size, self.aggregators = sample_size, aggregators
-        self.success_fraction, self.ping_timeout_s = success_fraction, ping_timeout_s
-        self.aggregator_timeout_s, self.minimum_models = aggregator_timeout_s, minimum_models
-        self._window, self.resend_s, self.heartbeat_s = window, resend_s, heartbeat_s
-        self.fastest, self.entry_bytes = aggregator_choice == "bandwidth", entry_bytes
+    local: Local
+    seed: int = 0
+    sample_size: Count = 10
+    aggregators: Count = 1
+    success_fraction: Share = 1.0
+    ping_timeout_s: Positive = 5.0
+    window: Count | None = None
+    aggregator_timeout_s: Positive | None = None
+    minimum_models: Count = 3
+    resend_s: Positive | None = None
+    heartbeat_s: Positive | None = None
+    aggregator_choice: Literal["hash", "bandwidth"] = "hash"
+    entry_bytes: NotNegative = 87.2
+
+    def __post_init__(self) -> None:
+        if self.aggregators > self.sample_size:
+            rule = f"must be at most sample_size ({self.sample_size}): the aggregators are the first of the sample"
+            raise BadValue("aggregators", self.aggregators, rule)
+        if not self.success_fraction > 0:
+            raise BadValue("success_fraction", self.success_fraction, "must be above 0 and at most 1")
+        self.update = LocalSGD(self.local)
+        self.fastest = self.aggregator_choice == "bandwidth"
 
     def check(self, clients: int) -> None:
         """Refuse a sample that is larger than the network; warn of what makes other parameters useless."""
         if self.sample_size > clients:
             raise BadValue("sample_size", self.sample_size, f"must be at most {clients}, the number of peers")
         least = least_window(clients, self.sample_size)
-        if self._window is not None and self._window < least:
+        if self.window is not None and self.window < least:
             text = "window %d: nodes that are there will be forgotten; %d nodes in samples of %d need at least %d"
-            log.warning(text, self._window, clients, self.sample_size, least)
+            log.warning(text, self.window, clients, self.sample_size, least)
         enough = self.quorum(self.sample_size)
         if self.aggregator_timeout_s is not None and self.minimum_models >= enough:
             text = "aggregator_timeout_s makes no average of fewer models: minimum_models %d, and %d make one anyway"
@@ -112,7 +108,7 @@ class MoDeST(PeerStrategy):
     def setup(self, graph: Graph) -> None:
         """Name the nodes, and prepare what all of them compute alike."""
         ids = [str(node) for node in range(len(graph))]
-        self.window = self._window or least_window(len(ids), self.sample_size)
+        self.horizon = self.window or least_window(len(ids), self.sample_size)
         self.order = lru_cache(maxsize=16)(orders(ids))
         self.members: dict[int, Member] = {}
         self.first_view = lru_cache(maxsize=1)(lambda founders: View(len(ids), list(founders)))
@@ -121,7 +117,7 @@ class MoDeST(PeerStrategy):
         """Count the candidates for the next round that each of :data:`VIEWS` drawn nodes knows of, if it is online."""
         drawn = stream(self.seed, "modest views", round=round).permutation(len(self.members))[:VIEWS]
         online = [one for one in map(self.members.__getitem__, drawn) if one.peer.node.online]
-        return view_sizes([one.view.count(one.round + 1 - self.window) for one in online])
+        return view_sizes([one.view.count(one.round + 1 - self.horizon) for one in online])
 
     def run(self, node: Peer) -> Process:
         """One node's life: it reads messages, and acts on each."""
@@ -217,7 +213,7 @@ class Member(Membership):
 
     def candidates(self, round: int) -> Iterator[int]:
         """Return those that may be in a round's sample, in its order, as they are known now."""
-        view, least = self.view.copy(), round - self.rules.window
+        view, least = self.view.copy(), round - self.rules.horizon
         return (node for node in self.rules.order(round) if node == self.id or view.is_candidate(node, least))
 
     def _sample(self, round: int, size: int, fastest: bool = False) -> Process:

@@ -151,7 +151,7 @@ def test_modest_property_14_news_of_a_leave_reaches_everybody(modest):
 def test_modest_property_12_a_node_is_always_a_candidate_itself(modest):
     run = modest(nodes=5, rounds=1)
     run.run()
-    everybody, window = set(range(5)), run.strategy.window
+    everybody, window = set(range(5)), run.strategy.horizon
     for node in everybody:
         member = run.member(node)
         assert set(member.candidates(window - 1)) == everybody
