@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -64,6 +65,33 @@ def test_a_folder_that_somebody_makes_anew_is_removed_again(tmp_path: Path) -> N
     remove(folder)
     late.join()
     assert not folder.exists()
+
+
+def test_who_uses_a_folder_is_killed_before_it_can_write_there_again(tmp_path: Path) -> None:
+    """As SuperExecs do that notice late that their parent is gone; their group is known to nobody."""
+    folder = tmp_path / "scratch"
+    home = folder / "home"
+    home.mkdir(parents=True)
+    writes_late = f"import time; print(flush=True); time.sleep(3); __import__('os').makedirs({str(home)!r})"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", writes_late],
+            env={**os.environ, "FLWR_HOME": str(place)},
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        for place in (home, tmp_path / "scratch2" / "home")
+    ]
+    for process in started:
+        assert process.stdout is not None
+        process.stdout.readline()
+    remove(folder)
+    assert not folder.exists()
+    assert started[0].wait() == -signal.SIGKILL
+    assert started[1].poll() is None  # it belongs to somebody else's
+    started[1].kill()
+    for process in started:
+        process.communicate()
 
 
 def test_what_a_killed_process_has_started_is_killed_and_its_folder_removed(tmp_path: Path) -> None:

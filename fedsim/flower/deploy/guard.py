@@ -40,6 +40,21 @@ class Guard:
         self._process.communicate()
 
 
+def kill_users(folder: Path) -> int:
+    """Kill the processes whose Flower home is in a folder, and return how many there were.
+
+    A SuperLink and a SuperNode start processes in sessions of their own, which end themselves some time after their
+    parent, and write as they do. They are found where the system shows them in ``/proc``.
+    """
+    home, count = f"FLWR_HOME={folder / 'home'}", 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is somebody else's
+            if home in (process / "environ").read_text(errors="replace").split("\0"):
+                os.kill(int(process.name), signal.SIGKILL)
+                count += 1
+    return count
+
+
 def main() -> None:
     """Read the groups until nobody can name more of them, as their starter has ended, and clean up."""
     for group in list(sys.stdin):
@@ -49,12 +64,13 @@ def main() -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder until nobody makes it anew: who was just killed may still be writing."""
-    end_s, gone = time.monotonic() + LINGER_S, 0
-    while gone < QUIET and time.monotonic() < end_s:
+    """Kill those who use a folder and remove it, until nobody makes it anew: who was just killed may be writing."""
+    end_s, quiet = time.monotonic() + LINGER_S, 0
+    while quiet < QUIET and time.monotonic() < end_s:
+        killed = kill_users(folder)
         shutil.rmtree(folder, ignore_errors=True)
         time.sleep(LOOK_S)
-        gone = 0 if folder.exists() else gone + 1
+        quiet = 0 if killed or folder.exists() else quiet + 1
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 from fedsim.errors import ConfigError, Problem, RunError
 from fedsim.flower.apps.project import read_project
-from fedsim.flower.deploy.guard import Guard
+from fedsim.flower.deploy.guard import Guard, kill_users
 
 BIN = Path(sys.executable).parent
 HOST = "127.0.0.1"
@@ -181,6 +181,8 @@ class Deployment:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.1, end - time.monotonic()))
             self.kill(process)
+        while kill_users(self.folder) and time.monotonic() < end + STOP_S:
+            time.sleep(0.05)
         self._guard.dismiss()
 
     def _start(self, name: str, program: str, *arguments: str) -> subprocess.Popen[bytes]:
