@@ -9,11 +9,13 @@ import math
 from typing import Any
 
 import networkx as nx
+import numpy as np
 
 from fedsim.errors import BadValue
 from fedsim.machine import LINK_BYTES, require_room
 from fedsim.rng import stream
 from fedsim.world.graph import Graph
+from fedsim.world.links import MANY, packed
 
 __all__ = [
     "Graph",
@@ -38,7 +40,7 @@ def star(n: int) -> Graph:
         n: number of nodes, the hub included.
 
     Returns:
-        The star with hub n-1.
+        The star with hub n-1; one with more than 10,000 links cannot be changed, but its ``copy()`` can.
 
     Raises:
         BadValue: if n < 2.
@@ -47,6 +49,10 @@ def star(n: int) -> Graph:
     [(0, 3), (1, 3), (2, 3)]
     """
     require_two(n)
+    if n > MANY:
+        return packed(
+            n, np.stack([np.arange(n - 1, dtype=np.int32), np.full(n - 1, n - 1, np.int32)], axis=1)
+        )
     return require_connected(ordered(nx.star_graph([n - 1, *range(n - 1)])), "n", n)
 
 
@@ -57,7 +63,7 @@ def complete(n: int) -> Graph:
         n: number of nodes.
 
     Returns:
-        The complete graph, with n(n-1)/2 links.
+        The complete graph, with n(n-1)/2 links; one with more than 10,000 cannot be changed, but its ``copy()`` can.
 
     Raises:
         BadValue: if n < 2.
@@ -67,6 +73,8 @@ def complete(n: int) -> Graph:
     """
     require_two(n)
     require_links("n", n, n * (n - 1) / 2)
+    if n * (n - 1) / 2 > MANY:
+        return packed(n, np.stack(np.triu_indices(n, 1), axis=1, dtype=np.int32))
     return require_connected(ordered(nx.complete_graph(n)), "n", n)
 
 

@@ -32,6 +32,7 @@ from fedsim.running.observer import Observer
 from fedsim.running.peers import PeerRun
 from fedsim.spec.experiment import load
 from fedsim.world.world import build, start
+from topologies.graphs import star
 
 DEVICES = {
     "equal": 0.01,
@@ -150,8 +151,7 @@ def idle(nodes: int) -> None:
             "stop": {"rounds": 1},
         }
     )
-    star = nx.star_graph(range(nodes, -1, -1))
-    world = build(experiment, star, server=True)
+    world = build(experiment, star(nodes + 1), servers=1)
     start(world, experiment)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 

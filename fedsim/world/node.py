@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from fractions import Fraction
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import simpy
 
@@ -16,6 +16,9 @@ from fedsim.world.net.broadcast import Broadcast
 from fedsim.world.net.network import Message, Network, Transfer
 
 PICOS_PER_MICRO = 1_000_000
+
+LATER: dict[str, Callable[[], Any]] = {"transfers": dict, "_jobs": list}
+"""Attributes of a node that are made when they are first asked for."""
 
 
 class Corruption(NamedTuple):
@@ -71,6 +74,9 @@ class Node:
         "work",
     )
 
+    transfers: dict[Transfer | Broadcast, None]
+    _jobs: list[Job]
+
     def __init__(
         self, id: int, role: str, clock: Clock, log: EventLog, network: Network, ps_per_sample: int = 0
     ) -> None:
@@ -81,17 +87,24 @@ class Node:
         self.crashed = False
         self.slowness: int | Fraction = 1
         self.corruptions: tuple[Corruption, ...] = ()
-        self.transfers: dict[Transfer | Broadcast, None] = {}
         self.on_message: Callable[[Message], None] | None = None
         self.on_change: tuple[Callable[[Node], None], ...] = ()
         self.work = self.wasted = self.wasted_us = 0
         self.goodbye: Callable[[], Process] | None = None
         self.heard = 0
-        self._jobs: list[Job] = []
         self._blocks = 0
         self._inbox: Inbox | None = None  # made with the first message or reader
         self._back: simpy.Event | None = None
         self._online_us = self._since_us = self._busy_us = 0
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Make what most nodes of a large world never need, when it is first asked for."""
+            if name not in LATER:
+                raise AttributeError(f"{self!r} has no attribute {name!r}", name=name, obj=self)
+            setattr(self, name, LATER[name]())
+            return getattr(self, name)
 
     def __repr__(self) -> str:
         return f"<{self.role} {self.id}>"

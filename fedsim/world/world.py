@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from itertools import starmap
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from fedsim.world.clock import MICRO, Clock, Process, micros
 from fedsim.world.devices import Kit, kits
 from fedsim.world.graph import Graph, members
 from fedsim.world.homes import Way, homes
+from fedsim.world.links import MANY, packed, pairs
 from fedsim.world.log import EventLog
 from fedsim.world.net.matrix import Matrix, note, read
 from fedsim.world.net.network import Access, Network
@@ -146,7 +148,8 @@ def build(experiment: Experiment, graph: Graph, servers: int) -> World:
     """
     clock = Clock()
     log = EventLog(clock)
-    seed, size = experiment.seed, len(members(graph))
+    seed, ids = experiment.seed, members(graph)
+    size = len(ids)
     clock.expect(size)
     settings = experiment.network
     with experiment.blame("network"):
@@ -164,7 +167,7 @@ def build(experiment: Experiment, graph: Graph, servers: int) -> World:
     with experiment.blame("devices"):
         owned = kits(experiment.devices, size - servers, seed)
     with experiment.blame("network"):
-        access = _access(experiment, owned, servers)
+        access = _access(experiment, owned, ids)
     network = Network(
         clock,
         log,
@@ -177,7 +180,7 @@ def build(experiment: Experiment, graph: Graph, servers: int) -> World:
     )
     pace = [kit.ps_per_sample for kit in owned] + [0] * servers
     roles = ["client" if servers else "peer"] * (size - servers) + ["server"] * servers
-    nodes = [Node(id, roles[id], clock, log, network, pace[id]) for id in range(size)]
+    nodes = [Node(id, roles[id], clock, log, network, pace[id]) for id in ids]
     with experiment.blame("network"):
         own = _homes(experiment, network, list(range(size - servers, size))) if servers > 1 else []
     return World(clock, log, network, nodes, owned, notes, own)
@@ -267,32 +270,39 @@ def _pairs(experiment: Experiment, wired: Graph) -> Callable[[int, int], int]:
 
 def _wire(experiment: Experiment, graph: Graph, matrix: Matrix | None) -> Graph:
     """Copy the graph in a canonical order, with integer latencies and bandwidths on its edges."""
-    settings, seed = experiment.network, experiment.seed
-    edges = sorted((min(edge), max(edge)) for edge in graph.edges)
-    latency_ms = settings.latency_ms.sample(rng.stream(seed, "latency"), len(edges))
-    mbps = _mbps(settings.edge_mbps, rng.stream(seed, "edge bandwidth"), len(edges))
-    wired = Graph()
+    settings, seed, links = experiment.network, experiment.seed, pairs(graph)
+    latency_ms = settings.latency_ms.sample(rng.stream(seed, "latency"), len(links))
+    mbps = _mbps(settings.edge_mbps, rng.stream(seed, "edge bandwidth"), len(links))
+    if len(links) > MANY and not any(own for *_, own in graph.edges(data=True)):
+        delays = latency_ms / 1000 * MICRO if matrix is None else starmap(matrix.delay_us, links.tolist())
+        facts = {
+            "latency_us": np.rint(np.fromiter(delays, float, len(links))),
+            "bits_per_s": np.maximum(np.rint(mbps * MEGA), mbps > 0),
+        }
+        wired = packed(len(graph), links, facts)
+    else:
+        wired = Graph()
+        wired.add_nodes_from(sorted(graph))
+        for (a, b), delay, rate in zip(links.tolist(), latency_ms, mbps, strict=True):
+            own = graph.edges[a, b]
+            wired.add_edge(
+                a,
+                b,
+                latency_us=matrix.delay_us(a, b) if matrix else micros(own.get("latency_ms", delay) / 1000),
+                bits_per_s=_bps(own.get("mbps", rate)),
+            )
     wired.graph.update(graph.graph)
-    wired.add_nodes_from(sorted(graph))
-    for (a, b), delay, rate in zip(edges, latency_ms, mbps, strict=True):
-        own = graph.edges[a, b]
-        wired.add_edge(
-            a,
-            b,
-            latency_us=matrix.delay_us(a, b) if matrix else micros(own.get("latency_ms", delay) / 1000),
-            bits_per_s=_bps(own.get("mbps", rate)),
-        )
     return wired
 
 
-def _access(experiment: Experiment, owned: list[Kit], servers: int) -> dict[int, Access]:
+def _access(experiment: Experiment, owned: list[Kit], ids: list[int]) -> dict[int, Access]:
     """Attach clients or peers with what is drawn for them or traced, and servers with what they are given."""
     settings, seed, members = experiment.network, experiment.seed, len(owned)
     delay = settings.node_latency_ms.sample(rng.stream(seed, "node latency"), members)
     up, down = _bandwidth(experiment, owned, "up_mbps"), _bandwidth(experiment, owned, "down_mbps")
     attached = cache(Access)  # those who are attached alike share what says so
-    access = {id: attached(micros(delay[id] / 1000), _bps(up[id]), _bps(down[id])) for id in range(members)}
-    for number, _, own in _attached(settings, servers):
+    access = {id: attached(micros(delay[id] / 1000), _bps(up[id]), _bps(down[id])) for id in ids[:members]}
+    for number, _, own in _attached(settings, len(ids) - members):
         access[members + number] = Access(
             micros(own.latency_ms / 1000), _bps(own.up_mbps or 0), _bps(own.down_mbps or 0)
         )

@@ -36,6 +36,16 @@ from strategies.modest.sampling import LiveSample, Probes, fastest_first, least_
 PING_BYTES, ACK_BYTES, ENVELOPE_BYTES = 179, 172, 70
 """Sizes of the authors' datagrams, signatures included, and of what goes with a model and its view."""
 
+ACTS = {
+    "ping": "_ping",
+    "pong": "_pong",
+    "advert": "_advert",
+    "ack": "_ack",
+    "aggregated": "_aggregated",
+    "trained": "_trained",
+}
+"""What a node does with each kind of message."""
+
 Carried = tuple[Any, ...]
 """What goes from sample to sample: the model, and whatever else a strategy needs there."""
 
@@ -91,6 +101,7 @@ class MoDeST(PeerStrategy):
             raise BadValue("success_fraction", self.success_fraction, "must be above 0 and at most 1")
         self.update = LocalSGD(self.local)
         self.fastest = self.aggregator_choice == "bandwidth"
+        self._known: View | None = None
 
     def check(self, clients: int) -> None:
         """Refuse a sample that is larger than the network; warn of what makes other parameters useless."""
@@ -111,7 +122,7 @@ class MoDeST(PeerStrategy):
         self.horizon = self.window or least_window(len(ids), self.sample_size)
         self.order = lru_cache(maxsize=16)(orders(ids))
         self.members: dict[int, Member] = {}
-        self.first_view = lru_cache(maxsize=1)(lambda founders: View(len(ids), list(founders)))
+        self._nodes, self._known = len(ids), None
 
     def measure(self, round: int) -> Mapping[str, float]:
         """Count the candidates for the next round that each of :data:`VIEWS` drawn nodes knows of, if it is online."""
@@ -125,11 +136,17 @@ class MoDeST(PeerStrategy):
         member.begin()
         while True:
             message = yield node.node.receive()
-            member.acts[message.kind](message)
+            getattr(member, ACTS[message.kind])(message)
 
     def quorum(self, invited: int) -> int:
         """Return how many models make an average, of so many nodes that were asked to train."""
         return quorum(self.success_fraction, self.sample_size, invited)
+
+    def first_view(self, founders: list[int]) -> View:
+        """Return what everybody knows at the start, whose table all share."""
+        if self._known is None:
+            self._known = View(self._nodes, founders)
+        return self._known
 
     def first(self, peer: Peer) -> Carried:
         """Return what the first sample begins with."""
@@ -161,7 +178,7 @@ class Member(Membership):
 
     def __init__(self, rules: MoDeST, peer: Peer) -> None:
         self.rules, self.peer, self.id = rules, peer, peer.id
-        self.view = rules.first_view(tuple(peer.founders)).copy()
+        self.view = rules.first_view(peer.founders).copy()
         self.leaving = self.trained = self.averaged = False
         self.train_round = self.average_round = self.acknowledged = self.events = self.unreached = 0
         self.boxes = 0
@@ -173,14 +190,6 @@ class Member(Membership):
         self.owed: set[int] = set()
         self.samples: dict[LiveSample, None] = {}
         self.probes = Probes(peer, rules.ping_timeout_s, self._call)
-        self.acts = {
-            "ping": self._ping,
-            "pong": self._pong,
-            "advert": self._advert,
-            "ack": self._ack,
-            "aggregated": self._aggregated,
-            "trained": self._trained,
-        }
 
     @property
     def round(self) -> int:

@@ -146,9 +146,15 @@ class View:
         """Add what another view knows."""
         if other._table is not self._table:
             self._share(other._table)
-        for node, entry in other._own.items():
-            if self._own.get(node) != entry:
-                self._raise(node, *entry)
+        own, at = self._own, self._table.item
+        for node, entry in other._own.items():  # as _raise does, without a call for each
+            old = own.get(node)
+            if old == entry:
+                continue
+            old_active, old_event = old or (at(0, node), at(1, node))
+            active, event = entry
+            if active > old_active or event > old_event:
+                own[node] = max(active, old_active), max(event, old_event)
         self.latest = max(self.latest, other.latest)
 
     def fold(self) -> None:

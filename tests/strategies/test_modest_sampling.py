@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
 
@@ -10,6 +11,7 @@ import simpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from strategies.modest import sampling
 from strategies.modest.sampling import LiveSample, digest, fastest_first, least_window, order, quorum
 
 DIGITS = list("0123456789")
@@ -185,3 +187,22 @@ def test_the_fastest_of_the_sample_come_first_and_then_the_others():
     speed = {5: 1.0, 3: 9.0, 8: 4.0, 1: 9.0, 2: 99.0}
     assert list(fastest_first([5, 3, 8, 1, 2], 4, speed.__getitem__)) == [3, 1, 8, 5, 2]
     assert list(fastest_first([], 4, speed.__getitem__)) == []
+
+
+def test_equal_first_halves_of_digests_are_told_apart_by_the_second_and_then_by_name(monkeypatch):
+    class Hash:
+        def __init__(self, text: bytes) -> None:
+            second = {b"0": 9, b"1": 3, b"10": 3, b"2": 7}[text.partition(b"-")[0]]
+            self.whole = bytes([0] * 7 + [5]) + bytes([0] * 7 + [second])
+
+        def digest(self) -> bytes:
+            return self.whole
+
+    monkeypatch.setattr(sampling, "_md5", Hash)
+    assert order(["0", "1", "2", "10"], 1) == [1, 3, 2, 0]
+
+
+def test_pythons_own_hash_and_openssls_are_the_same():
+    for round in (1, 10, 12345):
+        text = f"node-{round}".encode()
+        assert digest("node", round) == hashlib.md5(text, usedforsecurity=False).digest()

@@ -201,17 +201,15 @@ def synthetic(
     samples = clients * min(453.0, max_samples)  # without the limit, 50 + exp(4 + 2) are the mean
     require_room("dimension", dimension, 16.0 * dimension * classes, "one client's model")
     require_room("clients", clients, samples * (8 * dimension + 32), f"about {samples:.3g} samples")
-    train, test, groups, held = [], [], [], []
+    train, test = [], []
     for client in range(clients):
         rng = stream(seed, "synthetic", client)
         inputs, labels = _synthetic_client(alpha, beta, dimension, classes, max_samples, rng)
         kept = len(labels) - round(0.2 * len(labels))
         train.append((inputs[:kept], labels[:kept]))
         test.append((inputs[kept:], labels[kept:]))
-        groups.append(np.full(kept, client))
-        held.append(np.full(len(labels) - kept, client))
+    whose, theirs = (np.repeat(np.arange(clients), [len(y) for _, y in part]) for part in (train, test))
     x, y, x_test, y_test = (torch.from_numpy(np.concatenate(part)) for part in (*zip(*train), *zip(*test)))
-    whose, theirs = np.concatenate(groups), np.concatenate(held)
     return Dataset("synthetic", x, y, x_test, y_test, classes, whose, test_groups=theirs)
 
 
