@@ -19,7 +19,7 @@ import simpy
 from fedsim.methods.peer import Peer
 
 try:  # Python's own is twice as fast for short texts as OpenSSL's
-    from _md5 import md5 as _md5
+    from _md5 import md5 as _md5  # type: ignore[import-not-found]  # it has no types
 except ImportError:
     _md5 = partial(hashlib.md5, usedforsecurity=False)
 
@@ -43,7 +43,8 @@ def digest(id: str, round: int) -> bytes:
     >>> digest("0", 1).hex()
     'c2eb282156233b5d827219971c8b04c2'
     """
-    return _md5(f"{id}-{round}".encode()).digest()
+    found: bytes = _md5(f"{id}-{round}".encode()).digest()
+    return found
 
 
 def order(ids: Sequence[str], round: int) -> list[int]:
