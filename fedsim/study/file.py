@@ -66,6 +66,14 @@ class Study(Block):
     title: str = Field(default="", description="what the study is called on a page")
     text: str = Field(default="", description="what it is about, for a page, in Markdown")
 
+    @field_validator("tune")
+    @classmethod
+    def _choices(cls, tune: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for key, values in tune.items():
+            if not values:
+                raise BadValue(key, values, "is empty, so that there is nothing to choose from")
+        return tune
+
     @field_validator("vary")
     @classmethod
     def _lists(cls, vary: dict[str, Any]) -> dict[str, Any]:
@@ -74,10 +82,24 @@ class Study(Block):
                 raise BadValue(key, values, "must be a list of values")
             if not values:
                 raise BadValue(key, values, "is empty, so that there is nothing to run")
+            if key not in vary.get(ZIP, {}) and (twice := _twice(values)):
+                raise BadValue(
+                    key, twice[0], "is there twice; a run that counts twice makes intervals too narrow"
+                )
         lengths = {key: len(values) for key, values in vary.get(ZIP, {}).items()}
         if len(set(lengths.values())) > 1:
             raise BadValue(ZIP, vary[ZIP], f"its lists go in step, and have different lengths: {lengths}")
         return vary
+
+
+def _twice(values: Sequence[Any]) -> list[Any]:
+    """Return the values that are there before: ``1`` and ``1.0`` are the same, ``1`` and ``true`` are not.
+
+    >>> _twice([1, True, {"name": "ring"}, 1.0])
+    [1.0]
+    """
+    known = [(isinstance(value, bool), value) for value in values]
+    return [value for place, (_, value) in enumerate(known) if known[place] in known[:place]]
 
 
 def _axes(vary: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -161,9 +183,12 @@ class Plan:
         try:
             return load_experiment(self.source, {**self.more, **point.changes})
         except ConfigError as error:
-            at = f"{self.document.name}: {point.label}" if self.document.name else point.label
-            problems = [Problem(p.key, p.value, p.rule, p.hint, at) for p in error.problems]
+            problems = [Problem(p.key, p.value, p.rule, p.hint, self.place(point)) for p in error.problems]
             raise ConfigError(problems) from error
+
+    def place(self, point: Point) -> str:
+        """Return where a mistake is said to be: in which run of which file."""
+        return f"{self.document.name}: {point.label}" if self.document.name else point.label
 
     def _points(self, grid: Sequence[Settings]) -> list[Point]:
         methods = [{METHOD: name} for name in self.study.methods] or [{}]

@@ -14,8 +14,8 @@ from fedsim.record.store import FILE, facts
 from fedsim.spec.yamlfile import flat
 from fedsim.spec.yamlfile import read as read_yaml
 from fedsim.study.file import Point
+from fedsim.study.kept import DONE, FAILED, POINTS
 from fedsim.study.ran import Ran, ran
-from fedsim.study.sweep import DONE, FAILED, POINTS
 
 if TYPE_CHECKING:
     from pandas import DataFrame
