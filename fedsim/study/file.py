@@ -5,21 +5,21 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from fedsim.errors import BadValue, ConfigError, Problem, did_you_mean
+from fedsim.errors import MISSING, BadValue, ConfigError, Problem, did_you_mean
 from fedsim.ranges import Seed
 from fedsim.spec.blocks import Block
 from fedsim.spec.experiment import Experiment
 from fedsim.spec.experiment import load as load_experiment
 from fedsim.spec.explain import explain, locate
 from fedsim.spec.yamlfile import Document, read, write
-from fedsim.study.asked import METHOD, WORLD, Claim, Compare, Measure, concerns, text, wanted
+from fedsim.study.asked import METHOD, WORLD, Claim, Compare, Measure, concerns, is_meant, text, wanted
 
 ZIP = "zip"
 Settings = dict[str, Any]
@@ -90,6 +90,11 @@ class Study(Block):
         if len(set(lengths.values())) > 1:
             raise BadValue(ZIP, vary[ZIP], f"its lists go in step, and have different lengths: {lengths}")
         return vary
+
+    def names(self, key: str) -> list[str]:
+        """Return the values of a setting, as text, whether or not they have run."""
+        known: dict[str, Iterable[Any]] = {METHOD: self.methods, WORLD: self.worlds, **dict(_axes(self.vary))}
+        return [text(value) for value in known.get(key, ())]
 
 
 def _twice(values: Sequence[Any]) -> list[Any]:
@@ -253,6 +258,9 @@ def load(source: str | Path | Mapping[str, Any], more: Mapping[str, Any] | None 
         else (read(source), Path(source).stem)
     )
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)
+    if "base" not in document.data and "strategy" in document.data:
+        hint = "fedsim run runs it, and a study names it as its base"
+        raise ConfigError([Problem("", MISSING, "is an experiment and no study", hint, document.name)])
     try:
         study = Study.model_validate({"name": name, **document.data})
     except ValidationError as error:
@@ -303,8 +311,8 @@ def _check_keys(study: Study, document: Document) -> None:
 
 def _check_claims(study: Study, document: Document) -> None:
     """Refuse claims about runs that the study does not have."""
-    known = {METHOD: list(study.methods), WORLD: list(study.worlds)}
-    known |= {key: [text(value) for value in values] for key, values in _axes(study.vary)}
+    known: dict[str, list[Any]] = {METHOD: list(study.methods), WORLD: list(study.worlds)}
+    known |= dict(_axes(study.vary))
     known = {key: values for key, values in known.items() if values}
     for number, claim in enumerate(study.claims):
         for side, chosen in (("better", claim.better), ("worse", claim.worse)):
@@ -312,8 +320,9 @@ def _check_claims(study: Study, document: Document) -> None:
                 for key, value in wanted(one, study.compare.by).items():
                     if key not in known:
                         rule, hint = "is no setting of the study", did_you_mean(key, list(known))
-                    elif text(value) not in known[key]:
-                        rule, hint = f"is no {key} of the study", did_you_mean(text(value), known[key])
+                    elif not any(is_meant(one, value) for one in known[key]):
+                        rule = f"is no {key} of the study"
+                        hint = did_you_mean(text(value), list(map(text, known[key])))
                     else:
                         continue
                     error = BadValue("", value if key in known else key, rule, hint)

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from fedsim.errors import BadValue, ConfigError, FedsimError, NotFiniteError, Problem, StalledError
 from fedsim.record.files import to_json, write_text
-from fedsim.study.asked import METHOD, WORLD, Measure
+from fedsim.study.asked import METHOD, WORLD, Measure, is_meant
 from fedsim.study.file import Plan, Point, Settings, Study, dump, said
 from fedsim.study.kept import (
     DONE,
@@ -328,7 +328,7 @@ def has(settings: Mapping[str, Any], only: Mapping[str, Any]) -> bool:
     >>> has({"seed": 1, "method": "a"}, {"seed": "1"}), has({"seed": 1}, {"method": "a"})
     (True, False)
     """
-    return all(str(settings.get(key)) == str(value) for key, value in only.items())
+    return all(key in settings and is_meant(settings[key], value) for key, value in only.items())
 
 
 @contextmanager
