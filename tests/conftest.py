@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -13,6 +14,10 @@ os.environ.setdefault("FEDSIM_WORKERS", "1")
 # How fast a machine draws examples says nothing about the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+
+gc.set_threshold(50_000)
+"""Garbage is looked for among a million objects of libraries each time, and there is little of it."""
 
 
 SLOW_S = 900

@@ -23,6 +23,8 @@ from fedsim.cli import study as studycli
 from fedsim.cli import trace as tracecli
 from fedsim.cli.options import StoreOf, StoreSize
 from fedsim.errors import ConfigError, Problem, did_you_mean
+from fedsim.machine import keep_freed_memory
+from fedsim.running.garbage import over, settled
 from fedsim.running.shown import also_live, shown
 from fedsim.version import __version__
 
@@ -51,11 +53,15 @@ Settings = Annotated[
 
 def main() -> None:
     """Run the command line."""
+    keep_freed_memory()
     streams = output.guard()
     try:
-        app()
+        with settled():  # libraries make a million objects while they are loaded, and none of them is garbage
+            app()
     except SystemExit as end:
         sys.exit(output.judged(end.code, streams, wanted=_asks_for_text(sys.argv[1:])))
+    finally:
+        over()
 
 
 def _asks_for_text(words: list[str]) -> bool:

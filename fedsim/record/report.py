@@ -13,6 +13,7 @@ import pydantic
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fedsim.errors import BadValue, ConfigError
+from fedsim.record import figures, player
 from fedsim.record.files import from_json, write_text
 from fedsim.record.plain import first
 from fedsim.record.schema import Summary
@@ -112,9 +113,6 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
 
 def _page(run: Path, record: Path, given: Mapping[str, Any], out: Path) -> str:
     """Draw the figures and return the page."""
-    # Matplotlib takes a while to load, and not everybody who imports this module draws.
-    from fedsim.record import figures, player  # load matplotlib
-
     experiment = _text(run / "experiment.yaml")
     table = metrics(record)
     known = facts(record)

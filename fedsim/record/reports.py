@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 
 from fedsim.errors import BadValue, ConfigError, Problem
-from fedsim.record.report import write_report
 
 log = logging.getLogger("fedsim")
 
@@ -21,6 +20,8 @@ def report(run: str | Path, out: str | Path | None = None) -> Path:
     Raises:
         ConfigError: if the folder is not a run, its record is damaged, or the report cannot be written.
     """
+    from fedsim.record.report import write_report  # loads matplotlib and Jinja
+
     try:
         return write_report(Path(run), None if out is None else Path(out))
     except BadValue as error:

@@ -30,6 +30,16 @@ def settled() -> Iterator[None]:
         gc.unfreeze()
 
 
+def over() -> None:
+    """Look for no garbage when this process ends, as its memory goes back as a whole; say so last of all.
+
+    Python looks through all that libraries have made once more before it exits. What must be closed or written at the
+    end is registered with :mod:`atexit`, and is done as ever.
+    """
+    gc.disable()
+    gc.freeze()
+
+
 def leave(size_bytes: int) -> None:
     """Note that a run is about to end, and free the earlier ones once they hold much memory.
 

@@ -1,6 +1,8 @@
 """How often Python looks for garbage, and what finished runs leave behind."""
 
 import gc
+import subprocess
+import sys
 
 import pytest
 
@@ -68,3 +70,16 @@ def test_the_collector_is_as_before_after_a_run():
         assert gc.get_freeze_count() > 0
     assert gc.get_threshold() == before
     assert gc.get_freeze_count() == 0
+
+
+def test_a_command_that_is_over_looks_for_no_garbage_and_still_does_what_was_to_be_done_at_its_end():
+    code = (
+        "import atexit, gc, sys\n"
+        "from fedsim.cli.app import main\n"
+        "before = gc.get_threshold()\n"
+        "atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 1000, gc.get_threshold() == before))\n"
+        "sys.argv = ['fedsim', '--version']\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[1:] == ["False True True"]
