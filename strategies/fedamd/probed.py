@@ -117,7 +117,7 @@ class ProbedSCAFFOLD(Probed, SCAFFOLD):
 def error(estimate: Tensor, true: Tensor) -> float:
     """Return how far an estimate [P] is from a gradient [P], relative to that.
 
-    >>> error(torch.tensor([3.0, 5.0]), torch.tensor([3.0, 4.0]))
-    0.2
+    >>> error(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 4.0]))
+    0.75
     """
     return float(torch.linalg.vector_norm(estimate - true) / torch.linalg.vector_norm(true))
