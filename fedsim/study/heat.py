@@ -143,7 +143,7 @@ def _told(found: Heat, where: Where) -> str:
         return NONE
     mine, theirs = found.chosen[where]
     names = [mine] if len(found.asked.better) > 1 else []
-    names += [f"against {theirs}"] if len(found.asked.worse) > 1 else []
+    names += [f"against {theirs}"] if theirs and len(found.asked.worse) > 1 else []
     return f"{_text(found.cells[where])} {' '.join(names)}".rstrip()
 
 
