@@ -15,7 +15,8 @@ from fedsim.cli import show
 from fedsim.cli.options import StoreOf, StoreSize
 from fedsim.errors import BadValue, ConfigError, Problem
 from fedsim.machine import cores
-from fedsim.study.sweep import FAILED, only_of
+from fedsim.study.kept import FAILED
+from fedsim.study.sweep import only_of
 
 if TYPE_CHECKING:
     from fedsim.studies import Outcome
