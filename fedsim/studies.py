@@ -126,6 +126,7 @@ def compare(
     by = by or (said.by if said.by in found[0].settings else next(iter(found[0].settings), tables.RUN))
     asked: dict[str, Any] = {"totals": said.totals, "tuned": list(study.tune) if study else []}
     asked["findings"] = _late("study.claims").findings(study.claims, found, said.by) if study else []
+    asked["map"] = _late("study.heat").heat(study.map, found, said.by) if study and study.map else None
     found = [one for one in found if sweeps.has(one.settings, only or {})]
     if not found:
         raise ConfigError([Problem("only", str(dict(only or {})), "no run has these settings")])
@@ -157,7 +158,7 @@ def reproduce(
     """Run the studies of a paper that have not been run, and write the page that says what became of its claims.
 
     Args:
-        name: ``"curriculum"``, ``"fedamd"`` or ``"modest"``, or the file of a page of one's own; see
+        name: ``"curriculum"``, ``"fedamd"``, ``"fedamd-why"`` or ``"modest"``, or the file of one's own page; see
             :class:`fedsim.study.paper.Page`.
         quick: run the small studies on data that need no files.
         out: the folder for the page; None is ``docs/papers`` in a clone of fedsim, and ``papers`` elsewhere.

@@ -112,7 +112,9 @@ def compare(
 def reproduce(
     name: Annotated[
         str,
-        typer.Argument(metavar="PAPER", help="curriculum, fedamd or modest, or the file of your own page."),
+        typer.Argument(
+            metavar="PAPER", help="curriculum, fedamd, fedamd-why or modest, or the file of your own page."
+        ),
     ],
     quick: Annotated[bool, typer.Option("--quick", help="Small studies on data that need no files.")] = False,
     out: Annotated[
