@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,7 +75,7 @@ def effective(counts: NDArray[np.int64]) -> float:
     return round(float(np.exp(-(shares * np.log(shares)).sum())), 9)
 
 
-def moves(model: Deferred, models: Sequence[Deferred]) -> Mapping[str, float]:
+def moves(model: Deferred, models: Sequence[Deferred]) -> dict[str, float]:
     """Return how far models have gone from another one, and how much they agree on the way.
 
     >>> import torch
