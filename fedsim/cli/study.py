@@ -111,7 +111,9 @@ def compare(
 def reproduce(
     name: Annotated[
         str,
-        typer.Argument(metavar="PAPER", help="curriculum, fedamd or modest, or the file of your own page."),
+        typer.Argument(
+            metavar="PAPER", help="curriculum, curriculum-why, fedamd or modest, or your own page's file."
+        ),
     ],
     quick: Annotated[bool, typer.Option("--quick", help="Small studies on data that need no files.")] = False,
     out: Annotated[

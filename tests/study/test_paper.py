@@ -141,7 +141,7 @@ HEADLINES = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", paper.names())
+@pytest.mark.parametrize("name", HEADLINES)
 def test_the_headline_claims_have_the_direction_of_the_paper(name, tmp_path):
     """Of three to five seeds one may be against it by chance; the mean and the majority may not.
 
