@@ -90,10 +90,11 @@ def test_the_studies_of_papers_are_well_written(file, monkeypatch, tmp_path):
     """A quick one can be run anywhere; the others need their data, and are held to their keys."""
     plan = load(file)
     kinds = {(point.settings.get("method"), point.settings.get("world")): point for point in plan.points()}
+    [(first, home), *_] = kinds
     monkeypatch.setenv("FEDSIM_DATA", str(tmp_path))
-    for point in kinds.values():
+    for (method, world), point in kinds.items():
         experiment = plan.experiment(point)
-        if file.stem.endswith("-quick"):
+        if file.stem.endswith("-quick") and (method == first or world == home):
             prepare(experiment, dry=depends_on_values(make_strategy(experiment)) is False)
 
 
