@@ -112,7 +112,8 @@ def reproduce(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="PAPER", help="curriculum, curriculum-why, fedamd or modest, or your own page's file."
+            metavar="PAPER",
+            help="curriculum, curriculum-why, fedamd, fedamd-why or modest, or the file of your own page.",
         ),
     ],
     quick: Annotated[bool, typer.Option("--quick", help="Small studies on data that need no files.")] = False,

@@ -70,7 +70,7 @@ def names() -> list[str]:
     """Return the papers that come with fedsim.
 
     >>> names()
-    ['curriculum', 'curriculum-why', 'fedamd', 'modest']
+    ['curriculum', 'curriculum-why', 'fedamd', 'fedamd-why', 'modest']
     """
     return sorted(file.parent.name for file in PAPERS.glob(f"*/{PAGE}"))
 
