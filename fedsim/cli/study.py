@@ -113,7 +113,8 @@ def reproduce(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="PAPER", help="curriculum, fedamd, fedamd-why or modest, or the file of your own page."
+            metavar="PAPER",
+            help="curriculum, curriculum-why, fedamd, fedamd-why or modest, or the file of your own page.",
         ),
     ],
     quick: Annotated[bool, typer.Option("--quick", help="Small studies on data that need no files.")] = False,

@@ -43,6 +43,8 @@ class ClientCurriculum(Selector):
         a: share of all updates after which all clients are in the pool.
         b: share of the clients that are in the first pool.
         partial: whether the last group of a pass is kept where it is smaller than the others, or dropped.
+        redrawn: whether a random order is drawn anew for every pass; else the first one stays, so that a pool holds
+            whom the pools before it held, as where an expert orders the clients.
         seed: of the shuffles.
         timeout_s: how long to wait for the scores, in seconds; who has not answered by then keeps its last one.
     """
@@ -57,11 +59,12 @@ class ClientCurriculum(Selector):
         a: NotNegative = 0.8,
         b: Start = 0.2,
         partial: Literal["keep", "drop"] = "keep",
+        redrawn: bool = True,
         seed: int = 0,
         timeout_s: Positive | None = 3600.0,
     ) -> None:
         self.rounds, self.order, self.score, self.partial = rounds, order, score, partial
-        self.pacing, self.a, self.b = pacing, a, b
+        self.pacing, self.a, self.b, self.redrawn = pacing, a, b, redrawn
         self.seed, self.timeout_s = seed, timeout_s
         self.scored = order in ("curriculum", "anti")
         self.timing_depends_on_values = self.scored
@@ -140,7 +143,8 @@ class ClientCurriculum(Selector):
     def _ranked(self, round: int) -> list[int]:
         """Return all clients, the first to be learned from first."""
         if not self.scored:
-            return [int(node) for node in stream(self.seed, "order", round=round).permutation(self._clients)]
+            rng = stream(self.seed, "order", round=round if self.redrawn else 0)
+            return [int(node) for node in rng.permutation(self._clients)]
         known = sorted(self._scores, key=lambda node: (self._scores[node], node))
         unknown = [node for node in range(self._clients) if node not in self._scores]
         return (known[::-1] if self.order == "anti" else known) + unknown

@@ -27,6 +27,7 @@ from fedsim.methods.peer import PeerStrategy
 from fedsim.methods.rounds import Rounds
 from fedsim.methods.select import Selector
 from fedsim.methods.traits import Traits
+from fedsim.running.cohorts import check_cohorts
 from fedsim.running.held import check_buffers, innermost
 from fedsim.running.memory import check_budget, check_memory, kept_bytes, need_mb
 from fedsim.running.sinks import Sinks, make_sinks
@@ -98,6 +99,8 @@ def prepare(experiment: Experiment, dry: bool = False, book: Book | None = None)
         pooled, kept = isinstance(strategy, Rounds) and strategy.pooled, Traits.of(strategy).kept
         if dry:
             check_timing_only(experiment, strategy)
+        with experiment.blame("record"):
+            check_cohorts(experiment.record.cohorts, strategy)
         servers = count_servers(experiment, strategy)
         graph = make_graph(experiment, servers)
         check_use(experiment, Traits.of(strategy), graph)

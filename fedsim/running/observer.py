@@ -17,6 +17,7 @@ from fedsim.methods.metrics import SYSTEM
 from fedsim.record.store import Record
 from fedsim.rng import stream
 from fedsim.running.checkpoint import Keeper
+from fedsim.running.cohorts import Cohorts
 from fedsim.running.models import keep
 from fedsim.running.personal import MEASURED, OWN, Tuning, shares
 from fedsim.running.progress import Progress
@@ -69,6 +70,7 @@ class Observer(Run):
         self.homes: Mapping[int, int] = {}
         self.personal: Callable[[Client], Deferred] = lambda client: client.model
         self.kept: Callable[[int], Mapping[str, Deferred]] = lambda _: {}
+        self.cohorts: Cohorts | None = None
         numbers = experiment.assume.numbers
         self._assumed: dict[str, float] = {
             name: numbers[name] for name in ("loss", "accuracy") if name in numbers

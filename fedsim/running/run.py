@@ -21,6 +21,7 @@ from fedsim.record.result import Result
 from fedsim.record.store import FILE, Record
 from fedsim.running.build import Setup, adapter
 from fedsim.running.checkpoint import Keeper
+from fedsim.running.cohorts import cohorts_of
 from fedsim.running.described import describe, ordering, places
 from fedsim.running.ending import Ending
 from fedsim.running.garbage import settled
@@ -127,6 +128,8 @@ def drive(setup: Setup, observer: Observer) -> None:
             return
         given = updates_of(strategy, experiment), setup.world, setup.learner, observer
         if isinstance(strategy, Rounds | Arrivals):
+            if experiment.record.cohorts:
+                observer.cohorts = cohorts_of(setup.dataset, setup.owned)
             run_method(experiment, strategy, *given)
         else:
             adapter().run(experiment, strategy, *given)

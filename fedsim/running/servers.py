@@ -175,7 +175,7 @@ def run_method(
             former, model = model, method.step(server, round, model, policy.timeout_s)
             share = method.share_taken() if isinstance(method, Arrivals) else 1.0
             model = with_buffers(task, former, model, method.came, share)
-            tell(notes, observer, method, round)
+            tell(notes, observer, method, round, former)
     except TimeUp:
         pass
     except StalledError as error:
@@ -219,8 +219,8 @@ def with_buffers(
     return merged(task, model, [former, *sent], [1 - share, *(share * weight / total for weight in weights)])
 
 
-def tell(notes: Notes, observer: Observer, method: Method, round: int) -> None:
-    """Record what a method and its selector have to say of a round.
+def tell(notes: Notes, observer: Observer, method: Method, round: int, model: Deferred) -> None:
+    """Record what a method and its selector have to say of a round, and whom it has learned from.
 
     Where only time is kept, what a method makes of numbers that nobody has computed is left out.
     """
@@ -230,6 +230,9 @@ def tell(notes: Notes, observer: Observer, method: Method, round: int) -> None:
     with suppress(ValueNeeded):
         told = list(method.metrics(round))
         notes.tell(round, [] if any(numbers.invented for numbers in read) else told)
+    if observer.cohorts is not None:
+        with suppress(*(Mismatch,) if observer.learner.book.lenient else ()):
+            notes.tell(round, observer.cohorts.told(model, method.came))
     if observer.learner.dry or not observer.due(round):
         return
     for name, value, node in method.select.metrics(round):

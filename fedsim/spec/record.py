@@ -49,6 +49,13 @@ class Record(Block):
         default=None,
         description="rounds between two whose models are kept, in the folder models; null keeps the last one alone",
     )
+    cohorts: bool = Field(
+        default=False,
+        description="say in every round of a server how many clients have answered ever and in the last ten rounds "
+        "(clients_seen, clients_lately), how many labels these had (labels_lately, the exponential of the entropy), "
+        "how far models went (drift, the mean distance from the one that was sent), and how much they went the same "
+        "way (agreement, from 0 to 1)",
+    )
     trackers: list[Tracker] = Field(
         default_factory=list,
         description="where the numbers of every round go besides the record, each a part with `on_failure`: `drop` "

@@ -19,6 +19,9 @@ POINTS = 200
 """So many places along an axis are drawn."""
 
 LINES = ("-", "--", "-.", ":")
+LETTERS = 14
+"""So many letters of a legend go into an inch."""
+
 WIDE = 20
 """Costs that differ so much get a logarithmic axis."""
 
@@ -45,7 +48,9 @@ def draw(comparison: Comparison) -> Figure:
     if not comparison.rising and _is_wide(comparison):
         panels[0, 0].set_yscale("log")
     handles, names = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize=8)
+    longest = max(map(len, names)) + 6  # with the line before it
+    ncols = max(1, min(4, len(names), int(LETTERS * figure.get_figwidth()) // longest))
+    figure.legend(handles, names, loc="outside lower center", ncols=ncols, fontsize=8)
     return figure
 
 

@@ -33,6 +33,9 @@ GAINS, VALUES = "RdBu", "viridis"
 LETTERS = 12
 """So many letters of a title fit into an inch."""
 
+NARROW = 14
+"""So many letters of a column's name fit below it."""
+
 
 @dataclass(frozen=True)
 class Heat:
@@ -186,7 +189,7 @@ def _panel(ax: Axes, found: Heat, panel: str, norm: Normalize, colours: Colormap
     grid = np.array([[_shade(found, (panel, row, column), norm) for column in columns] for row in rows])
     ax.imshow(np.ma.masked_invalid(grid), cmap=colours, norm=norm, aspect="auto")
     ax.set_facecolor("#EEEEEE")
-    ax.set_xticks(range(len(columns)), columns)
+    ax.set_xticks(range(len(columns)), [textwrap.fill(column, NARROW) for column in columns])
     ax.set_yticks(range(len(rows)), rows)
     ax.set(xlabel=found.asked.columns, ylabel=found.asked.rows)
     ax.grid(visible=False)

@@ -71,7 +71,7 @@ def names() -> list[str]:
     """Return the papers that come with fedsim.
 
     >>> names()
-    ['curriculum', 'fedamd', 'fedamd-why', 'modest']
+    ['curriculum', 'curriculum-why', 'fedamd', 'fedamd-why', 'modest']
     """
     return sorted(file.parent.name for file in PAPERS.glob(f"*/{PAGE}"))
 

@@ -161,6 +161,20 @@ def test_random_draws_another_pool_in_every_pass():
     assert ClientCurriculum(rounds=30).timing_depends_on_values
 
 
+def test_one_random_order_has_nested_pools_of_the_same_sizes():
+    """So it is told apart who is in a pool, how many are, and how often they are others."""
+    given_ = {"rounds": 30, "order": "random", "seed": 4}
+    _, fixed = play(ClientCurriculum(**given_, redrawn=False), School([0.0] * 20), 5, 150)
+    _, drawn = play(ClientCurriculum(**given_), School([0.0] * 20), 5, 150)
+    _, easy = play(ClientCurriculum(rounds=30), School(range(20)), 5, 150)
+    assert list(map(len, fixed)) == list(map(len, drawn)) == list(map(len, easy))
+    assert all(one == two[: len(one)] for one, two in itertools.pairwise(fixed))
+    assert not all(set(one) <= set(two) for one, two in itertools.pairwise(drawn))
+    assert fixed[0] != easy[0]
+    _, other = play(ClientCurriculum(**{**given_, "seed": 5}, redrawn=False), School([0.0] * 20), 5, 150)
+    assert other[-1] != fixed[-1]
+
+
 def test_a_partial_group_is_kept_or_dropped():
     for partial, sizes in (("keep", [5, 1]), ("drop", [5])):
         select = ClientCurriculum(rounds=30, b=0.3, a=9.0, pacing="step", partial=partial)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import fedsim
 from fedsim.cli.app import app
 from fedsim.errors import ConfigError
-from fedsim.running.build import prepare
+from fedsim.running.build import depends_on_values, make_strategy, prepare
 from fedsim.study import paper
 from fedsim.study.file import load
 
@@ -90,11 +90,12 @@ def test_the_studies_of_papers_are_well_written(file, monkeypatch, tmp_path):
     """A quick one can be run anywhere; the others need their data, and are held to their keys."""
     plan = load(file)
     kinds = {(point.settings.get("method"), point.settings.get("world")): point for point in plan.points()}
+    [(first, home), *_] = kinds
     monkeypatch.setenv("FEDSIM_DATA", str(tmp_path))
-    for point in kinds.values():
+    for (method, world), point in kinds.items():
         experiment = plan.experiment(point)
-        if file.stem.endswith("-quick"):
-            prepare(experiment, dry=True)
+        if file.stem.endswith("-quick") and (method == first or world == home):
+            prepare(experiment, dry=depends_on_values(make_strategy(experiment)) is False)
 
 
 @pytest.mark.parametrize("name", paper.names())
