@@ -64,7 +64,38 @@ class Measure(Block):
         return self
 
 
-class Claim(Measure):
+class Compared(Measure):
+    """What of two sides is compared, seed by seed."""
+
+    target: dict[str, Number] = Field(
+        default_factory=dict,
+        description="a metric and a value; compared is then what it cost to reach it, as a ratio",
+    )
+    equal: Axis | None = Field(
+        default=None,
+        description="of all compared runs of a seed, only what came before the least has spent all that it does of "
+        "this cost",
+    )
+    higher: bool | None = Field(
+        default=None,
+        description="whether more is better; by default as with accuracy, or not as with losses and costs",
+    )
+    ratio: bool = Field(
+        default=False,
+        description="whether the two sides are compared as a ratio, as costs always are, and not as a difference",
+    )
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Compared:
+        if len(self.target) > 1:
+            raise BadValue("target", self.target, "must be one metric and its value")
+        if self.target and self.metric not in (None, *get_args(Axis)):
+            rule = f"must be a cost where there is a target: one of {', '.join(get_args(Axis))}"
+            raise BadValue("metric", self.metric, rule)
+        return self
+
+
+class Claim(Compared):
     """Something that is said of methods, and whether the runs bear it out."""
 
     text: str = Field(description="the claim, in words")
@@ -76,22 +107,9 @@ class Claim(Measure):
     worse: list[Chosen] = Field(
         default=[], description="what it is compared with, seed by seed; without it, by is to be reached"
     )
-    target: dict[str, Number] = Field(
-        default_factory=dict,
-        description="a metric and a value; compared is then what it cost to reach it, as a ratio",
-    )
-    equal: Axis | None = Field(
-        default=None,
-        description="of all compared runs of a seed, only what came before the least has spent all that it does of "
-        "this cost",
-    )
     by: Number | None = Field(
         default=None,
-        description="by how much it is to be better: a difference, or a factor where costs are compared",
-    )
-    higher: bool | None = Field(
-        default=None,
-        description="whether more is better; by default as with accuracy, or not as with losses and costs",
+        description="by how much it is to be better: a difference, or a factor where there is a ratio",
     )
     paper: str = Field(default="", description="what the paper has measured, for the table")
 
@@ -99,13 +117,44 @@ class Claim(Measure):
     def _whole(self) -> Claim:
         if self.by is None and not self.worse:
             raise BadValue("worse", self.worse, "is empty, so that by must say what is to be reached")
-        if len(self.target) > 1:
-            raise BadValue("target", self.target, "must be one metric and its value")
-        if self.target and self.metric not in (None, *get_args(Axis)):
-            rule = f"must be a cost where there is a target: one of {', '.join(get_args(Axis))}"
-            raise BadValue("metric", self.metric, rule)
-        if self.target and self.by is not None and self.by <= 0:
+        if self.ratio and not self.worse:
+            raise BadValue("worse", self.worse, "is empty, so that there is no ratio")
+        if (self.target or self.ratio) and self.by is not None and self.by <= 0:
             raise BadValue("by", self.by, "is a factor here, and must be greater than 0")
+        return self
+
+
+class Map(Compared):
+    """A heat map over two settings: in each cell a number, or by how much some are better than others."""
+
+    rows: str = Field(description="the setting whose values are the rows, such as a dotted key that varies")
+    columns: str = Field(description="the setting whose values are the columns")
+    panels: str | None = Field(
+        default=None, description="a third setting; each of its values gets a panel of its own"
+    )
+    better: list[Chosen] = Field(
+        default=[],
+        description="whose numbers are shown: names of methods, or settings; of several the best of each cell. By "
+        "default all runs of a cell",
+    )
+    worse: list[Chosen] = Field(
+        default=[],
+        description="what they are compared with, seed by seed: the best of these in the same cell, unless they name "
+        "the cell's own settings themselves",
+    )
+    title: str = Field(default="", description="what the map shows, in words")
+    alone: bool = Field(
+        default=False,
+        description="whether a page shows the map and the claims without the curves and the table of each world",
+    )
+
+    @model_validator(mode="after")
+    def _apart(self) -> Map:
+        keys = [key for key in (self.rows, self.columns, self.panels) if key is not None]
+        if len(set(keys)) < len(keys):
+            raise BadValue("columns", self.columns, "rows, columns and panels must be different settings")
+        if self.ratio and not self.worse:
+            raise BadValue("worse", self.worse, "is empty, so that there is no ratio")
         return self
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from fedsim.errors import ConfigError, Problem, did_you_mean
 from fedsim.study.asked import text
 from fedsim.study.claims import Finding
+from fedsim.study.heat import Heat
 from fedsim.study.interval import Interval, mean
 from fedsim.study.measure import QUALITY, quality, rising, taken
 from fedsim.study.ran import COSTS, Ran, setting
@@ -64,6 +65,7 @@ class Comparison:
         totals: the costs whose amount in the whole run is shown.
         tuned: the settings that were tuned, which are no difference between a pair.
         findings: what the runs say of the study's claims.
+        map: the heat map that the study asks for, or None.
     """
 
     by: str
@@ -76,6 +78,7 @@ class Comparison:
     totals: Sequence[str] = ()
     tuned: Sequence[str] = ()
     findings: Sequence[Finding] = ()
+    map: Heat | None = None
 
     @property
     def rising(self) -> bool:
@@ -147,6 +150,7 @@ def compare(
     totals: Sequence[str] = (),
     tuned: Sequence[str] = (),
     findings: Sequence[Finding] = (),
+    map: Heat | None = None,
 ) -> Comparison:
     """Sort runs by what is compared.
 
@@ -161,6 +165,7 @@ def compare(
         totals: the costs whose amount in the whole run is shown.
         tuned: the settings that were tuned; their values are shown, and a pair may differ in them.
         findings: what the runs say of the study's claims.
+        map: the study's heat map, if it asks for one.
 
     Raises:
         ConfigError: if the runs cannot be compared so.
@@ -180,7 +185,7 @@ def compare(
         raise ConfigError(
             [Problem("baseline", baseline, f"is no {by}", did_you_mean(baseline, list(groups)))]
         )
-    return Comparison(by, metric, target, tuple(axes), baseline, groups, notes, totals, tuned, findings)
+    return Comparison(by, metric, target, tuple(axes), baseline, groups, notes, totals, tuned, findings, map)
 
 
 def _measured(runs: Sequence[Ran], metric: str | None) -> tuple[str, list[Ran]]:

@@ -19,7 +19,7 @@ from fedsim.spec.experiment import Experiment
 from fedsim.spec.experiment import load as load_experiment
 from fedsim.spec.explain import explain, locate
 from fedsim.spec.yamlfile import Document, read, write
-from fedsim.study.asked import METHOD, WORLD, Claim, Compare, Measure, concerns, text, wanted
+from fedsim.study.asked import METHOD, WORLD, Chosen, Claim, Compare, Map, Measure, concerns, text, wanted
 
 ZIP = "zip"
 Settings = dict[str, Any]
@@ -56,12 +56,16 @@ class Study(Block):
         default_factory=dict,
         description="dotted keys with lists of values, of which each method gets the best, found with the tuning seed",
     )
+    tune_each: list[str] = Field(
+        default=[], description="those of the keys that vary for whose every value each method is tuned anew"
+    )
     tune_seed: Seed = Field(
         default=0, description="the seed that is tuned with; it is none of those that are compared"
     )
     tune_by: Measure = Field(default=Measure(), description="what the best value is the best by")
     compare: Compare = Field(default_factory=Compare, description="what is compared")
     claims: list[Claim] = Field(default=[], description="what is said of the methods, to be borne out or not")
+    map: Map | None = Field(default=None, description="a heat map of what was found, over two settings")
     claimed: bool = Field(default=False, description="run only what some claim is about")
     title: str = Field(default="", description="what the study is called on a page")
     text: str = Field(default="", description="what it is about, for a page, in Markdown")
@@ -141,12 +145,19 @@ class Plan:
 
     def trials(self) -> list[Point]:
         """Return the runs that are tuned with: each method with each value to choose from."""
+        if not self.study.tune:
+            return []
         grid = [
-            dict(zip(self.study.tune, values, strict=True))
+            {**each, **dict(zip(self.study.tune, values, strict=True)), "seed": self.study.tune_seed}
+            for each in self._each()
             for values in itertools.product(*self.study.tune.values())
         ]
-        seed = {"seed": self.study.tune_seed}
-        return list(filter(self._is_wanted, self._points([{**values, **seed} for values in grid if values])))
+        return list(filter(self._is_wanted, self._points(grid)))
+
+    def _each(self) -> list[Settings]:
+        """Return the settings that are tuned for, each with values of its own."""
+        grid = ({key: point[key] for key in self.study.tune_each} for point in self._grid())
+        return list({str(settings): settings for settings in grid}.values())
 
     def tuned(self, point: Point, values: Settings) -> Point:
         """Return a run with the values that were the best for its method."""
@@ -260,6 +271,10 @@ def _check_keys(study: Study, document: Document) -> None:
                 hint = did_you_mean(block, blocks)
                 error = BadValue("", key, "is no key of an experiment", hint)
                 raise ConfigError([locate(Study, document, group, error)])
+    for place, key in enumerate(study.tune_each):
+        if key == "seed" or key not in groups[("vary",)]:
+            error = BadValue("", key, "must be a key of vary, and not the seed")
+            raise ConfigError([locate(Study, document, ("tune_each", place), error)])
     if study.tune and "seed" in study.vary and study.tune_seed in study.vary["seed"]:
         rule = "is one of the seeds that are compared, which would favour what was tuned with it"
         raise ConfigError([locate(Study, document, (), BadValue("tune_seed", study.tune_seed, rule))])
@@ -277,22 +292,37 @@ def _check_keys(study: Study, document: Document) -> None:
 
 
 def _check_claims(study: Study, document: Document) -> None:
-    """Refuse claims about runs that the study does not have."""
+    """Refuse claims, and a map, about runs that the study does not have."""
     known = {METHOD: list(study.methods), WORLD: list(study.worlds)}
     known |= {key: [text(value) for value in values] for key, values in _axes(study.vary)}
     known = {key: values for key, values in known.items() if values}
-    for number, claim in enumerate(study.claims):
-        for side, chosen in (("better", claim.better), ("worse", claim.worse)):
-            for place, one in enumerate(chosen):
-                for key, value in wanted(one, study.compare.by).items():
-                    if key not in known:
-                        rule, hint = "is no setting of the study", did_you_mean(key, list(known))
-                    elif text(value) not in known[key]:
-                        rule, hint = f"is no {key} of the study", did_you_mean(text(value), known[key])
-                    else:
-                        continue
-                    error = BadValue("", value if key in known else key, rule, hint)
-                    raise ConfigError([locate(Study, document, ("claims", number, side, place), error)])
+    for where, one in _chosen(study):
+        for key, value in wanted(one, study.compare.by).items():
+            if key not in known:
+                rule, hint = "is no setting of the study", did_you_mean(key, list(known))
+            elif text(value) not in known[key]:
+                rule, hint = f"is no {key} of the study", did_you_mean(text(value), known[key])
+            else:
+                continue
+            error = BadValue("", value if key in known else key, rule, hint)
+            raise ConfigError([locate(Study, document, where, error)])
+    axes = () if study.map is None else ("rows", "columns", "panels")
+    for axis in axes:
+        key = getattr(study.map, axis)
+        if key is not None and key not in known:
+            error = BadValue(axis, key, "is no setting of the study", did_you_mean(key, list(known)))
+            raise ConfigError([locate(Study, document, ("map",), error)])
+
+
+def _chosen(study: Study) -> Iterator[tuple[tuple[str | int, ...], Chosen]]:
+    """Yield whom claims and map name, and where they do."""
+    asked: list[tuple[tuple[str | int, ...], Claim | Map]] = [
+        (("claims", number), claim) for number, claim in enumerate(study.claims)
+    ]
+    asked += [] if study.map is None else [(("map",), study.map)]
+    for where, both in asked:
+        for side, chosen in (("better", both.better), ("worse", both.worse)):
+            yield from (((*where, side, place), one) for place, one in enumerate(chosen))
 
 
 def said(file: Path) -> Study:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from fedsim.errors import ConfigError, Problem
 from fedsim.record.files import replaced, write_text
 from fedsim.record.style import STYLE
+from fedsim.study import heat
 from fedsim.study.compare import Comparison, compare
 from fedsim.study.figure import draw
 from fedsim.study.ran import COSTS, Ran
@@ -67,7 +68,9 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
     Raises:
         ConfigError: if they cannot be written.
     """
-    figure = draw(comparison)
+    figures = {"comparison": draw(comparison)}
+    if comparison.map is not None:
+        figures["map"] = heat.draw(comparison.map)
     texts = {
         "md": told(comparison),
         "tex": latex(comparison),
@@ -76,25 +79,28 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for ending in FIGURES:
-            with replaced(out / f"comparison.{ending}", lasting=False) as part:
-                dated = {"Date": None} if ending != "png" else None  # the same runs give the same file
-                if ending == "pdf":
-                    dated = {"CreationDate": None}
-                figure.savefig(part, format=ending, dpi=150, metadata=dated)
+        for name, figure in figures.items():
+            for ending in FIGURES:
+                with replaced(out / f"{name}.{ending}", lasting=False) as part:
+                    dated = {"Date": None} if ending != "png" else None  # the same runs give the same file
+                    if ending == "pdf":
+                        dated = {"CreationDate": None}
+                    figure.savefig(part, format=ending, dpi=150, metadata=dated)
         for ending, text in texts.items():
             write_text(out / f"comparison.{ending}", text, lasting=False)
     except OSError as error:
         raise ConfigError(
             [Problem("out", str(out), f"cannot be written ({error.strerror or error})")]
         ) from error
-    return [out / f"comparison.{ending}" for ending in (*texts, *FIGURES)]
+    drawn = [out / f"{name}.{ending}" for name in figures for ending in FIGURES]
+    return [*(out / f"comparison.{ending}" for ending in texts), *drawn]
 
 
 def told(comparison: Comparison) -> str:
-    """Return the table, and what the runs say of the study's claims, as Markdown."""
-    claims = f"\n{lines(*verdicts(comparison.findings))}" if comparison.findings else ""
-    return markdown(comparison) + claims
+    """Return the table, the map, and what the runs say of the study's claims, as Markdown."""
+    grids = [heat.table(comparison.map)] if comparison.map is not None else []
+    grids += [verdicts(comparison.findings)] if comparison.findings else []
+    return markdown(comparison) + "".join(f"\n{lines(*one)}" for one in grids)
 
 
 def page(comparison: Comparison) -> str:
@@ -109,6 +115,9 @@ def page(comparison: Comparison) -> str:
         rows=rows,
         verdicts=verdicts(comparison.findings) if comparison.findings else None,
         curves=curves(comparison),
+        map=None
+        if comparison.map is None
+        else (_svg(heat.draw(comparison.map)), *heat.table(comparison.map)),
         costs=_listed([COSTS[axis][2] for axis in comparison.axes]),
         count=sum(len(group) for group in comparison.groups.values()),
         runs=[(name, ran.path.name, ran.summary.get("run_hash")) for name, group in groups for ran in group],
@@ -118,8 +127,12 @@ def page(comparison: Comparison) -> str:
 @rc_context(STYLE)
 def curves(comparison: Comparison) -> str:
     """Return the figure as an SVG in base 64."""
+    return _svg(draw(comparison))
+
+
+def _svg(figure: Figure) -> str:
     drawn = io.BytesIO()
-    draw(comparison).savefig(drawn, format="svg", metadata={"Date": None})
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
     return base64.b64encode(drawn.getvalue()).decode()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
+from matplotlib.figure import Figure
 from pydantic import Field, ValidationError
 
 from fedsim.errors import ConfigError, Problem, did_you_mean
@@ -15,6 +16,7 @@ from fedsim.record.files import replaced, write_text
 from fedsim.spec.blocks import Block
 from fedsim.spec.explain import explain
 from fedsim.spec.yamlfile import read
+from fedsim.study import heat
 from fedsim.study.asked import WORLD
 from fedsim.study.claims import FEWEST, Finding, findings
 from fedsim.study.compare import Comparison, compare
@@ -103,6 +105,7 @@ class Section:
         found: what the runs say of the claims.
         hashes: lines of a table: what was run, and the hash of each seed's run.
         failed: what broke, by reason.
+        map: the heat map that the study asks for, or None.
     """
 
     study: Study
@@ -110,12 +113,20 @@ class Section:
     found: list[Finding]
     hashes: list[list[str]]
     failed: list[str]
+    map: heat.Heat | None = None
 
     @property
     def figures(self) -> dict[str, str]:
-        """The names of the figures' files, by world."""
+        """The names of the figures' files, by world; none where the map says it alone."""
+        if self.map is not None and self.map.asked.alone:
+            return {}
         worlds = {world: f"-{number}" if world else "" for number, world in enumerate(self.parts, 1)}
         return {world: f"{self.study.name}{end}.png" for world, end in worlds.items()}
+
+    def draw(self) -> dict[str, Figure]:
+        """Return the figures by the names of their files."""
+        found = {name: draw(self.parts[world]) for world, name in self.figures.items()}
+        return found if self.map is None else {**found, f"{self.study.name}-map.png": heat.draw(self.map)}
 
 
 def section(file: Path, out: Path, outcomes: Sequence[Outcome]) -> Section:
@@ -144,7 +155,9 @@ def section(file: Path, out: Path, outcomes: Sequence[Outcome]) -> Section:
             present = {str(one.settings.get(by)) for one in here}
             base = said.baseline if said.baseline in present else None
             parts[world] = compare(here, by, metric, target, said.x, base, **asked)
-    return Section(study, parts, findings(study.claims, some, by), list(_hashes(some)), failed)
+    found = findings(study.claims, some, by)
+    map = None if study.map is None else heat.heat(study.map, some, by)
+    return Section(study, parts, found, list(_hashes(some)), failed, map)
 
 
 def _hashes(some: Sequence[Ran]) -> Iterator[list[str]]:
@@ -175,13 +188,14 @@ def write(paper: Paper, sections: Sequence[Section], quick: bool, out: Path) -> 
     text = environment.get_template("paper.md").render(
         paper=paper, page=paper.page, sections=sections, quick=quick, full=[_told(plan) for plan in full],
         fewest=FEWEST, table=markdown, verdicts=lambda found: lines(*verdicts(found)), lines=lines,
+        map=lambda found: lines(*heat.table(found)),
     )  # fmt: skip
     try:
         out.mkdir(parents=True, exist_ok=True)
         for one in sections:
-            for world, name in one.figures.items():
+            for name, figure in one.draw().items():
                 with replaced(out / name, lasting=False) as part:
-                    draw(one.parts[world]).savefig(part, format="png", dpi=100)
+                    figure.savefig(part, format="png", dpi=100)
         write_text(out / f"{paper.name}.md", text, lasting=False)
     except OSError as error:
         raise ConfigError(

@@ -19,8 +19,8 @@ def schema(kind: str = "experiment") -> dict[str, Any]:
         ConfigError: for another kind.
 
     >>> sorted(schema("study")["properties"])  # doctest: +NORMALIZE_WHITESPACE
-    ['base', 'claimed', 'claims', 'compare', 'methods', 'name', 'set', 'text', 'title', 'tune', 'tune_by', 'tune_seed',
-     'vary', 'worlds']
+    ['base', 'claimed', 'claims', 'compare', 'map', 'methods', 'name', 'set', 'text', 'title', 'tune', 'tune_by',
+     'tune_each', 'tune_seed', 'vary', 'worlds']
     """
     makers = {"experiment": experiment, "study": study}
     if kind not in makers:

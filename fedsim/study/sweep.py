@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from fedsim.errors import BadValue, ConfigError, FedsimError, NotFiniteError, Problem, StalledError
 from fedsim.record.files import to_json, write_text
 from fedsim.spec.experiment import Experiment
-from fedsim.study.asked import METHOD, WORLD, Measure
+from fedsim.study.asked import METHOD, WORLD, Measure, text
 from fedsim.study.file import Plan, Point, Settings, Study, dump, said
 from fedsim.study.measure import number as number_of
 from fedsim.study.measure import quality, rising
@@ -36,8 +36,8 @@ Run = Callable[..., Any]
 Advance = Callable[[Sequence[Callable[[], Any]], int], Iterator[tuple[int, Callable[[], Any]]]]
 """Lets runs advance together, all with so many threads; handed in for the same reason."""
 
-Tried = tuple[str | None, str | None]
-"""A method and a world."""
+Tried = tuple[str | None, ...]
+"""A method, a world, and whatever else it is tuned for."""
 
 Ways = tuple[Run, Run]
 """How to run, and how to go on with what was stopped."""
@@ -111,7 +111,7 @@ def sweep(
         ways = run, resume
         how = _How(ways, jobs, together, retry, told)
         best = _tune(plan, how, folder)
-        points = [plan.tuned(point, best.get(_tried(point), {})) for point in points]
+        points = [plan.tuned(point, best.get(_tried(plan, point), {})) for point in points]
         return _Sweep(plan, how, folder).do(points)
 
 
@@ -133,10 +133,11 @@ def _tune(plan: Plan, how: _How, folder: Path) -> dict[Tried, Settings]:
         return {}
     best: dict[Tried, tuple[float, Settings]] = {}
     for outcome in _Sweep(plan, how, folder / "tuning").do(trials):
-        score, who = _score(outcome, plan.study.tune_by), _tried(outcome.point)
+        score, who = _score(outcome, plan.study.tune_by), _tried(plan, outcome.point)
         if score is not None and (who not in best or score > best[who][0]):
             best[who] = score, {key: outcome.point.settings[key] for key in plan.study.tune}
-    missing = dict.fromkeys(_name(_tried(point)) for point in trials if _tried(point) not in best)
+    tried = dict.fromkeys(_tried(plan, point) for point in trials)
+    missing = [_name(who) for who in tried if who not in best]
     if missing:
         reason = f"no run of {', '.join(missing)} came to an end, so that nothing could be chosen"
         raise ConfigError([Problem("tune", str(dict(plan.study.tune)), reason)])
@@ -145,9 +146,10 @@ def _tune(plan: Plan, how: _How, folder: Path) -> dict[Tried, Settings]:
     return chosen
 
 
-def _tried(point: Point) -> Tried:
-    """Return what gets a value of its own: a method in a world."""
-    return point.settings.get(METHOD), point.settings.get(WORLD)
+def _tried(plan: Plan, point: Point) -> Tried:
+    """Return what gets a value of its own: a method in a world, and with whatever else it is tuned for."""
+    each = (f"{key}={text(point.settings[key])}" for key in plan.study.tune_each)
+    return point.settings.get(METHOD), point.settings.get(WORLD), *each
 
 
 def _name(who: Tried) -> str:
@@ -381,9 +383,9 @@ def only_of(texts: Iterable[str]) -> Settings:
         BadValue: for what is not KEY=VALUE.
     """
     found = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
+    for one in texts:
+        key, equals, value = one.partition("=")
         if not (key and equals):
-            raise BadValue("--only", text, "must be KEY=VALUE")
+            raise BadValue("--only", one, "must be KEY=VALUE")
         found[key] = value
     return found

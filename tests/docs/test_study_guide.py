@@ -40,7 +40,7 @@ def run(folder: Path, *words: str) -> str:
 
 
 def test_what_to_compare_with_joins_the_study(folder: Path) -> None:
-    study, _, _, more = (yaml.safe_load(block) for block in blocks("yaml"))
+    study, *_, more = (yaml.safe_load(block) for block in blocks("yaml"))
     study["methods"] |= more["methods"]
     (folder / "study.yaml").write_text(yaml.safe_dump(study))
     plan = load(folder / "study.yaml")
@@ -51,12 +51,20 @@ def test_what_to_compare_with_joins_the_study(folder: Path) -> None:
 
 
 def test_its_claims_and_its_page_are_of_this_study(folder: Path) -> None:
-    study, claims, page, _ = (yaml.safe_load(block) for block in blocks("yaml"))
+    study, claims, _, page, _ = (yaml.safe_load(block) for block in blocks("yaml"))
     worlds = {"IID": {}}  # one of the texts names it
     (folder / "study.yaml").write_text(yaml.safe_dump(study | claims | {"worlds": worlds}))
     assert len(load(folder / "study.yaml").study.claims) == 3
     (folder / "roots.yaml").write_text(yaml.safe_dump(page))
     assert [file.name for file in find(str(folder / "roots.yaml")).studies(quick=False)] == ["study.yaml"]
+
+
+def test_its_map_is_of_this_study_and_tuned_cell_by_cell(folder: Path) -> None:
+    study, _, more, *_ = (yaml.safe_load(block) for block in blocks("yaml"))
+    plan = load({**study, **more})
+    cells, methods, seeds = 3 * 3, 5, 3
+    assert len(plan.points()) == cells * methods * seeds
+    assert len(plan.trials()) == cells * methods * len(more["tune"]["strategy.local.lr"])
 
 
 @pytest.mark.slow
