@@ -151,8 +151,8 @@ def reproduce(
     """Run the studies of a paper that have not been run, and write the page that says what became of its claims.
 
     Args:
-        name: ``"curriculum"``, ``"fedamd"`` or ``"modest"``, or the file of a page of one's own; see
-            :class:`fedsim.study.paper.Page`.
+        name: such as ``"curriculum"``, ``"fedamd"``, ``"modest"`` or ``"beyond"``, or the file of a page of one's own;
+            see :class:`fedsim.study.paper.Page`.
         quick: run the small studies on data that need no files.
         out: the folder for the page; None is ``docs/papers`` in a clone of fedsim, and ``papers`` elsewhere.
         runs: the folder for the studies.

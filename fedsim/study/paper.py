@@ -40,6 +40,9 @@ class Page(Block):
     source: str = Field(description="the paper, or whatever else the claims are from")
     claim: str = Field(description="what is claimed, in Markdown")
     differs: str = Field(description="what was run, and how it differs from the paper, in Markdown")
+    conclusion: str = Field(
+        default="", description="what the quick studies come to, in words, in Markdown; the whole ones may say else"
+    )
     quick: list[str] = Field(default=[], description="study files for a few minutes, seen from this file")
     full: list[str] = Field(default=[], description="the whole studies, seen from this file")
     checked: list[str] = Field(
@@ -67,10 +70,10 @@ class Paper:
 
 
 def names() -> list[str]:
-    """Return the papers that come with fedsim.
+    """Return the pages that come with fedsim.
 
-    >>> names()
-    ['curriculum', 'fedamd', 'modest']
+    >>> {"beyond", "curriculum", "fedamd", "modest"} <= set(names())
+    True
     """
     return sorted(file.parent.name for file in PAPERS.glob(f"*/{PAGE}"))
 
