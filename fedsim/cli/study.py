@@ -111,7 +111,9 @@ def compare(
 def reproduce(
     name: Annotated[
         str,
-        typer.Argument(metavar="PAPER", help="beyond, curriculum, fedamd, modest or modest-why, or your own page's file."),
+        typer.Argument(
+            metavar="PAPER", help="beyond, curriculum, fedamd or modest, or the file of your own page."
+        ),
     ],
     quick: Annotated[bool, typer.Option("--quick", help="Small studies on data that need no files.")] = False,
     out: Annotated[

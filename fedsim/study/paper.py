@@ -41,7 +41,8 @@ class Page(Block):
     claim: str = Field(description="what is claimed, in Markdown")
     differs: str = Field(description="what was run, and how it differs from the paper, in Markdown")
     conclusion: str = Field(
-        default="", description="what the quick studies come to, in words, in Markdown; the whole ones may say else"
+        default="",
+        description="what the quick studies come to, in words, in Markdown; the whole ones may say else",
     )
     quick: list[str] = Field(default=[], description="study files for a few minutes, seen from this file")
     full: list[str] = Field(default=[], description="the whole studies, seen from this file")

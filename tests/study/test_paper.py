@@ -139,7 +139,7 @@ HEADLINES = {
         "goes on to the end (550 s) with two aggregators that need 0.6 of a sample",
     ],
 }
-"""What the page of every paper must be able to say of it: the mean is as claimed, and so are more than half of the seeds."""
+"""What a paper's page must be able to say of it: the mean is as claimed, and so are more than half of the seeds."""
 
 
 @pytest.mark.slow
