@@ -21,6 +21,9 @@ from types import ModuleType
 from typing import Any
 
 PREFIX = "_beside_"
+DIGEST = "__sha256__"
+"""What a module of a place knows of its file as it was imported; the file may be changed since."""
+
 _OWN_NAME = re.compile(rf"\b{PREFIX}[0-9a-f]+\.?")
 
 
@@ -73,6 +76,28 @@ class Place:
                 above = next(folder for folder in self.folders if Path(folder) in Path(file).parents)
                 found.append((Path(file), Path(file).relative_to(above)))
         return sorted(found)
+
+    def code(self) -> dict[str, str]:
+        """Return the SHA-256 of each module that was imported from these folders, as it was then, by its path there."""
+        prefix = f"{self.name}."
+        loaded = {
+            one.__file__: vars(one).get(DIGEST)
+            for name, one in list(sys.modules.items())
+            if name.startswith(prefix)
+        }
+        return {
+            path.as_posix(): digest
+            for file, path in self.files()
+            if (digest := loaded.get(str(file))) is not None
+        }
+
+    def has(self, code: Mapping[str, str]) -> bool:
+        """Tell whether all these modules are in these folders as they were; ``code`` is of :meth:`code`."""
+        return all(self._digest(path) == digest for path, digest in code.items())
+
+    def _digest(self, path: str) -> str | None:
+        found = (file for folder in self.folders if (file := Path(folder, path)).is_file())
+        return next(map(_digest, found), None)
 
     def explain(self, error: BaseException) -> str:
         """Return what went wrong in an import, and the last line in these folders that led there."""
@@ -161,7 +186,12 @@ class _Loader(SourceFileLoader):
             "__import__": _PLACES[module.__name__.partition(".")[0]].importer
         }
         module.__dict__["__builtins__"] = own
+        module.__dict__[DIGEST] = _digest(Path(self.path))
         super().exec_module(module)
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _there(top: str) -> ModuleSpec | None:

@@ -18,6 +18,7 @@ from fedsim.study import file as studies
 from fedsim.study import results as tables
 from fedsim.study import sweep as sweeps
 from fedsim.study.asked import Compare as Wishes
+from fedsim.study.ran import setting
 from fedsim.study.results import results
 from fedsim.study.sweep import Outcome, Told
 
@@ -122,15 +123,21 @@ def compare(
     if target is None and metric is None and said.target:
         metric, target = next(iter(said.target.items()))
     found, notes = tables.found(*runs)
-    by = by or (said.by if said.by in found[0].settings else next(iter(found[0].settings)))
+    by = by or (said.by if said.by in found[0].settings else next(iter(found[0].settings), tables.RUN))
     asked: dict[str, Any] = {"totals": said.totals, "tuned": list(study.tune) if study else []}
     asked["findings"] = _late("study.claims").findings(study.claims, found, said.by) if study else []
     asked["map"] = _late("study.heat").heat(study.map, found, said.by) if study and study.map else None
     found = [one for one in found if sweeps.has(one.settings, only or {})]
     if not found:
         raise ConfigError([Problem("only", str(dict(only or {})), "no run has these settings")])
+    found = tables.told_by(found, by)
+    baseline = baseline or (said.baseline if by == said.by else None)
+    here = {setting(one, by) for one in found}
+    if study and baseline in study.names(by) and baseline not in here:
+        notes.append(f"no ratios, as there is no run of {baseline} here")
+        baseline = None
     asked |= {"by": by, "metric": metric, "target": target, "axes": x or said.x}
-    asked |= {"baseline": baseline or said.baseline, "notes": [*notes, *tables.other_data(found)]}
+    asked |= {"baseline": baseline, "notes": [*notes, *tables.remarks(found, by)]}
     comparison: Shown = _late("study.page").shown(found, **asked)
     for note in comparison.notes:
         log.warning("%s", note)

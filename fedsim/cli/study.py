@@ -15,7 +15,8 @@ from fedsim.cli import show
 from fedsim.cli.options import StoreOf, StoreSize
 from fedsim.errors import BadValue, ConfigError, Problem
 from fedsim.machine import cores
-from fedsim.study.sweep import FAILED, only_of
+from fedsim.study.kept import FAILED
+from fedsim.study.sweep import only_of
 
 if TYPE_CHECKING:
     from fedsim.studies import Outcome
@@ -112,7 +113,8 @@ def reproduce(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="PAPER", help="beyond, curriculum, fedamd or modest, or the file of your own page."
+            metavar="PAPER",
+            help="beyond, curriculum, fedamd, fedamd-why or modest, or the file of your own page.",
         ),
     ],
     quick: Annotated[bool, typer.Option("--quick", help="Small studies on data that need no files.")] = False,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedsim.beside import place
 from fedsim.errors import MISSING, BadValue, ConfigError, Problem, RunError, short
 from fedsim.learn.book import Book
 from fedsim.learn.engines.device import find_device
@@ -218,6 +219,8 @@ def origin_of(setup: Setup) -> dict[str, Any]:
     learner = setup.learner
     known = {"format": FORMAT, "version": __version__, "timing_only": learner.dry}
     known["experiment"] = json.loads(setup.experiment.model_dump_json(exclude={"beside"}))
+    if code := place(setup.experiment.folder).code():
+        known["code"] = code
     if not learner.dry:
         clients = [learner.names.client(client) for client in range(len(learner.sizes))]
         known["data"] = learner.book.name(learner.names.test, *clients).hex()

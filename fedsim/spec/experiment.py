@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from fedsim import parts
-from fedsim.errors import BadValue, ConfigError, FedsimError
+from fedsim.errors import MISSING, BadValue, ConfigError, FedsimError, Problem
 from fedsim.places import of_error
 from fedsim.ranges import Count, Duration, NonNegative, Number, Seed, Threads, Whole
 from fedsim.spec.blocks import Block, Constant, Draw, OpenBlock, Part, matching
@@ -373,6 +373,9 @@ def load(
         if inner and isinstance(part, Part):  # a parameter of the default part
             document.data.setdefault(block, part.name)
         document.set(key, value if isinstance(value, str) else _plain(value))
+    if "base" in document.data and not {"data", "strategy"} & document.data.keys():
+        hint = "fedsim sweep runs what it varies"
+        raise ConfigError([Problem("", MISSING, "is a study and no experiment", hint, document.name)])
     try:
         experiment = Experiment.model_validate(
             {"name": re.sub(r"[^A-Za-z0-9_.-]+", "-", stem), **document.data}

@@ -165,8 +165,19 @@ def concerns(chosen: Chosen, settings: Mapping[str, Any], by: str) -> bool:
     (True, False)
     """
     return all(
-        key in settings and text(settings[key]) == text(value) for key, value in wanted(chosen, by).items()
+        key in settings and is_meant(settings[key], value) for key, value in wanted(chosen, by).items()
     )
+
+
+def is_meant(value: Any, asked: Any) -> bool:
+    """Tell whether a value of a setting is the one that is asked for, in full, as text, or a block by its name alone.
+
+    >>> block = {"name": "tree", "branching": 2}
+    >>> [is_meant(block, asked) for asked in ("tree", "tree (branching 2)", block, "ring")], is_meant(True, "true")
+    ([True, True, True, False], True)
+    """
+    name = value.get("name") if isinstance(value, dict) else None
+    return asked == name or text(asked).lower() in (text(value).lower(), str(value).lower())
 
 
 def wanted(chosen: Chosen, by: str) -> dict[str, Any]:
@@ -179,9 +190,12 @@ def wanted(chosen: Chosen, by: str) -> dict[str, Any]:
 
 
 def text(value: Any) -> str:
-    """Return a value of a setting as text: a block by its name.
+    """Return a value of a setting as text: a block by its name, and by what else it says.
 
-    >>> text({"name": "ring"}), text(0.5)
-    ('ring', '0.5')
+    >>> text({"name": "ring"}), text({"name": "tree", "branching": 2}), text(0.5)
+    ('ring', 'tree (branching 2)', '0.5')
     """
-    return str(value.get("name", value)) if isinstance(value, dict) else str(value)
+    if not isinstance(value, dict) or "name" not in value:
+        return str(value)
+    rest = ", ".join(f"{key} {text(inner)}" for key, inner in value.items() if key != "name")
+    return f"{value['name']} ({rest})" if rest else str(value["name"])

@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedsim.errors import ConfigError, Problem, did_you_mean
-from fedsim.study.asked import text
+from fedsim.study.asked import METHOD, text
 from fedsim.study.claims import Finding
 from fedsim.study.heat import Heat
 from fedsim.study.interval import Interval, mean
 from fedsim.study.measure import QUALITY, quality, rising, taken
 from fedsim.study.ran import COSTS, Ran, setting
+
+STRATEGY = ("strategy", "strategy.name")
+"""What says the same as the method, and is no difference between a pair either."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,7 @@ class Comparison:
         """Return the geometric mean of the ratios to the baseline's runs that are alike in all else."""
         if self.baseline is None or name == self.baseline or self.target is None:
             return {}
-        rest = [self.by, "name", *self.tuned]
+        rest = [self.by, "name", *self.tuned, *([METHOD] if self.by in STRATEGY else [])]
         theirs = {
             _rest(ran, rest): one
             for ran, one in zip(self.groups[self.baseline], came[self.baseline], strict=True)

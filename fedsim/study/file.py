@@ -5,21 +5,33 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from fedsim.errors import BadValue, ConfigError, Problem, did_you_mean
+from fedsim.errors import MISSING, BadValue, ConfigError, Problem, did_you_mean
 from fedsim.ranges import Seed
 from fedsim.spec.blocks import Block
 from fedsim.spec.experiment import Experiment
 from fedsim.spec.experiment import load as load_experiment
 from fedsim.spec.explain import explain, locate
 from fedsim.spec.yamlfile import Document, read, write
-from fedsim.study.asked import METHOD, WORLD, Chosen, Claim, Compare, Map, Measure, concerns, text, wanted
+from fedsim.study.asked import (
+    METHOD,
+    WORLD,
+    Chosen,
+    Claim,
+    Compare,
+    Map,
+    Measure,
+    concerns,
+    is_meant,
+    text,
+    wanted,
+)
 
 ZIP = "zip"
 Settings = dict[str, Any]
@@ -70,6 +82,14 @@ class Study(Block):
     title: str = Field(default="", description="what the study is called on a page")
     text: str = Field(default="", description="what it is about, for a page, in Markdown")
 
+    @field_validator("tune")
+    @classmethod
+    def _choices(cls, tune: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for key, values in tune.items():
+            if not values:
+                raise BadValue(key, values, "is empty, so that there is nothing to choose from")
+        return tune
+
     @field_validator("vary")
     @classmethod
     def _lists(cls, vary: dict[str, Any]) -> dict[str, Any]:
@@ -78,10 +98,29 @@ class Study(Block):
                 raise BadValue(key, values, "must be a list of values")
             if not values:
                 raise BadValue(key, values, "is empty, so that there is nothing to run")
+            if key not in vary.get(ZIP, {}) and (twice := _twice(values)):
+                raise BadValue(
+                    key, twice[0], "is there twice; a run that counts twice makes intervals too narrow"
+                )
         lengths = {key: len(values) for key, values in vary.get(ZIP, {}).items()}
         if len(set(lengths.values())) > 1:
             raise BadValue(ZIP, vary[ZIP], f"its lists go in step, and have different lengths: {lengths}")
         return vary
+
+    def names(self, key: str) -> list[str]:
+        """Return the values of a setting, as text, whether or not they have run."""
+        known: dict[str, Iterable[Any]] = {METHOD: self.methods, WORLD: self.worlds, **dict(_axes(self.vary))}
+        return [text(value) for value in known.get(key, ())]
+
+
+def _twice(values: Sequence[Any]) -> list[Any]:
+    """Return the values that are there before: ``1`` and ``1.0`` are the same, ``1`` and ``true`` are not.
+
+    >>> _twice([1, True, {"name": "ring"}, 1.0])
+    [1.0]
+    """
+    known = [(isinstance(value, bool), value) for value in values]
+    return [value for place, (_, value) in enumerate(known) if known[place] in known[:place]]
 
 
 def _axes(vary: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -172,9 +211,12 @@ class Plan:
         try:
             return load_experiment(self.source, {**self.more, **point.changes})
         except ConfigError as error:
-            at = f"{self.document.name}: {point.label}" if self.document.name else point.label
-            problems = [Problem(p.key, p.value, p.rule, p.hint, at) for p in error.problems]
+            problems = [Problem(p.key, p.value, p.rule, p.hint, self.place(point)) for p in error.problems]
             raise ConfigError(problems) from error
+
+    def place(self, point: Point) -> str:
+        """Return where a mistake is said to be: in which run of which file."""
+        return f"{self.document.name}: {point.label}" if self.document.name else point.label
 
     def _points(self, grid: Sequence[Settings]) -> list[Point]:
         methods = [{METHOD: name} for name in self.study.methods] or [{}]
@@ -239,6 +281,9 @@ def load(source: str | Path | Mapping[str, Any], more: Mapping[str, Any] | None 
         else (read(source), Path(source).stem)
     )
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem)
+    if "base" not in document.data and "strategy" in document.data:
+        hint = "fedsim run runs it, and a study names it as its base"
+        raise ConfigError([Problem("", MISSING, "is an experiment and no study", hint, document.name)])
     try:
         study = Study.model_validate({"name": name, **document.data})
     except ValidationError as error:
@@ -293,15 +338,16 @@ def _check_keys(study: Study, document: Document) -> None:
 
 def _check_claims(study: Study, document: Document) -> None:
     """Refuse claims, and a map, about runs that the study does not have."""
-    known = {METHOD: list(study.methods), WORLD: list(study.worlds)}
-    known |= {key: [text(value) for value in values] for key, values in _axes(study.vary)}
+    known: dict[str, list[Any]] = {METHOD: list(study.methods), WORLD: list(study.worlds)}
+    known |= dict(_axes(study.vary))
     known = {key: values for key, values in known.items() if values}
     for where, one in _chosen(study):
         for key, value in wanted(one, study.compare.by).items():
             if key not in known:
                 rule, hint = "is no setting of the study", did_you_mean(key, list(known))
-            elif text(value) not in known[key]:
-                rule, hint = f"is no {key} of the study", did_you_mean(text(value), known[key])
+            elif not any(is_meant(own, value) for own in known[key]):
+                rule = f"is no {key} of the study"
+                hint = did_you_mean(text(value), list(map(text, known[key])))
             else:
                 continue
             error = BadValue("", value if key in known else key, rule, hint)

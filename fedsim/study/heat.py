@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from fedsim.errors import ConfigError, Problem
 from fedsim.record.style import STYLE, WIDE_SPREAD
 from fedsim.study.asked import Chosen, Claim, Map, text, wanted
 from fedsim.study.claims import NONE, Finding, findings, shown
+from fedsim.study.measure import quality
 from fedsim.study.ran import Ran, setting
 
 Where = tuple[str, str, str]
@@ -28,6 +30,9 @@ NEVER = 1e9
 
 GAINS, VALUES = "RdBu", "viridis"
 
+LETTERS = 12
+"""So many letters of a title fit into an inch."""
+
 
 @dataclass(frozen=True)
 class Heat:
@@ -35,11 +40,13 @@ class Heat:
 
     Args:
         asked: what was asked.
+        metric: what was measured, or what it cost.
         cells: what was found, by :data:`Where`; those without runs are not there.
         chosen: by the same, who was the best of each side there, as text.
     """
 
     asked: Map
+    metric: str
     cells: Mapping[Where, Finding]
     chosen: Mapping[Where, tuple[str, str]]
 
@@ -82,7 +89,8 @@ def heat(asked: Map, runs: Sequence[Ran], by: str = "method") -> Heat:
             chosen[where] = _names(best.claim.better, here, by), _names(best.claim.worse, here, by)
     if not cells:
         raise ConfigError([Problem("map", asked.rows, "no cell has a run of what is compared")])
-    return Heat(asked, cells, chosen)
+    metric = asked.metric or ("rounds" if asked.target else quality(runs) or "value")
+    return Heat(asked, metric, cells, chosen)
 
 
 def _where(asked: Map, ran: Ran) -> Where:
@@ -135,7 +143,7 @@ def _told(found: Heat, where: Where) -> str:
         return NONE
     mine, theirs = found.chosen[where]
     names = [mine] if len(found.asked.better) > 1 else []
-    names += [f"against {theirs}"] if len(found.asked.worse) > 1 else []
+    names += [f"against {theirs}"] if theirs and len(found.asked.worse) > 1 else []
     return f"{_text(found.cells[where])} {' '.join(names)}".rstrip()
 
 
@@ -164,9 +172,12 @@ def draw(found: Heat) -> Figure:
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, shrink=0.9)
+    bar.ax.yaxis.set_major_formatter("{x:g}")
+    bar.ax.yaxis.set_minor_formatter("")
     bar.set_label(_measured(found), fontsize=8)
     if found.asked.title:
-        figure.suptitle(found.asked.title, x=0.01, ha="left", fontsize=9)
+        lines = textwrap.wrap(found.asked.title, int(LETTERS * figure.get_figwidth()))
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=9)
     return figure
 
 
@@ -239,8 +250,8 @@ def _is_sure(found: Heat, cell: Finding) -> bool:
 
 def _measured(found: Heat) -> str:
     """Return what the colours are of."""
-    asked = found.asked
-    metric = asked.metric or ("rounds" if asked.target else "")
-    goal = "".join(f" to {name} {value:g}" for name, value in asked.target.items())
-    name = f"{metric}{goal}".replace("_", " ") or "value"
-    return name if not asked.worse else f"{name}, times better" if found.is_ratio else f"{name}, better by"
+    goal = "".join(f" to {name} {value:g}" for name, value in found.asked.target.items())
+    name = f"{found.metric}{goal}".replace("_", " ")
+    return (
+        name if not found.asked.worse else f"{name}, times better" if found.is_ratio else f"{name}, better by"
+    )

@@ -40,10 +40,7 @@ class Page(Block):
     source: str = Field(description="the paper, or whatever else the claims are from")
     claim: str = Field(description="what is claimed, in Markdown")
     differs: str = Field(description="what was run, and how it differs from the paper, in Markdown")
-    conclusion: str = Field(
-        default="",
-        description="what the quick studies come to, in words, in Markdown; the whole ones may say else",
-    )
+    found: str = Field(default="", description="what it comes to, in Markdown; numbers stand in the tables")
     quick: list[str] = Field(default=[], description="study files for a few minutes, seen from this file")
     full: list[str] = Field(default=[], description="the whole studies, seen from this file")
     checked: list[str] = Field(

@@ -29,7 +29,7 @@ TOTALS = {name: title for name, (_, _, title) in COSTS.items()} | {"wasted": "1,
 """What is known of whole runs, and what it is called."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays cannot be told equal; a run is itself
 class Ran:
     """A run as it is compared with others.
 

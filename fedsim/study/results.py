@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,11 +15,20 @@ from fedsim.record.store import FILE, facts
 from fedsim.spec.yamlfile import flat
 from fedsim.spec.yamlfile import read as read_yaml
 from fedsim.study.file import Point
-from fedsim.study.ran import Ran, ran
-from fedsim.study.sweep import DONE, FAILED, POINTS
+from fedsim.study.kept import DONE, FAILED, POINTS
+from fedsim.study.ran import Ran, ran, setting
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+RUN = "run"
+"""The setting that every run has: its own name."""
+
+ALIKE = ("name", "seed", "data.", "compute.", "record.", "beside")
+"""What may differ between runs that are averaged, or is spoken of elsewhere."""
+
+MOST = 5
+"""So much is said of what sets runs apart."""
 
 
 def runs(*folders: str | Path) -> list[Ran]:
@@ -63,22 +73,65 @@ def found(*folders: str | Path) -> tuple[list[Ran], list[str]]:
     return whole, notes
 
 
-def other_data(runs: Sequence[Ran]) -> list[str]:
-    """Say in a line what sets the data of runs apart without being one of their settings, if anything does."""
+def remarks(runs: Sequence[Ran], by: str) -> list[str]:
+    """Say what sets runs apart, in their data or among those that are averaged, without being one of their settings.
+
+    Args:
+        runs: what is compared.
+        by: the setting whose values are compared.
+    """
     known = {key for one in runs for key in one.settings}
     origins = [facts(one.path).get("origin") or {} for one in runs]
-    blocks = [dict(flat({"data": one["experiment"]["data"]})) for one in origins if "experiment" in one]
-    said = {
-        key: dict.fromkeys(short(block.get(key)) for block in blocks) for block in blocks for key in block
-    }
-    apart = [
-        f"{key} is {' or '.join(values)}"
-        for key, values in said.items()
-        if len(values) > 1 and key not in known
+    given = [dict(flat(one.get("experiment", {}))) for one in origins]
+    apart = _apart(given, lambda key: key.startswith("data.") and key not in known)
+    data = (
+        [] if known & {"data", "data.name"} else [f"{key} is {' or '.join(values)}" for key, values in apart]
+    )
+    said = [f"these runs have other data: {', '.join(data[:3])}"] if data else []
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for one, block in zip(runs, given, strict=True):
+        if "name" in one.settings:  # of no study, which would have said what it averages over
+            groups.setdefault(setting(one, by), []).append(block)
+    for name, blocks in groups.items():
+        for key, values in _apart(blocks, lambda key: not key.startswith(ALIKE) and key not in (*known, by)):
+            said.append(
+                f"averaged within {name}, though {key} is {' or '.join(values)}; --by {key} keeps them apart"
+            )
+    return said[:MOST]
+
+
+def _apart(blocks: Sequence[dict[str, Any]], counts: Callable[[str], bool]) -> list[tuple[str, list[str]]]:
+    """Return the keys that have several values, and these as text."""
+    blocks = [block for block in blocks if block]
+    keys = dict.fromkeys(key for block in blocks for key in block if counts(key))
+    said = {key: dict.fromkeys(short(block.get(key)) for block in blocks) for key in keys}
+    return [(key, list(values)) for key, values in said.items() if len(values) > 1]
+
+
+def told_by(runs: Sequence[Ran], key: str) -> list[Ran]:
+    """Return runs that know a setting, also one that only their experiments know: a dotted key, or ``run``."""
+    if all(key in one.settings for one in runs):
+        return list(runs)
+    values = [one.path.name if key == RUN else _value(one.path, key) for one in runs]
+    if all(value is None for value in values):
+        return list(runs)
+    told = ["default" if value is None else value for value in values]
+    return [
+        replace(one, settings={**one.settings, key: value}) for one, value in zip(runs, told, strict=True)
     ]
-    if not apart or known & {"data", "data.name"}:  # of other data all else may differ, too
-        return []
-    return [f"these runs have other data: {', '.join(apart[:3])}"]
+
+
+def _value(run: Path, key: str) -> Any:
+    """Return what a run's experiment says under a dotted key, or None."""
+    try:
+        found: Any = read_yaml(run / "experiment.yaml").data
+    except ConfigError:
+        return None
+    for step in key.split("."):
+        if isinstance(found, str) and step == "name":  # a part that is written as just its name
+            return found
+        found = found.get(step) if isinstance(found, dict) else None
+    return found
 
 
 def results(*folders: str | Path) -> DataFrame:

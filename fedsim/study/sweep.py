@@ -7,12 +7,13 @@ import functools
 import json
 import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from multiprocessing import get_context
+from dataclasses import dataclass, field, replace
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,23 @@ from filelock import FileLock, Timeout
 
 from fedsim.errors import BadValue, ConfigError, FedsimError, NotFiniteError, Problem, StalledError
 from fedsim.record.files import to_json, write_text
-from fedsim.spec.experiment import Experiment
-from fedsim.study.asked import METHOD, WORLD, Measure, text
+from fedsim.study.asked import METHOD, WORLD, Measure, is_meant, text
 from fedsim.study.file import Plan, Point, Settings, Study, dump, said
+from fedsim.study.kept import (
+    DONE,
+    FAILED,
+    POINTS,
+    STUDY,
+    WAITING,
+    code_of,
+    earlier,
+    finished,
+    is_same,
+    stopped,
+)
 from fedsim.study.measure import number as number_of
 from fedsim.study.measure import quality, rising
 from fedsim.study.ran import ran
-
-POINTS, STUDY = "points.json", "study.yaml"
-DONE, FAILED, WAITING = "done", "failed", "waiting"
 
 Run = Callable[..., Any]
 """Runs an experiment: :func:`fedsim.run`, which is handed in, since this room lies below it."""
@@ -55,6 +64,8 @@ class Outcome:
         reason: why it failed, in one line.
         new: whether it has run just now, and was not there already.
         summary: the run's final numbers.
+        refused: whether it failed because of its settings, before anything ran; that is tried anew each time.
+        code: of one that failed, the digests of the own modules that it was run with, by path.
     """
 
     point: Point
@@ -63,6 +74,8 @@ class Outcome:
     reason: str = ""
     new: bool = False
     summary: dict[str, Any] = field(default_factory=dict)
+    refused: bool = False
+    code: dict[str, str] = field(default_factory=dict)
 
 
 Told = Callable[[Outcome, int, int], None]
@@ -103,16 +116,15 @@ def sweep(
     folder = out / plan.study.name
     with _alone(folder):
         write_text(folder / STUDY, dump(plan.study))
-        points = [point for point in plan.points() if has(point.settings, only or {})]
-        if not points:
+        if not any(has(point.settings, only or {}) for point in plan.points()):
             raise ConfigError(
                 [Problem("only", str(dict(only or {})), "no run of the study has these settings")]
             )
         ways = run, resume
         how = _How(ways, jobs, together, retry, told)
         best = _tune(plan, how, folder)
-        points = [plan.tuned(point, best.get(_tried(plan, point), {})) for point in points]
-        return _Sweep(plan, how, folder).do(points)
+        points = [plan.tuned(point, best.get(_tried(plan, point), {})) for point in plan.points()]
+        return _Sweep(plan, how, folder).do(points, only or {})
 
 
 @dataclass(frozen=True)
@@ -132,7 +144,7 @@ def _tune(plan: Plan, how: _How, folder: Path) -> dict[Tried, Settings]:
     if not trials:
         return {}
     best: dict[Tried, tuple[float, Settings]] = {}
-    for outcome in _Sweep(plan, how, folder / "tuning").do(trials):
+    for outcome in _Sweep(plan, how, folder / "tuning").do(trials, {}):
         score, who = _score(outcome, plan.study.tune_by), _tried(plan, outcome.point)
         if score is not None and (who not in best or score > best[who][0]):
             best[who] = score, {key: outcome.point.settings[key] for key in plan.study.tune}
@@ -171,18 +183,20 @@ def _score(outcome: Outcome, asked: Measure) -> float | None:
 class _Sweep:
     def __init__(self, plan: Plan, how: _How, folder: Path) -> None:
         self.plan, self.how, self.folder = plan, how, folder
-        self.before = _earlier(folder)
+        self.before = earlier(folder)
         folder.mkdir(parents=True, exist_ok=True)
 
-    def do(self, points: Sequence[Point]) -> list[Outcome]:
-        """Do what has not been done."""
-        outcomes, jobs = [self._start(point) for point in points], self.how.jobs
+    def do(self, points: Sequence[Point], only: Mapping[str, Any]) -> list[Outcome]:
+        """Do what has not been done of those that have some settings, and know of the others what there is."""
+        every, jobs = [self._start(point) for point in points], self.how.jobs
+        outcomes = [outcome for outcome in every if has(outcome.point.settings, only)]
+        self._write(every)  # so that what another study file had said is not taken for this one's
         if self.how.together is not None:
             ends = self._together(outcomes, jobs, self.how.together)
         else:
             ends = self._in_turn(outcomes) if jobs == 1 else self._at_once(outcomes, jobs)
         for count, outcome in enumerate(ends, 1):
-            self._write(outcomes)
+            self._write(every)
             if self.how.told is not None:
                 self.how.told(outcome, count, len(outcomes))
         return outcomes
@@ -194,13 +208,16 @@ class _Sweep:
             experiment = self.plan.experiment(point)
         except ConfigError as error:
             outcome.status, outcome.reason = FAILED, str(error).splitlines()[0]
+            outcome.refused = True
             return outcome
         found = finished(self.folder, experiment)
         if found is not None:
             outcome.status, outcome.folder = DONE, found
             outcome.summary = json.loads((found / "summary.json").read_text(encoding="utf-8"))
-        elif not self.how.retry and (before := self.before.get(point.label)):
-            outcome.status, outcome.reason, outcome.folder = FAILED, *before
+            return outcome
+        before = None if self.how.retry else self.before.get(experiment.digest())
+        if before is not None and is_same(before.code, experiment):
+            outcome.status, (outcome.reason, outcome.folder, outcome.code) = FAILED, before
         return outcome
 
     def _in_turn(self, outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
@@ -248,7 +265,8 @@ class _Sweep:
         return outcome
 
     def _given(self, point: Point) -> tuple[Any, ...]:
-        begun = None if point.label in self.before else stopped(self.folder, self.plan.experiment(point))
+        experiment = self.plan.experiment(point)
+        begun = None if experiment.digest() in self.before else stopped(self.folder, experiment)
         changes = {**self.plan.more, **point.changes}
         return (
             *self.how.ways,
@@ -268,12 +286,16 @@ class _Sweep:
                 FAILED,
                 "its process ended before the run did (killed, or out of memory)",
             )
+        except ConfigError as error:  # refused: the study says in which run, not how it was called
+            outcome.status, outcome.refused = FAILED, True
+            [first, *_] = error.problems
+            outcome.reason = str(replace(first, source=self.plan.place(outcome.point)))
         except FedsimError as error:
             outcome.status, outcome.reason = FAILED, str(error).splitlines()[0]
-            if isinstance(
-                error, StalledError | NotFiniteError
-            ):  # what it had measured by then says something of it
-                outcome.folder = getattr(error, "run_path", None)
+            left: Path | None = getattr(error, "run_path", None)
+            outcome.code = code_of(left) if left is not None else {}
+            if isinstance(error, StalledError | NotFiniteError):  # what it had measured says something of it
+                outcome.folder = left
 
     def _write(self, outcomes: Iterable[Outcome]) -> None:
         """Write down what has become of each run, so that the study can be read, and gone on with, at any time."""
@@ -283,10 +305,17 @@ class _Sweep:
                 "status": outcome.status,
                 "folder": outcome.folder.name if outcome.folder else None,
                 "reason": outcome.reason or None,
+                **self._failure(outcome),
             }
             for outcome in outcomes
         ]
         write_text(self.folder / POINTS, to_json(rows, indent=2) + "\n", lasting=False)
+
+    def _failure(self, outcome: Outcome) -> dict[str, Any]:
+        """Return what a failure is known by: it counts as long as the experiment and its own code are the same."""
+        if outcome.status != FAILED or outcome.refused:
+            return {}
+        return {"experiment": self.plan.experiment(outcome.point).digest(), "code": outcome.code}
 
 
 def study_of(folder: Path) -> Study | None:
@@ -295,42 +324,13 @@ def study_of(folder: Path) -> Study | None:
     return said(file) if file.exists() else None
 
 
-def finished(out: Path, experiment: Experiment) -> Path | None:
-    """Return the folder of a run of this very experiment that has come to its end, or None."""
-    digest = experiment.digest()
-    for summary in sorted(out.glob(f"{experiment.name}-{digest[:8]}*/summary.json")):
-        if not summary.parent.name.endswith("-timing"):
-            return summary.parent
-    return None
-
-
-def stopped(out: Path, experiment: Experiment) -> Path | None:
-    """Return the folder of a run of this very experiment that was stopped before its end, or None."""
-    begun = sorted(out.glob(f"{experiment.name}-{experiment.digest()[:8]}*/record.sqlite"))
-    left = [file.parent for file in begun if not (file.parent / "summary.json").exists()]
-    return next((folder for folder in left if not folder.name.endswith("-timing")), None)
-
-
-def _earlier(folder: Path) -> dict[str, tuple[str, Path | None]]:
-    """Return reasons and folders of the runs that failed before, by their labels."""
-    file = folder / POINTS
-    if not file.exists():
-        return {}
-    rows = json.loads(file.read_text(encoding="utf-8"))
-    return {
-        Point(row["settings"], {}).label: (row["reason"], folder / row["folder"] if row["folder"] else None)
-        for row in rows
-        if row["status"] == FAILED
-    }
-
-
 def has(settings: Mapping[str, Any], only: Mapping[str, Any]) -> bool:
     """Tell whether a run has certain settings.
 
     >>> has({"seed": 1, "method": "a"}, {"seed": "1"}), has({"seed": 1}, {"method": "a"})
     (True, False)
     """
-    return all(str(settings.get(key)) == str(value) for key, value in only.items())
+    return all(key in settings and is_meant(settings[key], value) for key, value in only.items())
 
 
 @contextmanager
@@ -353,8 +353,16 @@ def _pool(jobs: int) -> ProcessPoolExecutor:
 
 
 def _prepare() -> None:
-    """Make a process ready: the runs share the cores already."""
+    """Make a process ready: the runs share the cores already, and nobody wants them when who asked is gone."""
     os.environ.setdefault("FEDSIM_WORKERS", "1")
+    asked = parent_process()
+    if asked is not None:
+        threading.Thread(target=_end_with, args=(asked.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os._exit(1)
 
 
 def _run(

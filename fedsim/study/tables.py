@@ -43,7 +43,10 @@ def _cells(row: Row, comparison: Comparison, axes: Sequence[str], has_worst: boo
         cells.append(f"{row.reached} of {row.runs}")
     cells += [interval(row.costs.get(axis)) for axis in axes]
     if comparison.baseline is not None:
-        cells += ["1" if row.name == comparison.baseline else interval(row.ratios.get(axis)) for axis in axes]
+        same = "1" if row.reached else NONE
+        cells += [
+            same if row.name == comparison.baseline else interval(row.ratios.get(axis)) for axis in axes
+        ]
     cells += [interval(value) for value in (row.final, row.best, row.late)]
     cells += [interval(row.worst)] if has_worst else []
     cells += [interval(row.totals[cost]) for cost in comparison.totals]

@@ -42,7 +42,7 @@ PAGE = {"title": "Ours", "source": "nobody", "claim": "Something.", "differs": "
 def page(tmp_path):
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(STUDY))
     (tmp_path / "ours.yaml").write_text(
-        yaml.safe_dump({**PAGE, "conclusion": "Free.", "full": ["two.yaml"], "checked": ["own.yaml"]})
+        yaml.safe_dump({**PAGE, "found": "Free.", "full": ["two.yaml"], "checked": ["own.yaml"]})
     )
     return tmp_path / "ours.yaml"
 
@@ -53,7 +53,7 @@ def test_a_page_of_ones_own_is_written_once_and_again_the_same(page, tmp_path):
     text = file.read_text()
     assert (file.name, len(done)) == ("ours.md", 12)
     assert text.startswith("# Ours\n")
-    assert "\n## In short\n\nFree.\n\n## Two ways\n" in text
+    assert "\n## What it comes to\n\nFree.\n\n## Two ways\n" in text
     assert "### few" in text
     assert re.search(r"\| free \\\| is faster \| 2 points \| [+-]0\.\S+ .* \| \d of 3 \|", text)
     figures = re.findall(r"!\[[^]]*\]\((\S+)\)", text)

@@ -45,7 +45,8 @@ def test_lists_are_combined_each_with_each_and_what_is_zipped_goes_in_step():
 
 @given(
     st.dictionaries(
-        st.sampled_from(["seed", "data.clients", "stop.rounds"]), st.lists(st.integers(1, 9), min_size=1)
+        st.sampled_from(["seed", "data.clients", "stop.rounds"]),
+        st.lists(st.integers(1, 9), min_size=1, unique=True),
     )
 )
 def test_there_are_as_many_runs_as_combinations(vary):

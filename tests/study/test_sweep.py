@@ -18,7 +18,8 @@ import fedsim
 from fedsim.cli.app import app
 from fedsim.errors import ConfigError, RunError
 from fedsim.study.file import load
-from fedsim.study.sweep import DONE, FAILED, finished, only_of, stopped, sweep
+from fedsim.study.kept import DONE, FAILED, finished, stopped
+from fedsim.study.sweep import only_of, sweep
 
 BASE = {
     "data": {"clients": 3},

@@ -22,7 +22,8 @@ from fedsim.learn.engines.together import GROUP, Group
 from fedsim.learn.engines.workers import Workers
 from fedsim.running.together import advance
 from fedsim.study.file import load
-from fedsim.study.sweep import DONE, FAILED, sweep
+from fedsim.study.kept import DONE, FAILED
+from fedsim.study.sweep import sweep
 
 LOCAL = {"steps": 2, "batch_size": 8, "lr": 0.1}
 BASE = {
