@@ -43,7 +43,17 @@ class BadValue(FedsimError, ValueError):
         return str(Problem(self.key, self.value, self.rule, self.hint))
 
 
-MISSING: Any = type("Missing", (), {"__repr__": lambda _: "(missing)"})()
+class _Missing:
+    """No value; there is one of it, also for who gets it from another process."""
+
+    def __repr__(self) -> str:
+        return "(missing)"
+
+    def __reduce__(self) -> str:
+        return "MISSING"
+
+
+MISSING: Any = _Missing()
 """Stands for 'no value' in a :class:`Problem`; ``None`` is a value."""
 
 

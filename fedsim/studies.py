@@ -158,7 +158,7 @@ def reproduce(
     """Run the studies of a paper that have not been run, and write the page that says what became of its claims.
 
     Args:
-        name: ``"curriculum"``, ``"curriculum-why"``, ``"fedamd"``, ``"fedamd-why"`` or ``"modest"``, or the file of
+        name: such as ``"curriculum"``, ``"curriculum-why"``, ``"fedamd"``, ``"modest"`` or ``"beyond"``, or the file of
             one's own page; see :class:`fedsim.study.paper.Page`.
         quick: run the small studies on data that need no files.
         out: the folder for the page; None is ``docs/papers`` in a clone of fedsim, and ``papers`` elsewhere.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 
 import pytest
 
@@ -51,6 +52,12 @@ def test_every_exception_has_an_example() -> None:
 )
 def test_a_problem_is_one_line(problem: Problem, text: str) -> None:
     assert str(problem) == text
+
+
+def test_a_problem_without_a_value_comes_from_another_process_as_it_is() -> None:
+    error = pickle.loads(pickle.dumps(ConfigError([Problem("k", MISSING, "is required")])))
+    assert error.problems[0].value is MISSING
+    assert str(error) == "k: is required"
 
 
 def test_a_run_error_names_its_place() -> None:

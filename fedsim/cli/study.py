@@ -114,7 +114,7 @@ def reproduce(
         str,
         typer.Argument(
             metavar="PAPER",
-            help="curriculum, curriculum-why, fedamd, fedamd-why or modest, or the file of your own page.",
+            help="beyond, curriculum, curriculum-why, fedamd, fedamd-why or modest, or the file of your own page.",
         ),
     ],
     quick: Annotated[bool, typer.Option("--quick", help="Small studies on data that need no files.")] = False,

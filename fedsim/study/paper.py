@@ -68,10 +68,10 @@ class Paper:
 
 
 def names() -> list[str]:
-    """Return the papers that come with fedsim.
+    """Return the pages that come with fedsim.
 
     >>> names()
-    ['curriculum', 'curriculum-why', 'fedamd', 'fedamd-why', 'modest']
+    ['beyond', 'curriculum', 'curriculum-why', 'fedamd', 'fedamd-why', 'modest']
     """
     return sorted(file.parent.name for file in PAPERS.glob(f"*/{PAGE}"))
 
