@@ -23,6 +23,7 @@ from fedsim.cli import study as studycli
 from fedsim.cli import trace as tracecli
 from fedsim.cli.options import StoreOf, StoreSize
 from fedsim.errors import ConfigError, Problem, did_you_mean
+from fedsim.machine import keep_freed_memory
 from fedsim.running.shown import also_live, shown
 from fedsim.version import __version__
 
@@ -51,6 +52,7 @@ Settings = Annotated[
 
 def main() -> None:
     """Run the command line."""
+    keep_freed_memory()
     streams = output.guard()
     try:
         app()

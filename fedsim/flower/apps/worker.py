@@ -24,6 +24,7 @@ from fedsim.flower.apps.visit import Broken, reason, run_client
 from fedsim.learn.engines.desk import Desk
 from fedsim.learn.engines.worker import desks, receive, send
 from fedsim.logs import quiet
+from fedsim.machine import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def main() -> None:
     with suppress(OSError):  # from here on nothing is left behind, whoever is killed
         os.unlink(start.desks[0])
     torch.set_num_threads(start.threads)
+    keep_freed_memory()
     try:
         app = imported(start.reference, start.seed)
     except BaseException as error:  # whatever an app's modules raise

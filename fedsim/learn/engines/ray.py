@@ -29,6 +29,7 @@ from fedsim.learn.engines.desk import dumps, loads
 from fedsim.learn.engines.process import GRACE_S
 from fedsim.learn.engines.worker import PLACES, do
 from fedsim.learn.engines.workers import Piece, Workers, known_tensors, tensors_of
+from fedsim.machine import keep_freed_memory
 from fedsim.ranges import Count
 from fedsim.version import __version__
 
@@ -261,6 +262,7 @@ class Actor:
     def __init__(self, start: tuple[bytes, list[tuple[str, ...]], int, bool], *arrays: np.ndarray) -> None:
         made, folders, threads, deterministic = start
         torch.set_num_threads(threads)
+        keep_freed_memory()
         torch.use_deterministic_algorithms(deterministic)
         beside.use(folders)
         kind, settings, task, shard = loads(made, Shelf(arrays=arrays), copy=False)

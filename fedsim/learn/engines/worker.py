@@ -18,6 +18,7 @@ from fedsim.learn.engines.base import Engine, Shard
 from fedsim.learn.engines.desk import Desk, dumps, loads
 from fedsim.learn.lasting import check_lasting, stamps
 from fedsim.learn.task import Task
+from fedsim.machine import keep_freed_memory
 
 HEAD = struct.Struct("<Q")
 PLACES = 2
@@ -105,6 +106,7 @@ def main() -> None:
 def prepared(start: Start) -> Engine:
     """Build the engine."""
     torch.set_num_threads(start.threads)
+    keep_freed_memory()
     torch.use_deterministic_algorithms(start.deterministic)
     beside.use(start.folders)
     made: tuple[type[Engine], dict[str, Any], Task, Shard]
