@@ -6,12 +6,17 @@ comes back are its last numbers: everything else is in the folder.
 
 from __future__ import annotations
 
+import _thread
 import functools
 import logging
 import os
 import secrets
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +40,11 @@ LOCAL = "local"
 SEEN = ".shared"
 """The file by which other machines tell that a folder is the one that is meant."""
 
-STOP_S = 30.0
+STOP_S = 60.0
 """So long runs may take to leave complete records where they are stopped."""
+
+AGAIN_S = 10.0
+"""After so long one that has been stopped, and still runs, is stopped again."""
 
 Call = Callable[[], Any]
 
@@ -56,7 +64,7 @@ class Tasks:
 
     def __init__(self, jobs: int | None = None, address: str | None = None) -> None:
         self.jobs, self.address = jobs, address or os.environ.get(ADDRESS) or LOCAL
-        self._at: dict[Any, int] = {}
+        self._at: dict[Future[Any], tuple[int, Any]] = {}
         self._holds, self._unlike = False, set[str]()
         try:
             self._ray = connection.ray()
@@ -69,10 +77,9 @@ class Tasks:
     def __exit__(self, *_: object) -> None:
         """Stop what is under way, so that its records are complete, and leave the cluster."""
         try:
-            for task in self._at:
+            for _number, task in self._at.values():
                 self._ray.cancel(task)
-            if self._at:
-                self._ray.wait(list(self._at), num_returns=len(self._at), timeout=STOP_S)
+            wait(self._at, STOP_S)
         finally:
             self._at.clear()
             if self._holds:
@@ -113,9 +120,11 @@ class Tasks:
         while left or self._at:
             while left and len(self._at) < (self.jobs or len(calls)):
                 number = left.popleft()
-                self._at[task.options(**asked[number]).remote(calls[number](), home)] = number
-            [ended], _ = self._ray.wait(list(self._at), num_returns=1)
-            number = self._at.pop(ended)
+                asked_for = task.options(**asked[number]).remote(calls[number](), home)
+                self._at[asked_for.future()] = number, asked_for
+            # Not by Ray's own wait, which makes of every signal that arrives the one of Ctrl-C.
+            ended = next(iter(wait(self._at, return_when=FIRST_COMPLETED).done))
+            number, _ = self._at.pop(ended)
             try:
                 result = self._result(ended)
             except EndedError as error:
@@ -126,11 +135,11 @@ class Tasks:
                 result = functools.partial(_given, None, error)
             yield number, result
 
-    def _result(self, task: Any) -> Call:
+    def _result(self, task: Future[Any]) -> Call:
         """Return what returns the result of a task that has ended."""
         errors = self._ray.exceptions
         try:
-            result, error, processor = self._ray.get(task)
+            result, error, processor = task.result()
         except errors.RayTaskError as failed:  # what nobody has foreseen
             return functools.partial(_given, None, failed)
         except errors.RayError as lost:
@@ -227,9 +236,30 @@ def do(call: Call, home: Home) -> tuple[Any, FedsimError | None, str]:
     processor = torch.backends.cpu.get_cpu_capability()
     try:
         home.enter()
-        return call(), None, processor
+        with _stoppable():
+            return call(), None, processor
     except FedsimError as error:
         return None, error, processor
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Have an interrupt repeated: Python drops one that comes while it clears up, such as weak references."""
+    timers: list[threading.Timer] = []
+
+    def stop(*_: object) -> None:
+        timers.append(threading.Timer(AGAIN_S, _thread.interrupt_main))
+        timers[-1].daemon = True
+        timers[-1].start()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        for timer in timers:
+            timer.cancel()
 
 
 def versions() -> dict[str, str]:
