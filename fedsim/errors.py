@@ -163,6 +163,17 @@ class NotFiniteError(RunError):
     """Weights or a loss became NaN or infinite."""
 
 
+class EndedError(FedsimError):
+    """The process of a run ended before the run did.
+
+    >>> print(EndedError())
+    its process ended before the run did (killed, or out of memory)
+    """
+
+    def __str__(self) -> str:
+        return "its process ended before the run did (killed, or out of memory)"
+
+
 class ValueNeeded(FedsimError):
     """A timing-only run was asked for a number that only training can give."""
 

@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,9 @@ def sweep(
     *,
     overrides: Mapping[str, Any] | None = None,
     out: str | Path = "runs",
-    jobs: int = 1,
+    jobs: int | None = None,
     together: bool = False,
+    ray: bool = False,
     only: Mapping[str, Any] | None = None,
     retry: bool = False,
     told: Told | None = None,
@@ -49,10 +51,13 @@ def sweep(
         source: a study file, or the same content as a dictionary; see :class:`fedsim.study.file.Study`.
         overrides: values of the experiment by dotted key, for all runs.
         out: the folder in which the study gets a folder of its own.
-        jobs: how many run at a time, each in a process of its own; with more than one, a script that calls this needs
-            ``if __name__ == "__main__":``, as with any pool of processes.
+        jobs: how many run at a time, each in a process of its own; None is 1, or with ``ray`` as many as the cluster
+            has room for. With more than one, a script that calls this needs ``if __name__ == "__main__":``, as with any
+            pool of processes.
         together: let that many runs advance in this process instead, and compute at once what is ready in any of them,
             in the processes that ``compute.workers`` says; each ends as it would have ended alone, bit for bit.
+        ray: let them run as tasks of the Ray cluster that the environment variable ``RAY_ADDRESS`` says, or of one that
+            is started here; see :class:`fedsim.running.tasks.Tasks`.
         only: run those alone that have these settings.
         retry: run again what failed before.
         told: called with each outcome, how many there are by then, and how many there will be.
@@ -63,7 +68,7 @@ def sweep(
         What became of each run; those that fail do not stop the others.
 
     Raises:
-        ConfigError: for a mistake in the study, before anything has run.
+        ConfigError: for a mistake in the study, before anything has run; also if a cluster cannot be reached.
 
     >>> import tempfile
     >>> base = {
@@ -76,8 +81,11 @@ def sweep(
     [('done', True), ('done', True)]
     [1, 2]
     """
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         raise ConfigError([Problem("jobs", jobs, "must be at least 1")])
+    if ray and together:
+        rule = "lets runs advance in this process, and ray has them run in others"
+        raise ConfigError([Problem("together", together, rule, "take one of them")])
     plan = studies.load(source, overrides)
     ways: tuple[Callable[..., Result], Callable[..., Result]] = run, resume
     if folder := store or os.environ.get("FEDSIM_STORE"):
@@ -86,8 +94,9 @@ def sweep(
         given: dict[str, Any] = {"store": folder, "store_gb": store_gb}
         ways = functools.partial(run, **given), functools.partial(resume, **given)
     advance = _late("running.together").advance if together else None
-    how: dict[str, Any] = {"jobs": jobs, "together": advance, "only": only, "retry": retry, "told": told}
-    return sweeps.sweep(plan, *ways, Path(out), **how)
+    how: dict[str, Any] = {"jobs": jobs or 1, "together": advance, "only": only, "retry": retry, "told": told}
+    with _late("running.tasks").Tasks(jobs) if ray else nullcontext() as tasks:
+        return sweeps.sweep(plan, *ways, Path(out), spread=tasks, **how)
 
 
 def compare(
@@ -150,7 +159,8 @@ def reproduce(
     quick: bool = False,
     out: str | Path | None = None,
     runs: str | Path = "runs",
-    jobs: int = 1,
+    jobs: int | None = None,
+    ray: bool = False,
     retry: bool = False,
     told: Told | None = None,
     store: str | Path | None = None,
@@ -164,6 +174,7 @@ def reproduce(
         out: the folder for the page; None is ``docs/papers`` in a clone of fedsim, and ``papers`` elsewhere.
         runs: the folder for the studies.
         jobs: how many run at a time, as for :func:`sweep`.
+        ray: as for :func:`sweep`.
         retry: run again what failed before.
         told: called with each outcome, as for :func:`sweep`.
         store: as for :func:`sweep`; None is the folder ``store`` in ``runs``.
@@ -181,7 +192,7 @@ def reproduce(
     held = store or os.environ.get("FEDSIM_STORE") or Path(runs) / "store"
     sections, outcomes = [], []
     for file in paper.studies(quick):
-        done = sweep(file, out=runs, jobs=jobs, retry=retry, told=told, store=held)
+        done = sweep(file, out=runs, jobs=jobs, ray=ray, retry=retry, told=told, store=held)
         sections.append(papers.section(file, Path(runs), done))
         outcomes += done
     page: Path = papers.write(paper, sections, quick, place)

@@ -17,6 +17,7 @@ EXAMPLES = [
     errors.DiskError("summary.json cannot be written (No space left on device)"),
     errors.StalledError("nobody moves", None, 7, 2.0),
     errors.NotFiniteError("NaN in arrays", 1, 1, 0.0, "train"),
+    errors.EndedError(),
     errors.ValueNeeded("no values"),
 ]
 

@@ -34,6 +34,16 @@ Settings = Annotated[
 ]
 
 
+OnRay = Annotated[
+    bool,
+    typer.Option(
+        "--ray",
+        help="Let the runs be tasks of the Ray cluster that RAY_ADDRESS says, or of one that is started here; "
+        "as many at a time as it has room for, or as --jobs says.",
+    ),
+]
+
+
 def sweep(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Study files.")],
     settings: Settings = None,
@@ -47,6 +57,7 @@ def sweep(
             "--together", help="Let the runs advance in one process, which computes for all at once."
         ),
     ] = False,
+    ray: OnRay = False,
     only: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Only runs with this setting; may be repeated."),
@@ -64,8 +75,9 @@ def sweep(
         for file in files:
             told = None if quiet else teller()
             how: dict[str, Any] = {
-                "jobs": jobs or (TOGETHER if together else cores()),
+                "jobs": jobs or (None if ray else TOGETHER if together else cores()),
                 "together": together,
+                "ray": ray,
                 "only": wanted,
                 "retry": retry,
                 "told": told,
@@ -128,6 +140,7 @@ def reproduce(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at a time; by default one for each core.")
     ] = None,
+    ray: OnRay = False,
     retry: Annotated[bool, typer.Option("--retry", help="Run again what failed before.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
     store: StoreOf = None,
@@ -136,7 +149,8 @@ def reproduce(
     with show.explained():
         show.check_writable(runs)
         how: dict[str, Any] = {"told": None if quiet else teller(), "retry": retry, "store": store}
-        page, done = studies.reproduce(name, quick=quick, out=out, runs=runs, jobs=jobs or cores(), **how)
+        how |= {"jobs": jobs or (None if ray else cores()), "ray": ray}
+        page, done = studies.reproduce(name, quick=quick, out=out, runs=runs, **how)
         failed = sum(outcome.status == FAILED and outcome.folder is None for outcome in done)
         typer.echo(f"{len(done)} runs, {failed} failed\npage: {page}")
         if failed:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import math
-import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +32,10 @@ from fedsim.study.kept import (
 from fedsim.study.measure import number as number_of
 from fedsim.study.measure import quality, rising
 from fedsim.study.ran import ran
-
-Run = Callable[..., Any]
-"""Runs an experiment: :func:`fedsim.run`, which is handed in, since this room lies below it."""
-
-Advance = Callable[[Sequence[Callable[[], Any]], int], Iterator[tuple[int, Callable[[], Any]]]]
-"""Lets runs advance together, all with so many threads; handed in for the same reason."""
+from fedsim.study.ways import Advance, Call, Run, Spread, Ways, done_by, processes
 
 Tried = tuple[str | None, ...]
 """A method, a world, and whatever else it is tuned for."""
-
-Ways = tuple[Run, Run]
-"""How to run, and how to go on with what was stopped."""
 
 
 @dataclass
@@ -91,6 +77,7 @@ def sweep(
     jobs: int = 1,
     only: Mapping[str, Any] | None = None,
     together: Advance | None = None,
+    spread: Spread | None = None,
     retry: bool = False,
     told: Told | None = None,
 ) -> list[Outcome]:
@@ -103,6 +90,7 @@ def sweep(
         out: the folder in which the study gets a folder of its own, with one for each run.
         jobs: how many run at a time, each in a process of its own if there are several.
         together: lets as many as that advance in this process: :func:`fedsim.running.together.advance`, or None.
+        spread: has them run elsewhere, as many at a time as it says: :class:`fedsim.running.tasks.Tasks`, or None.
         only: run those alone that have these settings.
         retry: run again what failed before.
         told: hears of each outcome.
@@ -121,7 +109,7 @@ def sweep(
                 [Problem("only", str(dict(only or {})), "no run of the study has these settings")]
             )
         ways = run, resume
-        how = _How(ways, jobs, together, retry, told)
+        how = _How(ways, jobs, together, spread, retry, told)
         best = _tune(plan, how, folder)
         points = [plan.tuned(point, best.get(_tried(plan, point), {})) for point in plan.points()]
         return _Sweep(plan, how, folder).do(points, only or {})
@@ -134,6 +122,7 @@ class _How:
     ways: Ways
     jobs: int
     together: Advance | None
+    spread: Spread | None
     retry: bool
     told: Told | None
 
@@ -188,14 +177,10 @@ class _Sweep:
 
     def do(self, points: Sequence[Point], only: Mapping[str, Any]) -> list[Outcome]:
         """Do what has not been done of those that have some settings, and know of the others what there is."""
-        every, jobs = [self._start(point) for point in points], self.how.jobs
+        every = [self._start(point) for point in points]
         outcomes = [outcome for outcome in every if has(outcome.point.settings, only)]
         self._write(every)  # so that what another study file had said is not taken for this one's
-        if self.how.together is not None:
-            ends = self._together(outcomes, jobs, self.how.together)
-        else:
-            ends = self._in_turn(outcomes) if jobs == 1 else self._at_once(outcomes, jobs)
-        for count, outcome in enumerate(ends, 1):
+        for count, outcome in enumerate(self._ends(outcomes), 1):
             self._write(every)
             if self.how.told is not None:
                 self.how.told(outcome, count, len(outcomes))
@@ -220,10 +205,18 @@ class _Sweep:
             outcome.status, (outcome.reason, outcome.folder, outcome.code) = FAILED, before
         return outcome
 
+    def _ends(self, outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
+        """Have what waits run in the way that was asked for, and return each outcome when it is known."""
+        if self.how.together is not None:
+            return self._together(outcomes, self.how.jobs, self.how.together)
+        if self.how.spread is None and self.how.jobs == 1:
+            return self._in_turn(outcomes)
+        return self._at_once(outcomes)
+
     def _in_turn(self, outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
         for outcome in outcomes:
             if outcome.status == WAITING:
-                self._take(outcome, functools.partial(_run, *self._given(outcome.point)))
+                self._take(outcome, self._call(outcome.point))
             yield outcome
 
     def _together(self, outcomes: Sequence[Outcome], jobs: int, advance: Advance) -> Iterator[Outcome]:
@@ -235,57 +228,38 @@ class _Sweep:
         for count, some in alike.items():
             for first in range(0, len(some), jobs):
                 now = some[first : first + jobs]
-                runs = [functools.partial(_run, *self._given(outcome.point)) for outcome in now]
+                runs = [self._call(outcome.point) for outcome in now]
                 for number, result in advance(runs, count):
                     self._take(now[number], result)
                     yield now[number]
 
-    def _at_once(self, outcomes: Sequence[Outcome], jobs: int) -> Iterator[Outcome]:
+    def _at_once(self, outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
+        """Run several at a time, in processes of this machine or of others."""
         yield from (outcome for outcome in outcomes if outcome.status != WAITING)
         left = [outcome for outcome in outcomes if outcome.status == WAITING]
-        while left:
-            with _pool(min(jobs, len(left))) as pool:
-                futures = {pool.submit(_run, *self._given(outcome.point)): outcome for outcome in left}
-                broken: list[Outcome] = []
-                for future in _completed(futures):
-                    outcome = futures[future]
-                    if isinstance(future.exception(), BrokenProcessPool):
-                        broken.append(outcome)
-                        continue
-                    self._take(outcome, future.result)
-                    yield outcome
-            # A process that dies takes the others' runs with it; which one it was is seen when each runs alone.
-            left = broken[1:] if len(broken) > jobs else []
-            for outcome in broken[: 1 if left else None]:
-                yield self._by_itself(outcome)
+        calls = [functools.partial(self._call, outcome.point) for outcome in left]
+        if self.how.spread is None or not left:
+            ends = processes(calls, self.how.jobs)
+        else:
+            needs = [self.plan.experiment(outcome.point).compute for outcome in left]
+            ends = self.how.spread(calls, needs, self.folder)
+        for number, result in ends:
+            self._take(left[number], result)
+            yield left[number]
 
-    def _by_itself(self, outcome: Outcome) -> Outcome:
-        with _pool(1) as pool:
-            self._take(outcome, pool.submit(_run, *self._given(outcome.point)).result)
-        return outcome
-
-    def _given(self, point: Point) -> tuple[Any, ...]:
+    def _call(self, point: Point) -> Call:
+        """Return what runs a point, or goes on with it where it has been begun by now."""
         experiment = self.plan.experiment(point)
         begun = None if experiment.digest() in self.before else stopped(self.folder, experiment)
         changes = {**self.plan.more, **point.changes}
-        return (
-            *self.how.ways,
-            self.plan.source,
-            changes,
-            str(self.folder),
-            None if begun is None else str(begun),
-        )
+        left = None if begun is None else str(begun)
+        return functools.partial(done_by, *self.how.ways, self.plan.source, changes, str(self.folder), left)
 
-    def _take(self, outcome: Outcome, result: Callable[[], tuple[str, dict[str, Any]]]) -> None:
+    def _take(self, outcome: Outcome, result: Call) -> None:
         outcome.new = True
         try:
             path, outcome.summary = result()
             outcome.status, outcome.folder = DONE, Path(path)
-        except BrokenProcessPool:
-            outcome.status, outcome.reason = (
-                FAILED,
-                "its process ended before the run did (killed, or out of memory)",
-            )
         except ConfigError as error:  # refused: the study says in which run, not how it was called
             outcome.status, outcome.refused = FAILED, True
             [first, *_] = error.problems
@@ -346,42 +320,6 @@ def _alone(folder: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise ConfigError([Problem("out", str(folder), f"cannot be written ({error.strerror})")]) from error
-
-
-def _pool(jobs: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(jobs, get_context("spawn"), _prepare)
-
-
-def _prepare() -> None:
-    """Make a process ready: the runs share the cores already, and nobody wants them when who asked is gone."""
-    os.environ.setdefault("FEDSIM_WORKERS", "1")
-    asked = parent_process()
-    if asked is not None:
-        threading.Thread(target=_end_with, args=(asked.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    connection.wait([sentinel])
-    os._exit(1)
-
-
-def _run(
-    run: Run, resume: Run, source: Any, changes: Settings, out: str, begun: str | None
-) -> tuple[str, dict[str, Any]]:
-    """Run an experiment, or go on with it, and return what is left of it in a form that can be sent."""
-    result = None
-    if begun is not None:
-        with contextlib.suppress(ConfigError):  # such as a run of an earlier version: it is begun anew
-            result = resume(begun)
-    result = result or run(source, overrides=changes, out=out)
-    return str(result.path), result.summary
-
-
-def _completed(futures: Iterable[Future[Any]]) -> Iterator[Future[Any]]:
-    left = set(futures)
-    while left:
-        done, left = wait(left, return_when=FIRST_COMPLETED)
-        yield from done
 
 
 def only_of(texts: Iterable[str]) -> Settings:

@@ -41,10 +41,11 @@ def ray() -> Any:
         raise BadValue("engine.name", "ray", error.rule, error.hint) from error
 
 
-def connect(ray: Any, address: str) -> None:
-    """Connect this process with a cluster, quietly."""
+def connect(ray: Any, address: str, **more: Any) -> None:
+    """Connect this process with a cluster, quietly; more is for Ray where it starts one."""
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
     with _own_signals():
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, configure_logging=False)
+        ray.init(address=address, **quiet, **more)
     _own.set()
 
 

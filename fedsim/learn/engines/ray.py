@@ -77,8 +77,8 @@ class Cluster:
         if self.address is None:
             return
         host = self.address.removeprefix("ray://")
-        if self.address != "auto":
-            self._call(host)
+        if not ray.is_initialized() or self.address != "auto":
+            self._call(self._newest(ray) if self.address == "auto" else host)
         if ray.is_initialized():
             self._check_connected(ray, host)
             return
@@ -97,6 +97,14 @@ class Cluster:
     def _unreachable(self, why: str) -> BadValue:
         hint = "start a cluster with ray start --head, or leave the address out"
         return BadValue("engine.address", self.address, f"no Ray cluster can be reached there: {why}", hint)
+
+    def _newest(self, ray: Any) -> str:
+        """Return which cluster Ray takes by itself: it may have ended, and Ray would wait for minutes."""
+        try:
+            found: str = ray._private.services.get_ray_address_from_environment("auto", None)
+        except ConnectionError as error:
+            raise self._unreachable("none runs on this machine") from error
+        return found.removeprefix("ray://")
 
     def _call(self, host: str) -> None:
         """Find out whether anybody answers there in Ray's language: Ray itself would wait for minutes."""
