@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fedsim.errors import BadValue
 from fedsim.learn.data.dataset import Dataset
 from fedsim.learn.deferred import Deferred, compute, noted
+from fedsim.learn.local import LocalUpdate
 from fedsim.methods.arrivals import Arrivals
 from fedsim.methods.metrics import Metric
 from fedsim.methods.rounds import Rounds
@@ -25,6 +26,7 @@ class Cohorts:
 
     Args:
         labels: how many training samples of each class each client has [K, C]; no columns where there are no classes.
+        trained: the actions whose replies hold a model, and no gradient or difference.
 
     >>> cohorts = Cohorts(np.array([[4, 0], [0, 4]]))
     >>> came = [Reply(1, "train", {}, {}, 4)]
@@ -32,8 +34,8 @@ class Cohorts:
     [('clients_seen', 1), ('clients_lately', 1), ('labels_lately', 1.0)]
     """
 
-    def __init__(self, labels: NDArray[np.int64]) -> None:
-        self._labels = labels
+    def __init__(self, labels: NDArray[np.int64], trained: Collection[str] = ("train",)) -> None:
+        self._labels, self._trained = labels, trained
         self._seen: set[int] = set()
         self._lately: deque[list[int]] = deque(maxlen=LATELY)
 
@@ -49,7 +51,7 @@ class Cohorts:
             ten rounds; ``labels_lately``: the exponential of the entropy of the labels that those had, each counted as
             often as it answered, which is the number of classes if all are as frequent; ``drift``: the mean distance of
             the models that came from the one that was sent; ``agreement``: the length of the mean of these moves, as a
-            share of their mean length: 1 where all go the same way.
+            share of their mean length: 1 where all go the same way. The last two are of those who send a model.
         """
         nodes = [reply.node for reply in replies]
         self._seen.update(nodes)
@@ -59,7 +61,8 @@ class Cohorts:
         yield Metric("clients_lately", len(set(visits)))
         if self._labels.shape[1] and visits:
             yield Metric("labels_lately", effective(self._labels[visits].sum(0)))
-        models = [reply.vectors["arrays"] for reply in replies if "arrays" in reply.vectors]
+        trained = [reply for reply in replies if reply.action in self._trained]
+        models = [reply.vectors["arrays"] for reply in trained if "arrays" in reply.vectors]
         if models and not any(one.is_phantom for one in (model, *models)):
             found = noted([model, *models], "moves", lambda: moves(model, models))
             yield from (Metric(name, found[name]) for name in ("drift", "agreement"))
@@ -91,10 +94,13 @@ def moves(model: Deferred, models: Sequence[Deferred]) -> dict[str, float]:
     return {"drift": drift, "agreement": mean / drift if drift else 1.0}
 
 
-def cohorts_of(dataset: Dataset, owned: Sequence[NDArray[np.int64]]) -> Cohorts:
+def cohorts_of(
+    updates: Mapping[str, LocalUpdate], dataset: Dataset, owned: Sequence[NDArray[np.int64]]
+) -> Cohorts:
     """Return what counts the cohorts of a run.
 
     Args:
+        updates: what clients do, by action.
         dataset: says which classes there are, if any.
         owned: the training samples of each client.
     """
@@ -103,7 +109,7 @@ def cohorts_of(dataset: Dataset, owned: Sequence[NDArray[np.int64]]) -> Cohorts:
     for client, own in enumerate(owned):
         if dataset.classes:  # labels below 0 are padding
             counts[client] = np.bincount(labels[own][labels[own] >= 0], minlength=dataset.classes)
-    return Cohorts(counts)
+    return Cohorts(counts, [action for action, update in updates.items() if "arrays" in update.models])
 
 
 def check_cohorts(asked: bool, strategy: object) -> None:

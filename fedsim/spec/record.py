@@ -54,7 +54,7 @@ class Record(Block):
         description="say in every round of a server how many clients have answered ever and in the last ten rounds "
         "(clients_seen, clients_lately), how many labels these had (labels_lately, the exponential of the entropy), "
         "how far models went (drift, the mean distance from the one that was sent), and how much they went the same "
-        "way (agreement, from 0 to 1)",
+        "way (agreement, from 0 to 1), where clients send models and not differences",
     )
     trackers: list[Tracker] = Field(
         default_factory=list,

@@ -50,6 +50,19 @@ def test_a_round_by_hand():
     }
 
 
+def test_a_gradient_or_a_difference_is_no_model(tmp_path):
+    """An anchor's gradient is not a place that a client went to, and neither is SCAFFOLD's y - x."""
+    cohorts, model = Cohorts(np.ones((2, 2), dtype=np.int64)), Deferred.known(torch.zeros(2))
+    gradient = Reply(1, "train.anchor", {"arrays": Deferred.known(torch.tensor([60.0, 80.0]))}, {}, 4)
+    found = said(cohorts, model, [reply(0, 3.0, 4.0), gradient])
+    assert (found["clients_seen"], found["drift"], found["agreement"]) == (2, 5.0, 1.0)
+    for name, moves in (("scaffold", False), ("fedprox", True)):
+        block = {"name": name, "participants": 4, "local": LOCAL, **({"mu": 0.0} if moves else {})}
+        run = fedsim.run({**BASE, "strategy": block, "stop": {"rounds": 1}}, out=tmp_path)
+        assert column(run, "clients_seen") == [4]
+        assert len(column(run, "drift")) == len(column(run, "agreement")) == moves
+
+
 def test_what_is_not_there_is_not_said():
     cohorts = Cohorts(np.zeros((2, 0), dtype=np.int64))  # no classes
     assert set(said(cohorts, Deferred.phantom(), [reply(0, 1.0)])) == {"clients_seen", "clients_lately"}
