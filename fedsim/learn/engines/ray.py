@@ -77,7 +77,7 @@ class Cluster:
         if self.address is None:
             return
         host = self.address.removeprefix("ray://")
-        if not ray.is_initialized() or self.address != "auto":
+        if self.address != "auto" or not ray.is_initialized():
             self._call(self._newest(ray) if self.address == "auto" else host)
         if ray.is_initialized():
             self._check_connected(ray, host)
