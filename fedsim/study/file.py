@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -211,12 +211,13 @@ class Plan:
         try:
             return load_experiment(self.source, {**self.more, **point.changes})
         except ConfigError as error:
-            problems = [Problem(p.key, p.value, p.rule, p.hint, self.place(point)) for p in error.problems]
+            problems = [replace(one, source=self.place(point, one.source)) for one in error.problems]
             raise ConfigError(problems) from error
 
-    def place(self, point: Point) -> str:
-        """Return where a mistake is said to be: in which run of which file."""
-        return f"{self.document.name}: {point.label}" if self.document.name else point.label
+    def place(self, point: Point, source: str = "") -> str:
+        """Return where a mistake is said to be: in which run of which file, and where that has it from."""
+        own = f"{self.document.name}: {point.label}" if self.document.name else point.label
+        return own if not source or source.startswith("--set") else f"{own}: {source}"
 
     def _points(self, grid: Sequence[Settings]) -> list[Point]:
         methods = [{METHOD: name} for name in self.study.methods] or [{}]
@@ -296,6 +297,8 @@ def load(source: str | Path | Mapping[str, Any], more: Mapping[str, Any] | None 
         experiment: str | dict[str, Any] = {"name": study.name, **beside, **study.base}
         return Plan(study, experiment, document, study.base, dict(more or {}))
     path = os.path.relpath(folder / study.base) if not os.path.isabs(study.base) else study.base
+    if not Path(path).exists():
+        raise ConfigError([locate(Study, document, (), BadValue("base", MISSING, f"{path}: no such file"))])
     return Plan(study, path, document, read(path).data, dict(more or {}))
 
 

@@ -263,7 +263,7 @@ class _Sweep:
         except ConfigError as error:  # refused: the study says in which run, not how it was called
             outcome.status, outcome.refused = FAILED, True
             [first, *_] = error.problems
-            outcome.reason = str(replace(first, source=self.plan.place(outcome.point)))
+            outcome.reason = str(replace(first, source=self.plan.place(outcome.point, first.source)))
         except FedsimError as error:
             outcome.status, outcome.reason = FAILED, str(error).splitlines()[0]
             left: Path | None = getattr(error, "run_path", None)

@@ -162,9 +162,30 @@ def test_a_mistake_is_one_line(text, said, tmp_path, monkeypatch):
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_base_that_is_not_there_is_told(tmp_path):
+def test_a_base_that_is_not_there_is_told_with_the_line_that_names_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
         load({"base": str(tmp_path / "none.yaml")})
+    (tmp_path / "s.yaml").write_text("name: s\nbase: none.yaml\n")
+    with pytest.raises(ConfigError, match=r"^s\.yaml:2: base: none\.yaml: no such file"):
+        load("s.yaml")
+
+
+def test_a_mistake_of_the_base_has_its_own_file_and_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b.yaml").write_text(
+        "data: {clients: 3}\nstrategy: fedavg\nstratgy: fedavg\nstop: {rounds: 2}\n"
+    )
+    (tmp_path / "s.yaml").write_text("base: b.yaml\nvary: {seed: [1, -1]}\n")
+    plan = load("s.yaml")
+    with pytest.raises(ConfigError) as caught:
+        plan.experiment(plan.points()[0])
+    assert str(caught.value) == "s.yaml: seed=1: b.yaml:3: stratgy: unknown key; did you mean strategy?"
+    (tmp_path / "b.yaml").write_text("data: {clients: 3}\nstrategy: fedavg\nstop: {rounds: 2}\n")
+    plan = load("s.yaml")
+    with pytest.raises(ConfigError) as caught:
+        plan.experiment(plan.points()[1])
+    assert str(caught.value) == "s.yaml: seed=-1: seed: -1: must be at least 0"
 
 
 def test_a_mistake_of_one_run_says_which(tmp_path):
