@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
-import fedsim
 from fedsim.running import estimate
 from fedsim.running.begin import prepare
 from fedsim.running.estimate import innermost, jobs_of, outline, scaled, seconds
@@ -113,26 +110,3 @@ def test_a_trial_changes_no_result(tmp_path):
     seconds(setup)
     assert (setup.learner.engine.task.initial == before).all()
     assert setup.learner.book.made == 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"strategy": {"name": "fedamd", "participants": 5, "p": 0.7, "local": {**LOCAL, "steps": 10}}},
-        {"model": "lenet5", "data": {"clients": 4}, "strategy": {"name": "fedavg", "local": {"epochs": 2}}},
-        {"model": "mlp", "strategy": {"name": "dpsgd", "local": {"epochs": 2}}, "topology": "ring"},
-    ],
-    ids=["quickstart", "lenet", "dpsgd"],
-)
-def test_it_is_right_within_a_factor_of_two(more, tmp_path):
-    """In processor time, since others may be at work here; what starts and ends a run is left out on both sides."""
-    given = {**BASE, "stop": {"rounds": 24}, "evaluate": {"every": 4}, **more}
-    fedsim.run({**given, "stop": {"rounds": 1}}, out=tmp_path)  # whatever is made ready once
-    began = time.process_time()
-    fedsim.run({**given, "stop": {"rounds": 4}}, out=tmp_path)
-    short_s = time.process_time() - began
-    began = time.process_time()
-    fedsim.run(given, out=tmp_path)
-    really_s = (time.process_time() - began - short_s) / 20
-    assert 0.5 < seconds(prepare(load(given)))[1] / really_s < 2
