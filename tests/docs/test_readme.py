@@ -27,6 +27,7 @@ def test_the_yaml_runs(tmp_path: Path) -> None:
     assert result.summary["rounds"] == 3
 
 
+@pytest.mark.slow
 def test_the_python_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,6 +48,7 @@ def test_a_run_and_itself_are_the_same(plain: Path, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value", "said", "why"),
     [

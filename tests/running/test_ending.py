@@ -353,6 +353,7 @@ def whole(path: Path) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("report", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_kill_at_any_file_leaves_each_file_whole_or_not_at_all(tmp_path, report):
     finished = []
@@ -368,6 +369,7 @@ def test_a_kill_at_any_file_leaves_each_file_whole_or_not_at_all(tmp_path, repor
     assert (finished[0], finished[-1]) == (False, True)
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_time_around_the_end_leaves_a_record_that_reads(tmp_path):
     """SQLite's own writes are not seen from Python: the kills come a millisecond apart."""
     for number in range(15):

@@ -185,6 +185,7 @@ def test_equal_identities_are_equal_models_for_every_change(method: str) -> None
             check(method, one, two)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fedamd", "dpsgd"])
 def test_what_cannot_matter_leaves_identities_as_they_are(method: str) -> None:
     plain = outcome(method, {})

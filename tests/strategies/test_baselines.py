@@ -179,6 +179,7 @@ def test_feddyn_by_hand():
     assert kept == pytest.approx([-0.5 * 0.1 * g for g in (1, -2, 8)], abs=1e-12)
 
 
+@pytest.mark.slow
 def test_feddyn_reaches_the_optimum_where_averaging_does_not():
     models, _ = walk(FedDyn(participants=3, local=local(20, 0.1), alpha=1.0), quadratics(), 150)
     assert models[-1] == pytest.approx(OPTIMUM, abs=1e-6)

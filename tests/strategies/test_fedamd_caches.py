@@ -59,6 +59,7 @@ def test_only_warm_caches_cost_anything_before_the_first_round(caches, before):
     assert sum(node.work for node in lab.world.members) == before + 1
 
 
+@pytest.mark.slow
 def test_zero_caches_converge_to_the_same_minimiser():
     local = Local(steps=2, batch_size=None, lr=0.1)
     given = {"cls": FedAMD, "p": 0.5, "local": local}

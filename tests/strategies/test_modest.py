@@ -105,6 +105,7 @@ def test_modest_property_13_a_join_changes_no_sample_that_is_being_found(modest)
     assert 3 in {one.dst for one in run.of_kind("aggregated")}
 
 
+@pytest.mark.slow
 def test_modest_property_14_news_of_a_join_reaches_everybody(modest):
     """90 nodes, of whom each learns of the 91st; those who are sampled later know it."""
     churn = {"name": "arrive", "count": 1, "at_s": 20.0}

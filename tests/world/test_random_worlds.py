@@ -30,6 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @worlds(300)
 @given(st.data())
 def test_whatever_fails_no_limit_is_exceeded_and_every_byte_is_counted(folder, data):

@@ -335,6 +335,7 @@ def test_every_weight_has_a_gradient(name):
     assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CLASSIFIERS if name != "resnet9-gn"])  # it is too large
 def test_ten_samples_can_be_learned_by_heart(name):
     model = make(CLASSIFIERS[name], (1, 8, 8))
