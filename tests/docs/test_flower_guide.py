@@ -39,6 +39,7 @@ def test_the_commands_run_one_after_the_other(tmp_path, monkeypatch):
     assert CliRunner().invoke(cli, ["resume", str(kept), "--quiet"]).exit_code == 0
 
 
+@pytest.mark.slow
 def test_the_python_prints_what_the_page_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (code,) = blocks("python")

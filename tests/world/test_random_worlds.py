@@ -52,6 +52,7 @@ def test_when_nothing_fails_all_flows_end_and_all_rounds_are_done(folder, data):
     assert not seen.kinds.keys() - {"send", "deliver", "compute", "done", "round"}
 
 
+@pytest.mark.slow
 @worlds(100)
 @given(st.data())
 def test_the_same_seed_gives_the_same_events(folder, data):

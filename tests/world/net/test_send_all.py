@@ -380,6 +380,7 @@ def test_who_is_about_to_be_reached_is_not_stuck():
     assert found == [False, False, True]  # its handler takes the message away from the gathering
 
 
+@pytest.mark.slow
 def test_a_sender_with_other_receivers_each_time_keeps_no_ways_to_the_old_ones():
     turns = [(2000 * turn, 1 + turn % 3, 1 + (turn + 1) % 3) for turn in range(50)]
     stage = star(at_once, *((at_us, "broadcast", 0, [a, b], 9, -1, "none") for at_us, a, b in turns))
