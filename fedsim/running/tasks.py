@@ -26,7 +26,7 @@ import torch
 from fedsim.errors import BadValue, ConfigError, EndedError, FedsimError, Problem, RunError, clip
 from fedsim.learn.engines import connection
 from fedsim.learn.engines.ray import Cluster
-from fedsim.machine import cores
+from fedsim.machine import cores, keep_freed_memory
 from fedsim.running.signals import terminable
 from fedsim.spec.experiment import Compute
 from fedsim.version import __version__
@@ -229,6 +229,7 @@ class Home:
             )
         os.environ.update(self.settings)
         os.environ.setdefault("FEDSIM_WORKERS", "1")  # the runs of a study share the cores already
+        keep_freed_memory()
 
 
 def do(call: Call, home: Home) -> tuple[Any, FedsimError | None, str]:

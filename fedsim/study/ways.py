@@ -102,8 +102,8 @@ def _pool(jobs: int) -> ProcessPoolExecutor:
 
 
 def _prepare() -> None:
-    """Make a process ready: it trains and does nothing else, and nobody wants it when who asked is gone."""
-    share_cores()
+    """Make a process ready: the runs share the cores already, and nobody wants it when who asked is gone."""
+    os.environ.setdefault("FEDSIM_WORKERS", "1")
     keep_freed_memory()
     asked = parent_process()
     if asked is not None:
@@ -113,11 +113,6 @@ def _prepare() -> None:
 def _end_with(sentinel: int) -> None:
     connection.wait([sentinel])
     os._exit(1)
-
-
-def share_cores() -> None:
-    """Let a run use one core, where nobody says otherwise: the runs of a study share them already."""
-    os.environ.setdefault("FEDSIM_WORKERS", "1")
 
 
 def _completed(futures: Iterable[Future[Any]]) -> Iterator[Future[Any]]:
