@@ -40,7 +40,8 @@ class Page(Block):
     source: str = Field(description="the paper, or whatever else the claims are from")
     claim: str = Field(description="what is claimed, in Markdown")
     differs: str = Field(description="what was run, and how it differs from the paper, in Markdown")
-    found: str = Field(default="", description="what it comes to, in Markdown; numbers stand in the tables")
+    found: str = Field(default="", description="what the whole studies come to, in Markdown")
+    found_quick: str = Field(default="", description="what the quick studies come to, in Markdown")
     quick: list[str] = Field(default=[], description="study files for a few minutes, seen from this file")
     full: list[str] = Field(default=[], description="the whole studies, seen from this file")
     checked: list[str] = Field(
@@ -186,8 +187,10 @@ def write(paper: Paper, sections: Sequence[Section], quick: bool, out: Path) -> 
         loader=PackageLoader("fedsim.study"), trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
     full = [load(file) for file in paper.studies(quick=False)]
+    file = out / f"{paper.name}{'-quick' if quick else ''}.md"
     text = environment.get_template("paper.md").render(
         paper=paper, page=paper.page, sections=sections, quick=quick, full=[_told(plan) for plan in full],
+        found=paper.page.found_quick if quick else paper.page.found,
         fewest=FEWEST, table=markdown, verdicts=lambda found: lines(*verdicts(found)), lines=lines,
         map=lambda found: lines(*heat.table(found)),
     )  # fmt: skip
@@ -197,12 +200,12 @@ def write(paper: Paper, sections: Sequence[Section], quick: bool, out: Path) -> 
             for name, figure in one.draw().items():
                 with replaced(out / name, lasting=False) as part:
                     figure.savefig(part, format="png", dpi=100)
-        write_text(out / f"{paper.name}.md", text, lasting=False)
+        write_text(file, text, lasting=False)
     except OSError as error:
         raise ConfigError(
             [Problem("out", str(out), f"cannot be written ({error.strerror or error})")]
         ) from error
-    return out / f"{paper.name}.md"
+    return file
 
 
 def _told(plan: Plan) -> str:

@@ -42,7 +42,9 @@ PAGE = {"title": "Ours", "source": "nobody", "claim": "Something.", "differs": "
 def page(tmp_path):
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(STUDY))
     (tmp_path / "ours.yaml").write_text(
-        yaml.safe_dump({**PAGE, "found": "Free.", "full": ["two.yaml"], "checked": ["own.yaml"]})
+        yaml.safe_dump(
+            {**PAGE, "found": "Slow.", "found_quick": "Free.", "full": ["two.yaml"], "checked": ["own.yaml"]}
+        )
     )
     return tmp_path / "ours.yaml"
 
@@ -51,20 +53,26 @@ def test_a_page_of_ones_own_is_written_once_and_again_the_same(page, tmp_path):
     where = {"quick": True, "out": tmp_path / "pages", "runs": tmp_path / "runs"}
     file, done = fedsim.reproduce(str(page), **where)
     text = file.read_text()
-    assert (file.name, len(done)) == ("ours.md", 12)
+    assert (file.name, len(done)) == ("ours-quick.md", 12)
     assert text.startswith("# Ours\n")
     assert "\n## What it comes to\n\nFree.\n\n## Two ways\n" in text
     assert "### few" in text
     assert re.search(r"\| free \\\| is faster \| 2 points \| [+-]0\.\S+ .* \| \d of 3 \|", text)
     figures = re.findall(r"!\[[^]]*\]\((\S+)\)", text)
     assert figures == ["two-1.png", "two-2.png"]
-    assert {one.name for one in file.parent.iterdir()} == {"ours.md", *figures}
+    assert {one.name for one in file.parent.iterdir()} == {"ours-quick.md", *figures}
     for one in done:
         assert f"{one.point.settings['seed']}: `{one.summary['run_hash'][:12]}`" in text
     before = {one.name: one.read_bytes() for one in file.parent.iterdir()}
     again, later = fedsim.reproduce(str(page), **where)
     assert not any(one.new for one in later)
     assert {one.name: one.read_bytes() for one in again.parent.iterdir()} == before
+    whole, same = fedsim.reproduce(str(page), **{**where, "quick": False})
+    assert whole.name == "ours.md" and not any(
+        one.new for one in same
+    )  # the whole study is the quick one here
+    assert "\n## What it comes to\n\nSlow.\n\n## Two ways\n" in whole.read_text()
+    assert {one.name: one.read_bytes() for one in whole.parent.iterdir() if one != whole} == before
 
 
 def test_what_could_not_be_run_is_said(page, tmp_path):
