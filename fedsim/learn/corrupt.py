@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedsim.errors import NotFiniteError
 from fedsim.learn.deferred import Deferred, Inputs
+from fedsim.learn.finite import is_finite
 from fedsim.learn.learner import Place
 from fedsim.rng import stream
 
@@ -51,7 +52,7 @@ class Corrupt:
             result = vector + self._noise(vector)
         else:
             result = vector * {"sign_flip": -1.0, "zeros": 0.0, "scale": self.scale}[self.kind]
-        if self.checked and not bool(torch.isfinite(result).all()):
+        if self.checked and not is_finite(result):
             place, reason = self.place, f"NaN or infinity in {self.name}, which a fault has corrupted"
             raise NotFiniteError(reason, place.node, place.round, place.sim_time_s, "corrupt")
         return result

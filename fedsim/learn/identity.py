@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ CHANGES = (list, dict, set, bytearray, np.ndarray, Tensor)
 """What a closure must not hold: it may be another one when the function is called."""
 
 Above = tuple[int, ...]
+Result = TypeVar("Result")
 
 
 class Unnamed(FedsimError):
@@ -76,16 +77,26 @@ def _encode(value: Any, above: Above) -> bytes:
         return simple(value)
     if id(value) in above:
         return b"^" + _number(len(above) - above.index(id(value)))
-    above = (*above, id(value))
-    for kinds, encode in KINDS:
-        if isinstance(value, kinds):
-            return encode(value, above)
-    return _object(value, above)
+    return _encoder(type(value))(value, (*above, id(value)))
+
+
+def _once(function: Callable[[type], Result]) -> Callable[[type], Result]:
+    """Ask a function once for each class."""
+    return functools.cache(function)
+
+
+@_once
+def _encoder(kind: type) -> Callable[[Any, Above], bytes]:
+    """Return what encodes the objects of a class."""
+    return next((encode for kinds, encode in KINDS if issubclass(kind, kinds)), _object)
 
 
 def _framed(tag: bytes, *pieces: bytes) -> bytes:
     """Put pieces together so that they can be told apart."""
-    return b"".join((tag, _number(len(pieces)), *(_number(len(piece)) + piece for piece in pieces)))
+    whole = [tag, b"%d;" % len(pieces)]
+    for piece in pieces:
+        whole += b"%d;" % len(piece), piece
+    return b"".join(whole)
 
 
 def _number(number: int) -> bytes:
@@ -109,7 +120,7 @@ SIMPLE: dict[type, Callable[[Any], bytes]] = {
 
 
 def _sequence(value: Any, above: Above) -> bytes:
-    return _framed(b"(", *(_encode(one, above) for one in value))
+    return _framed(b"(", *[_encode(one, above) for one in value])
 
 
 def _mapping(value: Mapping[Any, Any], above: Above) -> bytes:
@@ -151,11 +162,13 @@ def _is_unused(name: str, value: Any) -> bool:
     return name.startswith("_") and (value is None or value == {} or value == set())
 
 
-def _class(value: type, _: Above = ()) -> bytes:
+@_once
+def _class_once(kind: type) -> bytes:
+    return _framed(b"C", *_home(kind))
+
+
+def _class(value: type, _: Above) -> bytes:
     return _framed(b"C", *_home(value))
-
-
-_class_once: Callable[[type], bytes] = functools.cache(_class)
 
 
 def _function(value: Any, above: Above) -> bytes:
@@ -196,19 +209,29 @@ def attributes(value: Any) -> dict[str, Any]:
     Raises:
         Unnamed: if it has none that can be seen.
     """
-    slots = [name for one in type(value).__mro__ for name in getattr(one, "__slots__", ())]
+    slots, derived = _slots(type(value)), _derived(type(value))
     if not hasattr(value, "__dict__") and not slots:
         raise Unnamed(f"a {type(value).__name__}", "cannot be looked into")
     held = {
         name: getattr(value, name) for name in slots if not name.startswith("__") and hasattr(value, name)
     }
     held |= getattr(value, "__dict__", {})
-    return {name: one for name, one in held.items() if not _is_derived(type(value), name)}
+    return {name: one for name, one in held.items() if name not in derived}
 
 
-def _is_derived(kind: type, name: str) -> bool:
-    """Tell whether an attribute follows from others, and may be there or not."""
-    return isinstance(getattr(kind, name, None), functools.cached_property)
+@_once
+def _slots(kind: type) -> list[str]:
+    """Return the names of a class's slots."""
+    return [name for one in kind.__mro__ for name in getattr(one, "__slots__", ())]
+
+
+@_once
+def _derived(kind: type) -> frozenset[str]:
+    """Return which attributes of a class follow from others, and may be there or not."""
+    names = {name for one in kind.__mro__ for name in vars(one)}
+    return frozenset(
+        name for name in names if isinstance(getattr(kind, name, None), functools.cached_property)
+    )
 
 
 def _block(value: BaseModel, above: Above) -> bytes:

@@ -20,6 +20,7 @@ from fedsim.learn.deferred import Deferred, Inputs
 from fedsim.learn.draws import states
 from fedsim.learn.engines import Engine, TrainJob
 from fedsim.learn.engines.sequential import score
+from fedsim.learn.finite import is_finite
 from fedsim.learn.lasting import Changed, check_lasting, stamps
 from fedsim.learn.local import MINE, LocalUpdate, State
 from fedsim.learn.names import Names
@@ -280,7 +281,7 @@ class Train:
         return stream(self.learner.seed, name, self.client, self.place.round)
 
     def _checked(self, result: State, given: Inputs) -> State:
-        bad = [name for name, value in result.items() if not bool(torch.isfinite(value).all())]
+        bad = [name for name, value in result.items() if not is_finite(value)]
         if not bad:
             return result
         place = self.place
@@ -293,7 +294,7 @@ class Train:
         if weights is not None:
             own = learner.engine.data.owned[self.client]
             x, y = learner.engine.data.x[own], learner.engine.data.y[own]
-            if not bool(torch.isfinite(weights).all()):
+            if not is_finite(weights):
                 return "the weights received have it already"
             with contextlib.suppress(
                 Exception

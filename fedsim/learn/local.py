@@ -176,17 +176,17 @@ class LocalSGD(LocalUpdate):
         if self.optimiser is not None:
             held = {name: state[f"optimiser.{name}"] for name in self.optimiser.init(weights)}
             step, held = self.optimiser.step(direction, held, new["steps"])
-            kept = 1 - self._rate(state) * self.local.weight_decay if decoupled else 1
-            return {**new, **_prefixed(held), "weights": weights * kept - self._rate(state) * step}
+            kept = 1 - self.step_size(state) * self.local.weight_decay if decoupled else 1
+            return {**new, **_prefixed(held), "weights": weights * kept - self.step_size(state) * step}
         if self.local.momentum:
             direction = self.local.momentum * state["momentum"] + direction
             new["momentum"] = direction
-            new["weights"] = weights - self._rate(state) * direction
+            new["weights"] = weights - self.step_size(state) * direction
         else:  # the same numbers in the gradient's own memory, which nobody reads again
-            new["weights"] = direction.mul_(-self._rate(state)).add_(weights)
+            new["weights"] = direction.mul_(-self.step_size(state)).add_(weights)
         return new
 
-    def _rate(self, state: State) -> Tensor:
+    def step_size(self, state: State) -> Tensor:
         """Return the learning rate; the first two steps have the same, as in the paper on curricula."""
         if not self.local.lr_decay:
             return state["lr"]

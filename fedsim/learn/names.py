@@ -43,7 +43,7 @@ class Names:
         """A client's samples, in their order."""
         if client not in self._clients:
             data, own = self._engine.data, self._engine.data.owned[client]
-            self._clients[client] = self._book.name(data.x[own], data.y[own])
+            self._clients[client] = self._book.name(data.x.index_select(0, own), data.y.index_select(0, own))
         return self._clients[client]
 
     def judgement(self, client: int, update: LocalUpdate) -> bytes:

@@ -8,11 +8,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from fedsim.learn.engines.base import Shard, Unfit
-from fedsim.learn.engines.layers import Convolve, Dense, Flat, Layer, PoolPairs, Rectify
+from fedsim.learn.engines.base import Shard, TrainJob, Unfit
+from fedsim.learn.engines.layers import Convolve, Dense, Flat, Layer, PoolPairs, Rectify, Tensors
 from fedsim.learn.engines.sequential import Sequential
+from fedsim.learn.local import LocalSGD, LocalUpdate, State
 from fedsim.learn.several import leaves
 from fedsim.learn.task import Batch, Task
+from fedsim.pulse import beat
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -47,16 +49,56 @@ class Closed(Sequential):
     @torch.no_grad()
     def carried(self, weights: Tensor, batch: Batch, buffers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the mean gradient [W] and the mean loss [] of a batch, which has no padding, and no buffers."""
-        x, kept, parts = leaves(batch.x)[0], [], self.task.split(weights)
-        for layer in self._layers:
-            x, needed = layer.forward(parts, x)
-            kept.append(needed)
-        up, loss = (cross_entropy if self.task.classifies else half_square)(x, batch.y)
         gradient = torch.empty_like(weights)
-        written = self.task.split(gradient)
-        for place in reversed(range(self._first, len(self._layers))):
-            up = self._layers[place].backward(parts, kept[place], up, written, place == self._first)
+        loss = self._write(self.task.split(gradient), self.task.split(weights), leaves(batch.x)[0], batch.y)
         return gradient, loss, buffers
+
+    def _write(self, gradient: Tensors, weights: Tensors, x: Tensor, y: Tensor) -> Tensor:
+        """Write the mean gradient of a batch, parameter by parameter, and return the mean loss []."""
+        kept = []
+        for layer in self._layers:
+            x, needed = layer.forward(weights, x)
+            kept.append(needed)
+        up, loss = (cross_entropy if self.task.classifies else half_square)(x, y)
+        for place in reversed(range(self._first, len(self._layers))):
+            up = self._layers[place].backward(weights, kept[place], up, gradient, place == self._first)
+        return loss
+
+    def _walked(self, job: TrainJob, own: Tensor, given: State) -> State:
+        """Return a job's result; plain descent needs no memory that is not there before its first step."""
+        return self._descended(job, own, given) if descends(job.update) else super()._walked(job, own, given)
+
+    @torch.no_grad()
+    def _descended(self, job: TrainJob, own: Tensor, given: State) -> State:
+        """Go down the gradient in place: the numbers of the update's own steps, and their bits."""
+        update, x, y = job.update, leaves(self.data.x)[0], self.data.y
+        assert isinstance(update, LocalSGD)  # nothing else only descends
+        state = update.init(given)
+        state["weights"] = weights = state["weights"].clone()
+        gradient, room = torch.empty_like(weights), x.new_empty((job.rows.shape[-1], *x.shape[1:]))
+        into, parts = self.task.split(gradient), self.task.split(weights)
+        for index in self.rows(job, own):
+            torch.index_select(x, 0, index, out=(batch := room[: len(index)]))
+            loss = self._write(into, parts, batch, y.index_select(0, index))
+            weights.add_(gradient.mul_(-update.step_size(state)))
+            state |= {"loss": state["loss"] + loss, "steps": state["steps"] + 1}
+            beat()
+        return update.final(state)
+
+
+def descends(update: LocalUpdate) -> bool:
+    """Tell whether all that an update does in a step is to go down the gradient.
+
+    >>> from fedsim.spec.experiment import Local
+    >>> descends(LocalSGD(Local(epochs=1))), descends(LocalSGD(Local(epochs=1, momentum=0.9)))
+    (True, False)
+    """
+    if not isinstance(update, LocalSGD):
+        return False
+    its_own = {name: getattr(type(update), name) for name in ("init", "step", "final", "step_size")}
+    local, more = update.local, update.proximal or update.optimiser is not None
+    more = more or local.momentum or local.weight_decay or local.clip_norm is not None
+    return not more and all(one is getattr(LocalSGD, name) for name, one in its_own.items())
 
 
 def cross_entropy(outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -34,22 +34,30 @@ class Sequential(Engine):
         return self.task.carried(weights, batch, buffers)
 
     def _one(self, job: TrainJob) -> State:
-        x, y, own = self.data.x, self.data.y, self.data.owned[job.client]
-        key = torch.tensor(job.seed, device=self.task.device)
-        walk = Walk(self.task, self.carried, self.buffers(job), key)
-        given = {**job.given, **self.scalars(job)}
+        own, given = self.data.owned[job.client], {**job.given, **self.scalars(job)}
         if job.update.order is not None:
             scores = self.scores(job.update.order, job)
             own, given["score"] = own[job.update.order.arrange(scores)], scores.mean()
+        return self._walked(job, own, given)
+
+    def _walked(self, job: TrainJob, own: Tensor, given: State) -> State:
+        """Return a job's result: step by step, in the order of its client's samples."""
+        x, y = self.data.x, self.data.y
+        key = torch.tensor(job.seed, device=self.task.device)
+        walk = Walk(self.task, self.carried, self.buffers(job), key)
         state = job.update.init(given)
         ones = torch.ones(job.rows.shape[-1], dtype=self.task.dtype, device=self.task.device)
-        for step, row in enumerate(job.rows):
-            index = own[torch.from_numpy(row[row >= 0]).to(own.device)]
+        for step, index in enumerate(self.rows(job, own)):
             batch = Batch(x.index_select(0, index), y.index_select(0, index), ones[: len(index)])
             state = job.update.step(walk.at(step), state, batch)
             beat()
         result = job.update.final(state)
         return {**result, BUFFERS: walk.buffers} if self.task.buffers else result
+
+    def rows(self, job: TrainJob, own: Tensor) -> Iterator[Tensor]:
+        """Yield which of all samples each step uses, of those [n_i] that are the client's own."""
+        for row in job.rows:
+            yield own[torch.from_numpy(row[row >= 0]).to(own.device)]
 
     def scores(self, order: Order, job: TrainJob) -> Tensor:
         """Return how hard each sample of a job's client is [n_i]."""
