@@ -26,6 +26,7 @@ from torch import nn
 import fedsim
 from fedsim.learn.data.dataset import Dataset
 from fedsim.rng import stream
+from fedsim.running.progress import Progress
 
 MODELS = {
     "lenet": lambda: nn.Sequential(
@@ -58,6 +59,11 @@ class Workload:
     batch: int
     rounds: int
     every: int
+
+    @property
+    def half(self) -> int:
+        """The round after which a run is measured: one with an evaluation, before which nothing need be computed."""
+        return self.rounds // self.every // 2 * self.every
 
 
 WORKLOADS = {
@@ -131,18 +137,21 @@ def simulated(work: Workload, seed: int, workers: int) -> float:
         "compute": {"workers": workers, "device": "cpu"},
         "record": {"report": False},
     }
-    ends = []
+    ends: dict[int, float] = {}
+
+    def seen(progress: Progress) -> None:
+        ends[progress.round] = time.perf_counter()
+
     with tempfile.TemporaryDirectory() as out:
-        fedsim.run(experiment, out=out, progress=lambda _: ends.append(time.perf_counter()))
-    half = len(ends) // 2
-    return (ends[-1] - ends[half - 1]) / (len(ends) - half)
+        fedsim.run(experiment, out=out, progress=seen)
+    return (ends[work.rounds] - ends[work.half]) / (work.rounds - work.half)
 
 
 def plain(work: Workload, seed: int) -> float:
     """Return the seconds of a round of a plain loop."""
     data = images(clients=work.clients, seed=seed, samples=work.samples)
     rng = stream(seed, "plain")
-    model, rounds = MODELS[work.model](), work.rounds // 2
+    model, rounds = MODELS[work.model](), work.half
     models = [copy.deepcopy(model) for _ in range(work.clients)]
     began = time.perf_counter()
     for round in range(rounds):

@@ -56,8 +56,11 @@ class Sequential(Engine):
 
     def rows(self, job: TrainJob, own: Tensor) -> Iterator[Tensor]:
         """Yield which of all samples each step uses, of those [n_i] that are the client's own."""
-        for row in job.rows:
-            yield own[torch.from_numpy(row[row >= 0]).to(own.device)]
+        places = torch.from_numpy(job.rows).to(own.device)
+        if (job.rows >= 0).all():  # all batches are full
+            yield from own[places]
+        else:
+            yield from (own[row[row >= 0]] for row in places)
 
     def scores(self, order: Order, job: TrainJob) -> Tensor:
         """Return how hard each sample of a job's client is [n_i]."""
