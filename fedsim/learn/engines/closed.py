@@ -19,6 +19,9 @@ from fedsim.pulse import beat
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
+NLL, NLL_BACKWARD = torch.ops.aten.nll_loss_forward.default, torch.ops.aten.nll_loss_backward.default
+LOG_SOFTMAX_BACKWARD = torch.ops.aten._log_softmax_backward_data.default
+
 MEAN, NO_LABEL = 1, -100
 """What torch calls a mean over the samples, and the label of none."""
 
@@ -104,9 +107,9 @@ def descends(update: LocalUpdate) -> bool:
 def cross_entropy(outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradient of the outputs [B, classes] and the mean cross entropy [] for labels [B]."""
     logs = outputs.log_softmax(-1)
-    loss, count = torch.ops.aten.nll_loss_forward(logs, y, None, MEAN, NO_LABEL)
-    up = torch.ops.aten.nll_loss_backward(torch.ones_like(loss), logs, y, None, MEAN, NO_LABEL, count)
-    return torch.ops.aten._log_softmax_backward_data(up, logs, -1, logs.dtype), loss
+    loss, count = NLL(logs, y, None, MEAN, NO_LABEL)
+    up = NLL_BACKWARD(torch.ones_like(loss), logs, y, None, MEAN, NO_LABEL, count)
+    return LOG_SOFTMAX_BACKWARD(up, logs, -1, logs.dtype), loss
 
 
 def half_square(outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+CUT_OFF = torch.ops.aten.threshold_backward.default
+CONVOLVE, CONVOLVE_BACKWARD = torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default
+
 Kept = Any
 Tensors = Sequence[Tensor]
 """A model's parameters, or what belongs to each of them."""
@@ -92,7 +95,7 @@ class Rectify(Layer):
 
     def backward(self, weights: Tensors, kept: Kept, up: Tensor, gradient: Tensors, first: bool) -> Tensor:
         """Let through what was let through."""
-        down: Tensor = torch.ops.aten.threshold_backward(up, kept, 0)
+        down: Tensor = CUT_OFF(up, kept, 0)
         return down
 
 
@@ -112,15 +115,13 @@ class Convolve(Layer):
     def forward(self, weights: Tensors, x: Tensor) -> tuple[Tensor, Kept]:
         """Convolve."""
         bias = None if self.bias is None else weights[self.bias]
-        return torch.ops.aten.convolution(x, weights[self.weight], bias, *self._how), x
+        return CONVOLVE(x, weights[self.weight], bias, *self._how), x
 
     def backward(self, weights: Tensors, kept: Kept, up: Tensor, gradient: Tensors, first: bool) -> Tensor:
         """Write the gradients of weight and bias; return that of the input."""
         bias = None if self.bias is None else weights[self.bias].shape
         wanted = (not first, True, bias is not None)
-        down, weight, shift = torch.ops.aten.convolution_backward(
-            up, kept, weights[self.weight], bias, *self._how, wanted
-        )
+        down, weight, shift = CONVOLVE_BACKWARD(up, kept, weights[self.weight], bias, *self._how, wanted)
         gradient[self.weight].copy_(weight)
         if self.bias is not None:
             gradient[self.bias].copy_(shift)
