@@ -3,18 +3,21 @@
 Three workloads, each as ``fedsim run`` would do it (events, records, strategy and evaluation included) and as a script
 with ``nn.Module``, ``torch.optim.SGD`` and an average of state dictionaries would. Both are run in turn; a run's first
 half, in which its worker processes start, is left out. The ratio is that of the median seconds a round, its spread
-that over the repeats. ``--json`` prints one JSON object as the last line.
+that over the repeats. What a run takes beside its engine is told as a share of the engine's processor time, in one
+process. ``--json`` prints one JSON object as the last line.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from torch import nn
 
 import fedsim
 from fedsim.learn.data.dataset import Dataset
+from fedsim.learn.engines.sequential import Sequential
 from fedsim.rng import stream
 from fedsim.running.progress import Progress
 
@@ -107,18 +111,58 @@ def main() -> None:
             ratios.append(pair[0] / pair[1])
             times.append(pair)
         slow, fast = (statistics.median(one) for one in zip(*times, strict=True))
+        more = sorted(overhead(WORKLOADS[name], repeat) for repeat in range(given.repeats))
         found[name] = {"plain_s": slow, "fedsim_s": fast, "ratio": slow / fast, "ratios": sorted(ratios)}
+        found[name] |= {"overhead": statistics.median(more), "overheads": more}
         spread = f"[{min(ratios):.2f}-{max(ratios):.2f}]"
         print(
-            f"{name}: plain {slow:.3f} s a round, fedsim {fast:.3f} s, ratio {slow / fast:.2f} {spread}",
+            f"{name}: plain {slow:.3f} s a round, fedsim {fast:.3f} s, ratio {slow / fast:.2f} {spread}; beside the "
+            f"engine {100 * statistics.median(more):.1f} % [{100 * more[0]:.1f}-{100 * more[-1]:.1f}]",
             flush=True,
         )
     if given.json:
         print(json.dumps({"workers": given.workers, "repeats": given.repeats, "found": found}))
 
 
-def simulated(work: Workload, seed: int, workers: int) -> float:
-    """Return the seconds of a round of a run."""
+class Spent:
+    """Adds up the processor time of this process in an engine's training and evaluation, while it is entered."""
+
+    def __init__(self) -> None:
+        self.seconds, self._own = 0.0, {name: getattr(Sequential, name) for name in ("train", "evaluate")}
+
+    def __enter__(self) -> Spent:
+        for name, own in self._own.items():
+            setattr(Sequential, name, self._timed(own))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name, own in self._own.items():
+            setattr(Sequential, name, own)
+
+    def _timed(self, own: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(own)
+        def timed(*args: Any) -> Any:
+            began = time.process_time()
+            try:
+                return own(*args)
+            finally:
+                self.seconds += time.process_time() - began
+
+        return timed
+
+
+def overhead(work: Workload, seed: int) -> float:
+    """Return what a run in one process takes beside its engine, as a share of what the engine takes."""
+    began = time.process_time()
+    with Spent() as engine:
+        marks: list[tuple[float, float]] = []
+        simulated(work, seed, 1, lambda: marks.append((time.process_time() - began, engine.seconds)))
+    (all_before, before), *_, (all_after, after) = marks
+    return (all_after - all_before) / (after - before) - 1
+
+
+def simulated(work: Workload, seed: int, workers: int, at: Callable[[], None] = lambda: None) -> float:
+    """Return the seconds of a round of a run; ``at`` is called at the beginning and at the end of what is measured."""
     local = {"epochs": 1, "batch_size": work.batch, "lr": RATE}
     strategy: dict[str, Any] = {"name": "dpsgd", "local": local}
     topology: Any = {"name": "random_regular", "degree": DEGREE}
@@ -141,6 +185,8 @@ def simulated(work: Workload, seed: int, workers: int) -> float:
 
     def seen(progress: Progress) -> None:
         ends[progress.round] = time.perf_counter()
+        if progress.round in (work.half, work.rounds):
+            at()
 
     with tempfile.TemporaryDirectory() as out:
         fedsim.run(experiment, out=out, progress=seen)
