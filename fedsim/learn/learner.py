@@ -246,7 +246,7 @@ class Train:
         task = learner.engine.task
         drawn = {
             name: torch.from_numpy(vector).to(task.device, task.dtype)
-            for name, vector in self.update.draws(task.trained, self._stream("draws")).items()
+            for name, vector in self._drawn(task.trained).items()
         }
         said = {
             name: torch.tensor(number, dtype=task.dtype, device=task.device)
@@ -258,6 +258,12 @@ class Train:
         short, held = buffers.cut(task, there)
         mine = {MINE: task.mask} if self.update.splits else {}
         return TrainJob(self.update, client, rows, {**short, **drawn, **said, **mine}, seed, held)
+
+    def _drawn(self, size: int) -> Mapping[str, np.ndarray]:
+        """Return the update's random vectors; most have none, and need no stream for them."""
+        if type(self.update).draws is LocalUpdate.draws:
+            return {}
+        return self.update.draws(size, self._stream("draws"))
 
     @property
     def said(self) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -71,6 +72,16 @@ class Closed(Sequential):
         """Return a job's result; plain descent needs no memory that is not there before its first step."""
         return self._descended(job, own, given) if descends(job.update) else super()._walked(job, own, given)
 
+    def draws(self, job: TrainJob) -> bool:
+        """Tell whether anything may draw: none of these layers does, nor does plain descent."""
+        return not descends(job.update)
+
+    @cached_property
+    def _desk(self) -> tuple[Tensor, Tensors]:
+        """A vector of gradients [W], and its parts: the same for every job, as its memory is at hand then."""
+        gradient = torch.empty(self.task.trained, dtype=self.task.dtype, device=self.task.device)
+        return gradient, self.task.split(gradient)
+
     @torch.no_grad()
     def _descended(self, job: TrainJob, own: Tensor, given: State) -> State:
         """Go down the gradient in place: the numbers of the update's own steps, and their bits."""
@@ -78,8 +89,8 @@ class Closed(Sequential):
         assert isinstance(update, LocalSGD)  # nothing else only descends
         state = update.init(given)
         state["weights"] = weights = state["weights"].clone()
-        gradient, room = torch.empty_like(weights), x.new_empty((job.rows.shape[-1], *x.shape[1:]))
-        into, parts = self.task.split(gradient), self.task.split(weights)
+        (gradient, into), parts = self._desk, self.task.split(weights)
+        room = x.new_empty((job.rows.shape[-1], *x.shape[1:]))
         for index in self.rows(job, own):
             torch.index_select(x, 0, index, out=(batch := room[: len(index)]))
             loss = self._write(into, parts, batch, y.index_select(0, index))

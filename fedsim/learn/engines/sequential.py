@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -25,9 +26,14 @@ class Sequential(Engine):
         results = []
         with self.task.mode(training=True), steady(self.task.device):
             for job in jobs:
-                with seeded(job.seed, self.task.device):
+                with seeded(job.seed, self.task.device) if self.draws(job) else nullcontext():
                     results.append(self._one(job))
         return results
+
+    def draws(self, job: TrainJob) -> bool:
+        """Tell whether anything may draw from torch's generators in a job: a model, or an update's own steps."""
+        del job
+        return True
 
     def carried(self, weights: Tensor, batch: Batch, buffers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the mean gradient [W] and the mean loss [] of a batch, and the buffers [P - W] afterwards."""
@@ -56,11 +62,10 @@ class Sequential(Engine):
 
     def rows(self, job: TrainJob, own: Tensor) -> Iterator[Tensor]:
         """Yield which of all samples each step uses, of those [n_i] that are the client's own."""
-        places = torch.from_numpy(job.rows).to(own.device)
         if (job.rows >= 0).all():  # all batches are full
-            yield from own[places]
-        else:
-            yield from (own[row[row >= 0]] for row in places)
+            yield from own[torch.from_numpy(job.rows).to(own.device)]
+        else:  # who is there is looked up on the host: a card would have to be waited for
+            yield from (own[torch.from_numpy(row[row >= 0]).to(own.device)] for row in job.rows)
 
     def scores(self, order: Order, job: TrainJob) -> Tensor:
         """Return how hard each sample of a job's client is [n_i]."""

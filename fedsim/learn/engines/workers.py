@@ -44,6 +44,12 @@ DESK_BYTES = 2**20, 2**26
 VECTORS = 24
 """So many weight vectors fit on a desk, if it does not become too large."""
 
+PART = 3
+"""A piece of work is at most such a part of what would be each process's share of the rest: some clients have more."""
+
+MOST_S, MOST = 0.05, VECTORS // 2
+"""A piece takes at most about so long, and has at most so many items: the results have to fit on a desk."""
+
 SHARE = 4
 """Data are laid down for other processes if they take no more than such a part of the memory: a copy stays here."""
 
@@ -218,12 +224,18 @@ class Workers(Around):
         return count > 1 and count * self._item_s.get(kind, 1.0) > self.piece_s
 
     def _pieces(self, kind: str, items: Sequence[Any], chunk: int) -> deque[Piece]:
-        """Cut items into pieces that are worth handing over, and small enough for all to end together."""
-        grain, most = self.inner.grain, -(-len(items) // (2 * self.count))
-        size = min(most, max(1, round(self.piece_s / max(self._item_s.get(kind, 1.0), 1e-9))))
-        size = -(-size // grain) * grain
-        spans = [range(i, min(i + size, len(items))) for i in range(0, len(items), size)]
-        return deque(Piece(kind, [items[i] for i in span], list(span), chunk) for span in spans)
+        """Cut items into pieces: large ones first, for each takes time to hand over; then smaller, to end together."""
+        grain, item_s = self.inner.grain, max(self._item_s.get(kind, 1.0), 1e-9)
+        most = min(MOST_S / item_s, MOST)
+        pieces: deque[Piece] = deque()
+        begin = 0
+        while begin < len(items):
+            size = max((len(items) - begin) / (PART * self.count), self.piece_s / item_s)
+            end = begin + -(-max(1, round(min(size, most))) // grain) * grain
+            span = range(begin, min(end, len(items)))
+            pieces.append(Piece(kind, [items[i] for i in span], list(span), chunk))
+            begin = end
+        return pieces
 
     def _put(self, piece: Piece, results: Sequence[Any]) -> None:
         for place, result in zip(piece.places, results, strict=True):
@@ -233,12 +245,12 @@ class Workers(Around):
         """Give every process as much as it takes, but for the last piece, which is begun here at once."""
         for process in list(self.processes):
             while process.ready and process.free and len(self._left) > 1:
-                piece, place = self._left.pop(), process.free.pop()
+                piece, place = self._left.popleft(), process.free.pop()
                 self._number += 1
                 try:
                     process.give(piece, self._number, place)
                 except Exception as error:  # whatever a method raises when it is pickled
-                    self._left.append(piece)
+                    self._left.appendleft(piece)
                     self._alone(f"{type(error).__name__}: {error}")
                     return
                 self._under_way[self._number] = process, piece

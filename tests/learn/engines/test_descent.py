@@ -123,3 +123,33 @@ def test_samples_in_order_of_difficulty_are_taken_in_that_order():
     found = made.train([asked])[0]
     same = made.train([replace(asked, update=plain, rows=easiest[None])])[0]
     assert torch.equal(found["arrays"], same["arrays"])
+
+
+def test_jobs_one_after_another_leave_each_others_results_alone():
+    made, update = engine(Closed), LocalSGD(Local(epochs=2, batch_size=5))
+    asked = [job(made, update, client) for client in (0, 1, 0)]
+    together = made.train(asked)
+    alone = [engine(Closed).train([one])[0] for one in asked]
+    assert all(
+        torch.equal(one["arrays"], other["arrays"]) for one, other in zip(together, alone, strict=True)
+    )
+    assert torch.equal(together[0]["arrays"], together[2]["arrays"])
+    assert not torch.equal(together[0]["arrays"], together[1]["arrays"])
+
+
+class Drawing(Own):
+    """Draws from torch's own generator in its steps."""
+
+    def step(self, gradient, state, batch):
+        return super().step(gradient, {**state, "loss": torch.rand(())}, batch)
+
+
+def test_steps_of_ones_own_draw_from_the_seed_of_the_job_and_plain_descent_draws_nothing():
+    made, local = engine(Closed), Local(epochs=1, batch_size=SAMPLES)
+    drawing, plain = job(made, Drawing(local)), job(made, LocalSGD(local))
+    assert made.draws(drawing)
+    assert not made.draws(plain)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    made.train([plain, drawing, plain])
+    assert torch.equal(torch.get_rng_state(), before)

@@ -76,6 +76,41 @@ def share_of(made, jobs):
     return results, len(done)
 
 
+def sizes_of(pieces):
+    return [len(piece.items) for piece in pieces]
+
+
+@pytest.mark.parametrize(
+    ("count", "item_s", "sizes"),
+    [
+        (
+            2,
+            0.001,
+            [12, 12, 12, 11, 9, 7, 6, 5, 5, 5, 5, 5, 5, 1],
+        ),  # a sixth of the rest; at most 12, at least 5 ms
+        (4, 0.001, [8, 8, 7, 6, 6] + [5] * 13),
+        (2, 0.02, [2] * 46 + [1] * 8),  # at most 0.05 s, and fewer of the last eight
+        (2, 0.06, [1] * 100),
+        (2, 1e-6, [12] * 8 + [4]),
+    ],
+)
+def test_pieces_are_large_first_and_end_together(count, item_s, sizes):
+    task, data = small()
+    made = Workers(Sequential(task, data), count)
+    made._item_s["train"] = item_s
+    pieces = made._pieces("train", list(range(100, 200)), 0)
+    assert [item - 100 for piece in pieces for item in piece.items] == list(range(100))
+    assert [place for piece in pieces for place in piece.places] == list(range(100))
+    assert sizes_of(pieces) == sizes
+
+
+def test_pieces_are_whole_stacks():
+    task, data = small()
+    made = Workers(Stacked(task, data, 8), 2)
+    made._item_s["train"] = 0.002
+    assert sizes_of(made._pieces("train", list(range(50)), 0)) == [8, 8, 8, 8, 8, 8, 2]
+
+
 SLOW = pytest.mark.slow
 """Every process takes seconds to start."""
 
