@@ -31,7 +31,8 @@ class Hierarchical(PeerStrategy):
 
     A round is an edge period: the local training κ1, and one average of each edge server over its clients, weighted by
     their samples. A node belongs to the edge server that is the fewest links away; of equally near ones, to that with
-    the fewest clients so far. The bytes of each tier are recorded as edge_bytes and cloud_bytes.
+    the fewest clients so far. The bytes of each tier are recorded as edge_bytes and cloud_bytes; a message to somebody
+    who is away has none, and one that is broken off on its way counts whole.
 
     Args:
         local: the local training of a round.
@@ -114,7 +115,7 @@ class Hierarchical(PeerStrategy):
         """Send a model and the number of samples that it stands for, and count the bytes of the tier."""
         size = node.model_bytes + COUNT_BYTES
         tier = "edge_bytes" if kind in ("up", "down") else "cloud_bytes"
-        self.bytes[tier] += size * sum(other != node.id for other in to)
+        self.bytes[tier] += size * sum(other != node.id for other in node.online(to))
         node.send(to, (model, samples), size, round, kind)
 
 

@@ -87,14 +87,16 @@ def test_with_the_cloud_in_every_round_it_is_federated_averaging(tmp_path):
     assert all(np.abs(mine[name] - theirs[name]).max() < 1e-10 for name in theirs)
 
 
-def test_bytes_by_tier_are_those_of_the_messages(tmp_path):
-    result = fedsim.run(BASE, out=tmp_path, network__header_bytes=0)
+def tiers(result):
     metrics = read(result.path, "metrics")
     last = metrics["round"] == 4
-    found = {
-        name: float(metrics["value"][last & (metrics["name"] == name)][0])
-        for name in ("edge_bytes", "cloud_bytes")
-    }
+    names = ("edge_bytes", "cloud_bytes")
+    return {name: float(metrics["value"][last & (metrics["name"] == name)][0]) for name in names}
+
+
+def test_bytes_by_tier_are_those_of_the_messages(tmp_path):
+    result = fedsim.run(BASE, out=tmp_path, network__header_bytes=0)
+    found = tiers(result)
     # 650 weights of 8 bytes and a count. Five clients are not their own server: up and down in 4 rounds. The cloud is
     # asked twice by both servers, and answers.
     size = 650 * 8 + 8
@@ -103,8 +105,12 @@ def test_bytes_by_tier_are_those_of_the_messages(tmp_path):
 
 
 def test_a_server_that_crashes_leaves_its_clients_to_themselves(tmp_path):
-    given = {**BASE, "strategy": {**BASE["strategy"], "timeout_s": 5.0}}
+    given = {**BASE, "strategy": {**BASE["strategy"], "timeout_s": 5.0}, "network": {"header_bytes": 0}}
     result = fedsim.run(given, out=tmp_path, faults=[{"name": "crash", "at_s": 0.0, "nodes": [5]}])
+    # What is for it is never sent: three clients, up and down in 4 rounds, and one server that asks the cloud twice.
+    size = 650 * 8 + 8
+    assert tiers(result) == {"edge_bytes": 4 * 2 * 3 * size, "cloud_bytes": 2 * 2 * size}
+    assert result.summary["bytes_up"] == sum(tiers(result).values())
     assert result.summary["rounds"] == 4
     weights = by_node(result)
     assert sorted(weights) == [0, 1, 2, 3, 4, 6]
