@@ -48,12 +48,17 @@ def cosine(*, round: int, rounds: Count, end: Positive = 0.01, warm_up: Whole = 
         round: from 1.
         rounds: from the first to the last value, those of the warm-up included.
         end: the last value; at 0 clients would train for nothing, and some methods divide by their rate.
-        warm_up: rounds at the start in which the rate rises evenly to 1.
+        warm_up: rounds at the start in which the rate rises evenly to 1; fewer than all.
+
+    Raises:
+        BadValue: if nothing is left after the warm-up: the last value would come too late.
 
     >>> [round_, last] = [cosine(round=round, rounds=5) for round in (3, 5)]
     >>> f"{round_:.2f} {last:.2f} {cosine(round=1, rounds=6, warm_up=2):.2f}"
     '0.51 0.01 0.50'
     """
+    if warm_up and warm_up >= rounds:
+        raise BadValue("warm_up", warm_up, f"must be less than {rounds}, the rounds in all")
     if round <= warm_up:
         return round / warm_up
     share = (round - 1 - warm_up) / max(1, rounds - 1 - warm_up)

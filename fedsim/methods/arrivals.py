@@ -85,6 +85,7 @@ class Arrivals(ABC):
 
     def __post_init__(self) -> None:
         self.select = self.select or Uniform(seed=self.seed)
+        self.select.in_round = self.buffer
         self.updates = {**self.local_updates(), **self.select.updates}
         self.central: Sequence[Central] = ()
         self.weighting: Weighting = "samples"
@@ -177,7 +178,7 @@ class Arrivals(ABC):
         chosen: list[int] = []
         if places > 0 and idle:
             self._draws += 1
-            chosen = self.select.choose(self._draws, model, Among(server, idle), places)
+            chosen = self.select.choose(self._draws, model, Among(server, idle, round), places)
         self._busy.update(dict.fromkeys(chosen, round))
         server.send(round, [Ask(node, "train", {"arrays": model}) for node in chosen], self.timeout_s)
 
@@ -197,15 +198,16 @@ class Arrivals(ABC):
 
 
 class Among(Server):
-    """A server with fewer clients to choose from.
+    """A server with fewer clients to choose from; choices have numbers of their own, and messages the round's.
 
     Args:
         server: what is spoken through.
         nodes: who can be chosen, sorted.
+        round: the round that messages belong to.
     """
 
-    def __init__(self, server: Server, nodes: list[int]) -> None:
-        self.server, self.nodes, self.clients = server, nodes, server.clients
+    def __init__(self, server: Server, nodes: list[int], round: int) -> None:
+        self.server, self.nodes, self.clients, self.round = server, nodes, server.clients, round
 
     def online(self, at_least: int = 1) -> list[int]:
         """Return who can be chosen."""
@@ -215,11 +217,11 @@ class Among(Server):
         self, round: int, asks: Iterable[Ask], timeout_s: float | None = None, share: float | None = None
     ) -> list[Reply]:
         """Send messages and wait for the replies."""
-        return self.server.exchange(round, asks, timeout_s, share)
+        return self.server.exchange(self.round, asks, timeout_s, share)
 
     def send(self, round: int, asks: Iterable[Ask], timeout_s: float | None = None) -> None:
         """Send messages and go on."""
-        self.server.send(round, asks, timeout_s)
+        self.server.send(self.round, asks, timeout_s)
 
     def receive(self) -> list[Answer]:
         """Wait for the next end of something sent."""

@@ -37,8 +37,11 @@ class Selector(ABC):
             ``query.size``, which all of them know.
         weighting: how the replies of those chosen are to be averaged, unless the experiment says something else. A
             selector that prefers clients with many samples says ``"uniform"``: else their size would count twice.
+        in_round: how many updates make a round, said by a method whose clients are chosen now and then, as many as
+            there are places for; None where those of a round are chosen together.
     """
 
+    in_round: int | None = None
     timing_depends_on_values: bool = False
     weighting: Weighting = "samples"
     updates: Mapping[str, LocalUpdate] = {}
@@ -48,7 +51,7 @@ class Selector(ABC):
         """Return the clients of a round, sorted.
 
         Args:
-            round: its number, from 1.
+            round: its number, from 1; that of the choice, where clients are chosen more than once in a round.
             model: the weights [P].
             server: whom to choose from; messages may be sent through it.
             size: how many the method asks for, or None for all. A selector may return fewer or more.

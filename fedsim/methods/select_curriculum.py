@@ -34,8 +34,9 @@ class ClientCurriculum(Selector):
     clients; one that is offline keeps its last score, and one that never had any comes last.
 
     Args:
-        rounds: how many rounds the pace is made for; times the clients in a round, these are the updates after which
-            the clock stands at its end. Passes over small pools leave small groups, which take more rounds.
+        rounds: how many rounds the pace is made for; times the clients in a round, or the updates that make one, these
+            are the updates after which the clock stands at its end. Passes over small pools leave small groups, which
+            take more rounds.
         order: easy clients first, hard ones first (anti), by chance, or all of them in every pass (vanilla).
         score: which model says how hard a client's samples are, on average: the one received, its own of its last
             visit, the sum of both, or the expert.
@@ -102,7 +103,7 @@ class ClientCurriculum(Selector):
         self._visits.update(answered)
 
     def metrics(self, round: int) -> Iterable[Metric]:
-        """Return the size of the pool, the clock, the mean age of the scores in rounds; and each client's own."""
+        """Return the size of the pool, the clock, the mean age of the scores in choices; and each client's own."""
         yield Metric("pool", len(self.pool))
         yield Metric("pool_updates", self.done)
         if self._scored:
@@ -132,7 +133,9 @@ class ClientCurriculum(Selector):
         ranked = self._ranked(round)
         count = len(ranked)
         if self.order != "vanilla":
-            count = pace(self.done, self.rounds * size, len(ranked), self.pacing, self.a, self.b)
+            count = pace(
+                self.done, self.rounds * (self.in_round or size), len(ranked), self.pacing, self.a, self.b
+            )
         here = set(ids)
         if here.isdisjoint(ranked[:count]):  # a pool that is away would stop the run
             ranked = [node for node in ranked if node in here]

@@ -27,6 +27,7 @@ class Cohorts:
     Args:
         labels: how many training samples of each class each client has [K, C]; no columns where there are no classes.
         trained: the actions whose replies hold a model, and no gradient or difference.
+        weights: how many numbers of a model are weights; what is behind them moves nobody. None counts all.
 
     >>> cohorts = Cohorts(np.array([[4, 0], [0, 4]]))
     >>> came = [Reply(1, "train", {}, {}, 4)]
@@ -34,8 +35,10 @@ class Cohorts:
     [('clients_seen', 1), ('clients_lately', 1), ('labels_lately', 1.0)]
     """
 
-    def __init__(self, labels: NDArray[np.int64], trained: Collection[str] = ("train",)) -> None:
-        self._labels, self._trained = labels, trained
+    def __init__(
+        self, labels: NDArray[np.int64], trained: Collection[str] = ("train",), weights: int | None = None
+    ) -> None:
+        self._labels, self._trained, self._weights = labels, trained, weights
         self._seen: set[int] = set()
         self._lately: deque[list[int]] = deque(maxlen=LATELY)
 
@@ -64,7 +67,7 @@ class Cohorts:
         trained = [reply for reply in replies if reply.action in self._trained]
         models = [reply.vectors["arrays"] for reply in trained if "arrays" in reply.vectors]
         if models and not any(one.is_phantom for one in (model, *models)):
-            found = noted([model, *models], "moves", lambda: moves(model, models))
+            found = noted([model, *models], "moves", lambda: moves(model, models, self._weights))
             yield from (Metric(name, found[name]) for name in ("drift", "agreement"))
 
 
@@ -78,8 +81,13 @@ def effective(counts: NDArray[np.int64]) -> float:
     return round(float(np.exp(-(shares * np.log(shares)).sum())), 9)
 
 
-def moves(model: Deferred, models: Sequence[Deferred]) -> dict[str, float]:
+def moves(model: Deferred, models: Sequence[Deferred], weights: int | None = None) -> dict[str, float]:
     """Return how far models have gone from another one, and how much they agree on the way.
+
+    Args:
+        model: where they began [P].
+        models: where they are [P].
+        weights: so many of their numbers count; None counts all.
 
     >>> import torch
     >>> sent, *came = (Deferred.known(torch.tensor(x)) for x in ([1.0, 1.0], [4.0, 5.0], [4.0, -3.0]))
@@ -87,15 +95,18 @@ def moves(model: Deferred, models: Sequence[Deferred]) -> dict[str, float]:
     {'drift': 5.0, 'agreement': 0.6}
     """
     compute([model, *models])
-    start = model.value().double()
-    gone = [one.value().double() - start for one in models]
+    start = model.value()[:weights].double()
+    gone = [one.value()[:weights].double() - start for one in models]
     drift = sum(float(one.norm()) for one in gone) / len(gone)
     mean = float(sum(gone[1:], gone[0]).norm()) / len(gone)
     return {"drift": drift, "agreement": mean / drift if drift else 1.0}
 
 
 def cohorts_of(
-    updates: Mapping[str, LocalUpdate], dataset: Dataset, owned: Sequence[NDArray[np.int64]]
+    updates: Mapping[str, LocalUpdate],
+    dataset: Dataset,
+    owned: Sequence[NDArray[np.int64]],
+    weights: int | None = None,
 ) -> Cohorts:
     """Return what counts the cohorts of a run.
 
@@ -103,13 +114,16 @@ def cohorts_of(
         updates: what clients do, by action.
         dataset: says which classes there are, if any.
         owned: the training samples of each client.
+        weights: how many numbers of a model are weights.
     """
     counts = np.zeros((len(owned), dataset.classes or 0), dtype=np.int64)
     labels = np.asarray(dataset.y)
     for client, own in enumerate(owned):
         if dataset.classes:  # labels below 0 are padding
             counts[client] = np.bincount(labels[own][labels[own] >= 0], minlength=dataset.classes)
-    return Cohorts(counts, [action for action, update in updates.items() if "arrays" in update.models])
+    return Cohorts(
+        counts, [action for action, update in updates.items() if "arrays" in update.models], weights
+    )
 
 
 def check_cohorts(asked: bool, strategy: object) -> None:

@@ -257,7 +257,8 @@ class Observer(Run):
 
         ``accuracy`` is the mean over the ``nodes_evaluated`` nodes, ``accuracy_min``, ``accuracy_max`` and
         ``accuracy_worst_decile`` are theirs, too (the last is the mean of the worst tenth); ``accuracy_of_average`` is
-        the score of the average of all nodes' models, and ``consensus_distance`` is how far all models are from it.
+        the score of the average of all nodes' models, and ``consensus_distance`` is how far all models' weights are
+        from it.
         """
         summary = {"nodes_evaluated": float(len(scores))}
         for name in next(iter(scores.values())):
@@ -267,7 +268,8 @@ class Observer(Run):
             tenth = math.ceil(len(values) / 10)
             worst = values[:tenth] if name.startswith(HIGH) else values[-tenth:]
             summary[f"{name}_worst_decile"] = math.fsum(worst) / tenth
-        spread = Deferred(Spread(), {f"{place}": model for place, model in enumerate(self.models.values())})
+        task, models = self.learner.engine.task, {f"{at}": one for at, one in enumerate(self.models.values())}
+        spread = Deferred(Spread(task.trained if task.buffers else None), models)
         found = self.learner.evaluate(spread.pick("average"))
         self._compute([found])
         summary |= {f"{name}_of_average": value for name, value in found.read().items()}

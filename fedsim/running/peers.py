@@ -68,7 +68,8 @@ class PeerRun:
         self.founders = [id for id, peer in self.peers.items() if peer.node.online]
         self.latest = {id: learner.initial for id in self.leaders}
         self._round = 0
-        self._kept: dict[int, dict[int, Deferred]] = {}
+        # by node, of rounds that are not over, the next first
+        self._ahead: dict[int, dict[int, Deferred]] = {}
         self._behind = 0
         self._ended: set[int] = set()
         self._over = world.clock.event()
@@ -137,7 +138,7 @@ class PeerRun:
         model = judged(self.learner.engine.task, model, self._held(peer))
         self.latest[peer.id] = model
         if round > self._round and not self.learner.dry:
-            self._kept.setdefault(round, {})[peer.id] = model
+            self._ahead.setdefault(peer.id, {})[round] = model
         self._advance()
 
     def conclude(self, round: int, model: Deferred, updates: int) -> None:
@@ -232,15 +233,20 @@ class PeerRun:
             and any(p.node.online for p in self.leaders.values())
         ):
             self._round += 1
-            kept = self._kept.pop(self._round, {})
             alive = [id for id, peer in self.leaders.items() if not peer.node.crashed]
             holders = self.strategy.holders(self._round)
             chosen = [id for id in alive if holders is None or id in holders] or alive
-            models = {id: kept.get(id, self.latest[id]) for id in chosen}
+            models = {id: self._model(id) for id in chosen}
+            for ahead in self._ahead.values():
+                ahead.pop(self._round, None)
             self._measure()
             if self.observer.on_round(self._round, models, self.updates) or self._round == self.rounds:
                 self._end()
             self._count()
+
+    def _model(self, id: int) -> Deferred:
+        """Return a node's model of the round that ends; where it has skipped that, of the next one it has finished."""
+        return next(iter(self._ahead.get(id, {}).values()), self.latest[id])
 
     def _measure(self) -> None:
         """Record what the strategy says of a round that has ended, if it is one of those that are evaluated."""

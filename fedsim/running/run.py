@@ -129,7 +129,8 @@ def drive(setup: Setup, observer: Observer) -> None:
         given = updates_of(strategy, experiment), setup.world, setup.learner, observer
         if isinstance(strategy, Rounds | Arrivals):
             if experiment.record.cohorts:
-                observer.cohorts = cohorts_of(given[0], setup.dataset, setup.owned)
+                counted = setup.learner.engine.task.trained
+                observer.cohorts = cohorts_of(given[0], setup.dataset, setup.owned, counted)
             run_method(experiment, strategy, *given)
         else:
             adapter().run(experiment, strategy, *given)

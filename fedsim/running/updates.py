@@ -13,6 +13,7 @@ from fedsim.learn.local import LocalSGD, LocalUpdate
 from fedsim.methods.around import Central
 from fedsim.methods.server import trains
 from fedsim.methods.traits import Traits
+from fedsim.rng import key
 from fedsim.spec.experiment import Experiment
 
 
@@ -40,16 +41,18 @@ def updates_of(strategy: Any, experiment: Experiment) -> dict[str, LocalUpdate]:
 
 
 def transforms_of(experiment: Experiment) -> list[Transform | Central]:
-    """Return what the experiment puts around updates and strategy, in order.
+    """Return what the experiment puts around updates and strategy, in order; no two of one name draw the same.
 
     Raises:
         ConfigError: for one that is unknown or refuses its parameters.
     """
     found = []
+    names = [block.name for block in experiment.strategy.around]
     for index, block in enumerate(experiment.strategy.around):
         with experiment.blame("strategy", "around", index):
-            part = parts.find("transforms", block.name)
-            one = parts.call(part, block.params, {"seed": experiment.seed})
+            part, before = parts.find("transforms", block.name), names[:index].count(block.name)
+            seed = key(experiment.seed, "around", before) % 2**63 if before else experiment.seed
+            one = parts.call(part, block.params, {"seed": seed})
             if not isinstance(one, Transform | Central):
                 raise BadValue("name", block.name, "is neither a Transform nor a Central")
             found.append(one)

@@ -9,13 +9,14 @@ the method does; only time, bytes and gradients are no longer those of the metho
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from fedsim.errors import BadValue
 from fedsim.learn.deferred import Deferred, compute, mean, noted
-from fedsim.learn.local import LocalUpdate, MeanGradient
+from fedsim.learn.local import LocalUpdate, MeanGradient, rate, steps_of
 from fedsim.methods.metrics import Metric
 from fedsim.methods.rounds import Rounds
 from fedsim.methods.server import Reply, ask_all, uniform_mean
@@ -44,6 +45,20 @@ class Probed(Rounds):
         """Return what clients do, and what they are probed with."""
         return {**super().local_updates(), PROBE: MeanGradient()}
 
+    def check(self, clients: int) -> None:
+        """Refuse steps that are not all of one size, and passes whose number of steps differs from client to client."""
+        super().check(clients)
+        steps_of(self.local, "the probe")
+        changes = {
+            "local.lr": self.local.lr if isinstance(self.local.lr, list) else None,
+            "local.lr_decay": self.local.lr_decay or None,
+            "local.schedule": self.local.schedule and self.local.schedule.name,
+            "halve_lr_at": getattr(self, "halve_lr_at", None) or None,
+        }
+        for key, value in changes.items():
+            if value is not None:
+                raise BadValue(key, value, "the probe measures in steps of one size", "take one rate for all")
+
     def close(self, round: int, model: Deferred, replies: Sequence[Reply]) -> Deferred:
         """Probe before the round's replies change anything."""
         moved = [one for one in replies if one.action != ANCHOR]
@@ -69,8 +84,7 @@ class Probed(Rounds):
     def _compare(self, model: Deferred, replies: Sequence[Reply], truth: Deferred) -> dict[str, float]:
         walks, memory = [self.walked(model, reply) for reply in replies], self.remembered()
         read = [truth, mean(walks), *walks, *([] if memory is None else [memory])]
-        rate: Any = self.local.lr
-        length = rate * float(self.local.steps or 1)
+        length = rate(self.local, 0) * steps_of(self.local, "the probe")
 
         def measured() -> dict[str, float]:
             compute(read)

@@ -78,5 +78,5 @@ class Gossip(PeerStrategy):
             message = yield from node.receive()
             merged, round = held[0].merge(Aged(*message.payload)), node.round
             model = yield from node.train(self.update, merged.model, round)
-            held[0] = Aged(model, merged.age + self.update.at(round).work(node.samples))
+            held[0] = Aged(model, merged.age + self.update.at(round).sampling.size(node.samples))
             node.count(updates=1)

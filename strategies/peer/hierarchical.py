@@ -31,7 +31,8 @@ class Hierarchical(PeerStrategy):
 
     A round is an edge period: the local training κ1, and one average of each edge server over its clients, weighted by
     their samples. A node belongs to the edge server that is the fewest links away; of equally near ones, to that with
-    the fewest clients so far. The bytes of each tier are recorded as edge_bytes and cloud_bytes.
+    the fewest clients so far. The bytes of each tier are recorded as edge_bytes and cloud_bytes; a message to somebody
+    who is away has none, and one that is broken off on its way counts whole.
 
     Args:
         local: the local training of a round.
@@ -78,7 +79,8 @@ class Hierarchical(PeerStrategy):
         if node.id == self.cloud:
             node.start(self.serve_all(node))
         model, server = node.initial_model, self.server_of[node.id]
-        for round in node.rounds():
+        # As the cloud it hears of rounds to which its own edge server has yet to come.
+        for round in node.rounds(every=node.id == self.cloud):
             model = yield from node.train(self.update, model, round)
             self.send(node, [server], model, node.samples, round, "up")
             heard = yield from node.receive_models([server], round, self.timeout_s, "down")
@@ -89,9 +91,10 @@ class Hierarchical(PeerStrategy):
         """One edge server's life: w_e ← Σ n_i w_i / Σ n_i, and what the cloud makes of it every κ2-th time."""
         own, round = self.clients[node.id], 0
         while True:
-            round += 1
+            round = max(round + 1, node.node.heard)
             heard = yield from node.receive_models(own, round, self.timeout_s, "up")
             if not heard:
+                round = (yield from self.later(node, "up", round)) - 1
                 continue
             model, samples = averaged(heard)
             if round % self.cloud_every == 0:
@@ -102,19 +105,27 @@ class Hierarchical(PeerStrategy):
 
     def serve_all(self, node: Peer) -> Process:
         """The cloud's life: w ← Σ n_e w_e / Σ n_e."""
-        round = 0
+        round, every = 0, self.cloud_every
         while True:
-            round += self.cloud_every
+            round = max(round + every, node.node.heard // every * every)
             heard = yield from node.receive_models(self.servers, round, self.timeout_s, "edge")
-            if heard:
-                model, samples = averaged(heard)
-                self.send(node, self.servers, model, samples, round, "cloud")
+            if not heard:
+                round = (yield from self.later(node, "edge", round)) - every
+                continue
+            model, samples = averaged(heard)
+            self.send(node, self.servers, model, samples, round, "cloud")
+
+    def later(self, node: Peer, kind: str, round: int) -> Process:
+        """Wait for the next model of a later round, and return that: a server that counts on alone loses touch."""
+        message = yield node.node.receive(lambda message: message.kind == kind and message.round > round)
+        node.node.deliver(message)
+        return message.round
 
     def send(self, node: Peer, to: list[int], model: Deferred, samples: int, round: int, kind: str) -> None:
         """Send a model and the number of samples that it stands for, and count the bytes of the tier."""
         size = node.model_bytes + COUNT_BYTES
         tier = "edge_bytes" if kind in ("up", "down") else "cloud_bytes"
-        self.bytes[tier] += size * sum(other != node.id for other in to)
+        self.bytes[tier] += size * sum(other != node.id for other in node.online(to))
         node.send(to, (model, samples), size, round, kind)
 
 

@@ -42,7 +42,8 @@ class MultiServer(PeerStrategy):
     A server's round is FedAvg's: some of its clients that are online train from its model, and it averages what comes
     back, weighted by samples. Servers do not wait for each other but to exchange their models. A server's model counts
     as much as all those clients of its have samples that it has ever heard from. Bytes are recorded without headers, in
-    total and by server: bytes_with_clients and bytes_among_servers.
+    total and by server: bytes_with_clients and bytes_among_servers; a message to somebody who is away has none, and one
+    that is broken off on its way counts whole.
 
     Args:
         local: local training.
@@ -108,7 +109,7 @@ class MultiServer(PeerStrategy):
             model = yield from node.train(self.update, message.payload[0], message.round)
             size = node.model_bytes + COUNT_BYTES
             node.send([message.src], (model, node.samples), size, message.round, "up")
-            self.with_clients[message.src] += size
+            self.with_clients[message.src] += size * len(node.online([message.src]))
 
     def serve(self, node: Peer) -> Process:
         """One server's life."""
@@ -137,8 +138,8 @@ class MultiServer(PeerStrategy):
             return model
         size = node.model_bytes + 2 * COUNT_BYTES
         node.send(others, (model, samples, len(others)), size, round, "server")
-        for server in (node.id, *others):
-            self.among_servers[server] += size * (len(others) if server == node.id else 1)
+        for server in node.online(others):
+            self.among_servers.update({node.id: size, server: size})
         heard = yield from node.receive_models(others, round, self.timeout_s, "server")
         if self.exchange == "linked":
             return mixed(model, samples, len(others), heard)

@@ -35,9 +35,13 @@ class FedNova(FlowerFace, Rounds):
         if not self.local.steps_plainly:
             rule = "FedNova reckons with plain steps: take sgd without clip_norm"
             raise BadValue("local.optimizer", self.local.optimizer.name, rule)
+        rule = "FedNova's steps all have one learning rate"
         if self.local.lr_decay:
-            rule = "FedNova's steps all have one learning rate"
             raise BadValue("local.lr_decay", self.local.lr_decay, rule)
+        if isinstance(
+            self.local.lr, list
+        ):  # who steps further would count more, which is what it is there to undo
+            raise BadValue("local.lr", self.local.lr, rule)
 
     def norm(self, samples: int) -> float:
         """Return |a_i|, what the gradients of a client's steps count for in its progress, in all.

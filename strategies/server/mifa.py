@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from fedsim.flower.face import FlowerFace
 from fedsim.learn.deferred import Deferred, combine
+from fedsim.learn.schedules import Schedule, schedule
 from fedsim.methods.metrics import Metric
 from fedsim.methods.rounds import Rounds
 from fedsim.methods.server import Reply
@@ -25,7 +26,8 @@ REFRESH = 50
 class MIFA(FlowerFace, Rounds):
     """Move by the mean of all clients' last updates, fresh or remembered (Gu et al., NeurIPS 2021).
 
-    A client that has never answered counts as an update of zero; in the paper all answer in the first round.
+    A client that has never answered counts as an update of zero; in the paper all answer in the first round. What is
+    remembered are updates for a learning rate of 1: where a schedule changes that, older ones count at the new one.
 
     Args:
         server_lr: server learning rate.
@@ -34,17 +36,26 @@ class MIFA(FlowerFace, Rounds):
     weighted: ClassVar[bool] = False
     server_lr: Positive = 1.0
     memory: Memory = field(init=False, default_factory=lambda: Memory())
+    _paced: Schedule | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._paced = schedule(self.local)
 
     def merge(self, round: int, model: Deferred, replies: Sequence[Reply]) -> Deferred:
-        """G_i ← x - y_i for those that answered, x ← x - η/N Σ G_i."""
-        self.memory.store({reply.node: model - reply.vectors["arrays"] for reply in replies})
+        """G_i ← (x - y_i) / s for those that answered, x ← x - η s/N Σ G_i, where s is the schedule's factor."""
+        moves = {reply.node: model - reply.vectors["arrays"] for reply in replies}
+        if self._paced is not None:
+            moves = {node: move / self._paced(round) for node, move in moves.items()}
+        self.memory.store(moves)
         return self.missed(round, model)
 
     def missed(self, round: int, model: Deferred) -> Deferred:
         """Move by what is remembered, even if nobody has answered."""
         if self.memory.sum is None:
             return model
-        return combine([model, self.memory.sum], [1.0, -self.server_lr / self.clients])
+        factor = self.server_lr * (1.0 if self._paced is None else self._paced(round))
+        return combine([model, self.memory.sum], [1.0, -factor / self.clients])
 
     def metrics(self, round: int) -> Iterable[Metric]:
         """Count the clients whose updates are remembered."""

@@ -16,6 +16,7 @@ from fedsim.flower.records import pack, unpack, wire_bytes
 from fedsim.flower.simulate.clients import BuiltinClients
 from fedsim.flower.simulate.grid import SimGrid
 from fedsim.learn.around import Around
+from fedsim.learn.deferred import Deferred
 from fedsim.methods.around import CentralNoise
 from fedsim.running.build import prepare
 from fedsim.running.updates import transforms_of, updates_of
@@ -171,6 +172,17 @@ def test_a_wrapped_strategy_shows_what_is_in_it():
     strategy = Central(Wrapped(inner), [CentralNoise(std=1.0)], {})
     assert strategy.fraction_train == 0.25
     assert not hasattr(strategy, "updates")
+
+
+def test_two_noises_on_the_model_are_two_draws():
+    """Their variances add up: 3 and 4 make 5; were they the same numbers, they would make 7."""
+    given = load(experiment([{"name": "central_noise", "std": 3.0}, {"name": "central_noise", "std": 4.0}]))
+    model = Deferred.known(torch.zeros(40_000, dtype=torch.float64))
+    for central in transforms_of(given):
+        model = central.model(1, model)
+    assert float(model.value().std()) == pytest.approx(5.0, rel=0.02)
+    alone = transforms_of(load(experiment([{"name": "central_noise", "std": 3.0}])))
+    assert alone[0].seed == transforms_of(given)[0].seed == given.seed
 
 
 def test_transforms_go_around_all_that_trains_and_nothing_else():

@@ -107,6 +107,10 @@ def test_a_short_gradient_is_left_as_it_is():
             {"schedule": {"name": "list", "factors": []}},
             r"schedule\.factors: .*there must be at least one",
         ),
+        (
+            {"schedule": {"name": "cosine", "rounds": 5, "warm_up": 5}},
+            r"schedule\.warm_up: 5: must be less than 5",
+        ),
     ],
 )
 def test_mistakes_are_one_line(changes, words):

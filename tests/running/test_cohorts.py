@@ -15,7 +15,10 @@ from fedsim.errors import ConfigError
 from fedsim.learn.deferred import Deferred
 from fedsim.methods.server import Reply
 from fedsim.record.store import read
+from fedsim.running.build import prepare
 from fedsim.running.cohorts import Cohorts, effective
+from tests.learn.test_buffers import SENT
+from tests.learn.test_buffers import experiment as buffered
 
 NAMES = {"clients_seen", "clients_lately", "labels_lately", "drift", "agreement"}
 
@@ -61,6 +64,26 @@ def test_a_gradient_or_a_difference_is_no_model(tmp_path):
         run = fedsim.run({**BASE, "strategy": block, "stop": {"rounds": 1}}, out=tmp_path)
         assert column(run, "clients_seen") == [4]
         assert len(column(run, "drift")) == len(column(run, "agreement")) == moves
+
+
+def test_what_stands_behind_the_weights_moves_nobody():
+    """A counter of batches goes on by a hundred wherever a client goes; it would drown how far that is."""
+    cohorts = Cohorts(np.ones((2, 2), dtype=np.int64), weights=2)
+    found = said(
+        cohorts, Deferred.known(torch.zeros(3)), [reply(0, 3.0, 4.0, 100.0), reply(1, -3.0, 4.0, 90.0)]
+    )
+    assert (found["drift"], found["agreement"]) == (5.0, pytest.approx(4 / 5))
+
+
+def test_a_run_counts_the_weights_alone(tmp_path):
+    extra = {"mu": 0.0, "participants": 1}
+    given_ = buffered("fedprox", extra=extra, local={"epochs": 10}, record={"report": False, "cohorts": True})
+    given_["data"]["clients"] = 1
+    run = fedsim.run({**given_, "stop": {"rounds": 1}}, out=tmp_path)
+    start = prepare(fedsim.load(given_)).learner.initial.value().numpy()[:SENT]
+    end = np.concatenate([run.weights()[name].reshape(-1) for name in ("layer.weight", "layer.bias")])
+    assert run.weights()["batches"] == 30  # 10 passes over 8 samples by threes
+    assert column(run, "drift") == [pytest.approx(np.linalg.norm(end - start))]
 
 
 def test_what_is_not_there_is_not_said():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from fedsim import api
 from fedsim.errors import ConfigError
 from fedsim.record.store import facts, read
+from tests.learn.test_buffers import SENT
+from tests.learn.test_buffers import experiment as buffered
 
 
 def experiment(clients=12, **evaluate):
@@ -54,6 +57,18 @@ def test_a_share_of_the_nodes_is_drawn_anew_for_every_evaluation(tmp_path):
     for name in ("accuracy_of_average", "loss_of_average", "consensus_distance"):  # those are of all nodes
         assert some.metrics()[name].tolist() == whole.metrics()[name].tolist()
     assert some.summary["weights_hash"] == whole.summary["weights_hash"]
+
+
+def test_the_distance_from_the_average_is_one_of_weights(tmp_path):
+    """Peers with more samples have counted more batches, which says nothing of their models."""
+    given = buffered("dpsgd", local={"epochs": 5}, topology="tree")
+    given["data"]["partition"] = {"name": "quantity", "sigma": 1.0}
+    result = api.run(given, out=tmp_path)
+    models = load_file(result.path / "weights.safetensors")["peers/weights"]
+    weights, counted = models[:, :SENT], models[:, -1]
+    apart = np.linalg.norm(weights - weights.mean(0), axis=1)
+    assert result.metrics()["consensus_distance"][-1] == pytest.approx(np.sqrt(np.mean(apart**2)))
+    assert counted.std() > 0.1
 
 
 def test_at_least_one_node_is_evaluated(tmp_path):

@@ -187,6 +187,27 @@ def test_any_selector_chooses_among_those_that_are_idle(select, tmp_path):
     assert fedsim.run(small(strategy), out=tmp_path).summary["rounds"] == 20
 
 
+def test_a_pool_of_clients_grows_by_updates_however_few_are_chosen_at_a_time(tmp_path):
+    """Half of 8 rounds of 4 updates are 16: until then there are two clients in the pool, and afterwards all eight."""
+    select = {"name": "curriculum", "order": "random", "rounds": 8, "pacing": "step", "a": 0.5, "b": 0.25}
+    strategy = {"name": "fedbuff", "concurrency": 2, "buffer": 4, "select": select}
+    given_ = small(strategy, churn="always", stop={"rounds": 8}, evaluate={"every": 1})
+    table = store.metrics(fedsim.run(given_, out=tmp_path).path)
+    assert table["pool_updates"][1:].tolist() == [4 * round for round in range(1, 9)]
+    assert table["pool"][1:].tolist() == [2.0] * 4 + [8.0] * 4
+
+
+def test_what_a_selector_asks_belongs_to_the_round_in_which_it_asks(tmp_path):
+    """Clients are chosen some four times in a round; events and jobs know of rounds alone."""
+    select = {"name": "curriculum", "rounds": 6}
+    strategy = {"name": "fedbuff", "concurrency": 4, "buffer": 4, "select": select}
+    given_ = small(strategy, churn="always", stop={"rounds": 6}, record={"report": False, "events": True})
+    path = fedsim.run(given_, out=tmp_path).path
+    for name in ("events", "jobs"):
+        rounds = store.read(path, name)["round"]
+        assert set(rounds[rounds >= 0].tolist()) == set(range(1, 7))
+
+
 def test_a_central_clip_sees_every_update(tmp_path):
     """With a norm of almost nothing the model stays where it was, and with a large one nothing changes."""
     ends = {}

@@ -233,6 +233,7 @@ def test_a_round_that_nobody_answers_leaves_the_model_alone():
         ({"name": "scaffold", "local": {"momentum": 0.5}}, "strategy.local.momentum: 0.5: SCAFFOLD has no"),
         ({"name": "feddyn", "alpha": 0.0}, "strategy.alpha: 0.0: must be greater than 0"),
         ({"name": "fednova", "local": {"weight_decay": 0.5}}, "strategy.local.weight_decay: 0.5: FedNova"),
+        ({"name": "fednova", "local": {"lr": [0.1] * 8}}, "strategy.local.lr: [0.1, 0.1, 0.1, "),
         (
             {"name": "fednova", "participants": 9},
             "strategy.participants: 9: at most 8, the number of clients",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,6 +16,7 @@ from fedsim import api
 from fedsim.errors import BadValue, ConfigError
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.engines import Sequential, Stacked, TrainJob
+from fedsim.learn.schedules import schedule
 from fedsim.rng import stream
 from fedsim.spec.experiment import Local
 from strategies.server.bvr_l_sgd import BVRLSGD
@@ -200,6 +202,20 @@ def test_mifa_lets_the_absent_go_on():
     for found, here in zip(models[1:], (EVERYBODY, {0}, {2})):
         memory.update({i: x - trained(H[i], C[i], x) for i in here})
         x -= sum(memory.values()) / 3
+        assert found == pytest.approx(x, abs=1e-12)
+
+
+def test_mifa_remembers_gradients_and_no_steps_of_a_rate_that_is_over():
+    """Algorithm 1: G_i ← (x - y_i) / η_t, x ← x - η_t/N Σ G_i, with the rate of the round in both places."""
+    factors, script = [1.0, 0.5, 0.1], [EVERYBODY, {0}, {2}]
+    given = local(2, schedule={"name": "list", "factors": factors})
+    lab = replace(quadratics(), schedule=schedule(given))
+    models, _ = walk(MIFA(participants=3, local=given), lab, 3, script)
+    x, memory = 0.0, {}
+    for found, here, factor in zip(models[1:], script, factors):
+        lr = 0.1 * factor
+        memory.update({i: (x - trained(H[i], C[i], x, lr=lr)) / lr for i in here})
+        x -= lr * sum(memory.values()) / 3
         assert found == pytest.approx(x, abs=1e-12)
 
 

@@ -63,9 +63,14 @@ def test_two_nodes_message_by_message(tmp_path):
     assert np.abs(done.models - np.stack([held[0], held[1]])).max() < 1e-14
 
 
-def test_who_has_more_samples_makes_an_older_model(tmp_path):
-    """Two nodes of different size; by age in samples, what the large one has learned weighs more."""
-    given = experiment("gossip", 2, params={"period_s": 10.0}, rounds=2)
+@pytest.mark.parametrize("curriculum", [None, {"score": "global", "b": 1.0}])
+def test_who_has_more_samples_makes_an_older_model(curriculum, tmp_path):
+    """Two nodes of different size; by age in samples, what the large one has learned weighs more.
+
+    A curriculum that always takes all samples changes nothing: scoring them is work, and makes no model older.
+    """
+    local = {"steps": 1, "batch_size": None, "lr": LR, "curriculum": curriculum}
+    given = experiment("gossip", 2, params={"period_s": 10.0}, rounds=2, local=local)
     given["data"] |= {"samples": 10, "partition": {"name": "quantity", "sigma": 1.0}}
     done = drive(given, tmp_path)
     sizes = done.setup.learner.sizes

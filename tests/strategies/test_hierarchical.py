@@ -87,14 +87,16 @@ def test_with_the_cloud_in_every_round_it_is_federated_averaging(tmp_path):
     assert all(np.abs(mine[name] - theirs[name]).max() < 1e-10 for name in theirs)
 
 
-def test_bytes_by_tier_are_those_of_the_messages(tmp_path):
-    result = fedsim.run(BASE, out=tmp_path, network__header_bytes=0)
+def tiers(result):
     metrics = read(result.path, "metrics")
     last = metrics["round"] == 4
-    found = {
-        name: float(metrics["value"][last & (metrics["name"] == name)][0])
-        for name in ("edge_bytes", "cloud_bytes")
-    }
+    names = ("edge_bytes", "cloud_bytes")
+    return {name: float(metrics["value"][last & (metrics["name"] == name)][0]) for name in names}
+
+
+def test_bytes_by_tier_are_those_of_the_messages(tmp_path):
+    result = fedsim.run(BASE, out=tmp_path, network__header_bytes=0)
+    found = tiers(result)
     # 650 weights of 8 bytes and a count. Five clients are not their own server: up and down in 4 rounds. The cloud is
     # asked twice by both servers, and answers.
     size = 650 * 8 + 8
@@ -103,10 +105,53 @@ def test_bytes_by_tier_are_those_of_the_messages(tmp_path):
 
 
 def test_a_server_that_crashes_leaves_its_clients_to_themselves(tmp_path):
-    given = {**BASE, "strategy": {**BASE["strategy"], "timeout_s": 5.0}}
+    given = {**BASE, "strategy": {**BASE["strategy"], "timeout_s": 5.0}, "network": {"header_bytes": 0}}
     result = fedsim.run(given, out=tmp_path, faults=[{"name": "crash", "at_s": 0.0, "nodes": [5]}])
+    # What is for it is never sent: three clients, up and down in 4 rounds, and one server that asks the cloud twice.
+    size = 650 * 8 + 8
+    assert tiers(result) == {"edge_bytes": 4 * 2 * 3 * size, "cloud_bytes": 2 * 2 * size}
+    assert result.summary["bytes_up"] == sum(tiers(result).values())
     assert result.summary["rounds"] == 4
     weights = by_node(result)
     assert sorted(weights) == [0, 1, 2, 3, 4, 6]
     assert agree(weights, [0, 1, 4, 6])
     assert not agree(weights, [2, 3])
+
+
+SECOND = {
+    **BASE,
+    "strategy": {**BASE["strategy"], "timeout_s": 5.0, "local": {"steps": 2, "batch_size": 10}},
+    "devices": {"seconds_per_sample": 0.05},
+}
+"""A training takes a second."""
+
+
+def test_servers_that_are_clients_train_in_every_round_however_far_the_others_are(tmp_path):
+    """Node 0 needs four seconds; so edge server 5 asks the cloud for round 3 when the other one is in its first."""
+    slow = tmp_path / "slow.csv"
+    pace = [0.2, *[0.05] * 6]
+    slow.write_text("\n".join(["node,seconds_per_sample", *(f"{i},{s}" for i, s in enumerate(pace))]))
+    given = {**SECOND, "strategy": {**SECOND["strategy"], "cloud_every": 3, "timeout_s": None}}
+    result = fedsim.run(
+        given, out=tmp_path, devices={"trace": str(slow)}, stop__rounds=6, record__events=True
+    )
+    assert (read(result.path, "rounds")["time_us"] / 1e6).tolist() == [4.0 * round for round in range(7)]
+    events = read(result.path, "events")
+    trained = np.bincount(events["node"][events["kind"] == "done"], minlength=7)
+    assert trained.tolist() == [6] * 7
+    assert "late" not in events["kind"].tolist()
+    assert agree(by_node(result), range(7))
+
+
+@pytest.mark.parametrize("away", [5, 6])
+def test_a_server_that_was_away_finds_its_clients_again(away, tmp_path):
+    """They have gone on alone meanwhile, one round after the other; it goes on with the round in which they are."""
+    fault = {"name": "crash_recover", "at_s": 1.5, "nodes": [away], "down_s": 12.0}
+    weights = by_node(fedsim.run(SECOND, out=tmp_path, faults=[fault], stop__rounds=40))
+    assert agree(weights, [0, 1, 4, 6])
+    assert agree(weights, [2, 3, 5])
+
+
+def test_servers_whose_clients_are_always_too_late_wait_for_the_next_round(tmp_path):
+    given = {**SECOND, "devices": {"seconds_per_sample": 0.3}}  # six seconds, and servers wait for five
+    assert agree(by_node(fedsim.run(given, out=tmp_path, stop__rounds=40)), range(7))

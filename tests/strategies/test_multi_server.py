@@ -76,6 +76,16 @@ def test_times_and_bytes_are_those_of_the_links(tmp_path):
     assert sum(made.sent) == 2 * own + 2 * 32 + 64 * (2 * 8 + 2)
 
 
+def test_what_is_for_a_server_that_is_down_costs_nothing(tmp_path):
+    down = [{"name": "server_crash", "at_s": 0.0, "server": 1, "down_s": 1e6}]
+    given = experiment("multi_server", 4, "stars", 3, {"timeout_s": 5.0}, network={"servers": 2}, faults=down)
+    made = drive(given, tmp_path)
+    found = {(name, node): value for name, value, node in made.setup.strategy.metrics(3)}
+    assert found["bytes_with_clients", -1] == found["bytes_with_clients", 4] == 3 * 2 * (16 + 24)
+    assert found["bytes_among_servers", -1] == 0  # what server 4 would send to 5
+    assert sum(made.sent) == 3 * 2 * (16 + 24) + 64 * (3 * 4 + 3)  # the headers of those three messages, too
+
+
 def test_weights_by_hand(tmp_path):
     made = lab(4, tmp_path, {"servers": 2}, rounds=2, exchange_every=2)
     zero = made.setup.learner.initial.value().numpy()

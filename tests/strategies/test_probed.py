@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import fedsim
+from fedsim.errors import ConfigError
 from strategies.fedamd import probed
 
 BASE = {
@@ -45,6 +46,26 @@ def test_a_probe_changes_nothing_but_what_it_costs(name, tmp_path):
     new = {"drift", "client_error", "round_error"} | ({"memory_error"} if name != "ProbedFedAvg" else set())
     assert {metric for metric, _ in told.index} - {metric for metric, _ in untold.index} == new
     assert [round for metric, round in told.index if metric == "drift"] == [4, 8]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"local": {"epochs": 1, "lr": 0.05}}, r"local\.steps: .*the probe counts local steps, not epochs"),
+        ({"local": {"steps": 1, "lr": [0.05, 0.1]}}, r"local\.lr: .*in steps of one size"),
+        (
+            {"local": {"steps": 1, "schedule": {"name": "list", "factors": [0.5]}}},
+            r"local\.schedule: list: the",
+        ),
+        ({"halve_lr_at": [3]}, r"halve_lr_at: \[3\]: the probe measures in steps of one size"),
+    ],
+)
+def test_steps_that_differ_are_refused(given, words):
+    """Measured in the wrong size, a step that is the gradient itself would look like half of it."""
+    name = "ProbedFedAMD" if "halve_lr_at" in given else "ProbedFedAvg"
+    strategy = {**BASE["strategy"], **probing(name), **given}
+    with pytest.raises(ConfigError, match=rf"^strategy\.{words}"):
+        fedsim.check({**BASE, "data": {**BASE["data"], "clients": 2}, "strategy": strategy})
 
 
 def test_a_step_on_all_samples_of_everybody_is_the_true_gradient(tmp_path):
