@@ -21,6 +21,7 @@ from fedsim.learn import warm
 from fedsim.learn.augment import augmentation
 from fedsim.learn.curriculum.expert import Judge
 from fedsim.learn.data import holdout
+from fedsim.learn.data.dataset import check_shares
 from fedsim.learn.data.datasets import Dataset
 from fedsim.learn.data.faults import DataFault
 from fedsim.learn.data.kept import made_once
@@ -31,7 +32,7 @@ from fedsim.learn.engines.choose import choose, cluster_of
 from fedsim.learn.engines.device import find_device
 from fedsim.learn.engines.together import seated
 from fedsim.learn.learner import Learner
-from fedsim.learn.losses import Loss, cross_entropy, loss_of
+from fedsim.learn.losses import Loss, bce, cross_entropy, loss_of
 from fedsim.learn.measured import metrics_of
 from fedsim.learn.models import builtin as models
 from fedsim.learn.overflow import default_budget
@@ -280,7 +281,11 @@ def make_loss(experiment: Experiment, dataset: Dataset) -> Loss:
         if loss.known and loss.function is not cross_entropy and labels:
             rule = f"needs numbers to predict, and {dataset.name} has labels"
             raise BadValue("name", block.name, rule, "take cross_entropy")
-        return loss
+    if loss.function is bce:
+        with experiment.blame("data"):
+            check_shares("y", dataset.y)
+            check_shares("y_test", dataset.y_test)
+    return loss
 
 
 def _try_metrics(task: Task, dataset: Dataset) -> None:
