@@ -331,6 +331,28 @@ def test_a_dataset_of_hugging_face_from_a_folder(tmp_path):
     assert "is not a folder that save_to_disk has written" in str(found)
 
 
+def test_tokens_of_hugging_face_stay_whole(tmp_path):
+    hub = installed("datasets")
+    rows = {"input_ids": [[5, 9], [7, 0], [8, 1], [3, 0]], "attention_mask": [[1, 1], [1, 0], [1, 1], [1, 0]]}
+    rows |= {"next": [[9, -100], [-100, -100], [1, 2], [2, -100]], "share": [0.5, 1.0, 1.5, 2.0]}
+    rows |= {"uneven": [[1], [1, 2], [3], [4]], "label": [0, 1, 1, 0]}
+    both = hub.Dataset.from_dict(rows)
+    hub.DatasetDict({"train": both, "test": both.select([1])}).save_to_disk(tmp_path / "saved")
+    given = {"path": str(tmp_path / "saved"), "y": "label", "inputs": "tokens"}
+    data = make("huggingface", x="input_ids", **given)
+    assert (data.x.dtype, data.x.tolist()) == (torch.int64, rows["input_ids"])
+    data = make("huggingface", **{**given, "x": {"words": "input_ids", "share": "share"}, "y": "next"})
+    assert data.shape == {"words": (2,), "share": (1,)}
+    assert [part.dtype for part in data.x.parts] == [torch.int64, torch.float64]
+    assert (data.y.tolist(), data.y_test.tolist(), data.classes) == (rows["next"], [[-100, -100]], 10)
+    wrong = refusal("huggingface", x=["input_ids", "share"], **given)
+    assert str(wrong) == "inputs: tokens: tokens are whole numbers, and ['input_ids', 'share'] has others"
+    assert "y: uneven: must be a column" in str(
+        refusal("huggingface", x="input_ids", **{**given, "y": "uneven"})
+    )
+    assert "one is (1,), another (2,)" in str(refusal("huggingface", x="uneven", **given))
+
+
 def test_images_of_hugging_face(tmp_path):
     hub = installed("datasets")
     images = [np.full((3, 4, 3), shade, np.uint8) for shade in (0, 51, 102, 255)]
