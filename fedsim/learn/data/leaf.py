@@ -78,7 +78,7 @@ def leaf(
     >>> made.shape, made.classes, len(made.x)
     ((1, 28, 28), 62, 3)
     """
-    place = located(path, root)
+    place = located(path, root, get=f"LEAF's data/{of}/preprocess.sh makes one")
     both = [place / name for name in ("train", "test")]
     files = both if all(one.is_dir() for one in both) else [place]
     rows = [_rows(path, one) for one in files]

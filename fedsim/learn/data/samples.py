@@ -38,8 +38,14 @@ class Samples(NamedTuple):
     groups: Array | None = None
 
 
-def located(path: str, root: Path | None, key: str = "path") -> Path:
+def located(path: str, root: Path | None, key: str = "path", get: str = "") -> Path:
     """Return the file or folder with a path that counts from the current folder, or else from the data folder.
+
+    Args:
+        path: as the experiment gives it.
+        root: the data folder, or None.
+        key: what is to be blamed.
+        get: where such a file comes from.
 
     Raises:
         BadValue: if there is none.
@@ -60,6 +66,7 @@ current folder, or from data.root
             ) from error
         return place
     hint = "nothing is downloaded: give a path from the current folder, or from data.root"
+    hint += f"; {get}" if get else ""
     raise BadValue(key, path, "there is no such file", hint)
 
 

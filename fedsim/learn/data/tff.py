@@ -104,7 +104,7 @@ def tff(
 
 
 def _read(path: str, key: str, names: tuple[str, str | None], is_text: bool, root: Path | None) -> Columns:
-    place = located(path, root, key)
+    place = located(path, root, key, "TensorFlow Federated's archives, such as fed_emnist.tar.bz2, hold them")
     hdf5 = library("h5py")
     try:
         with hdf5.File(place, "r") as file:

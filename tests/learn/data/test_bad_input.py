@@ -185,17 +185,22 @@ CASES = {
     "MNIST that is not downloaded": (
         {},
         {"data": {"name": "mnist", "root": "empty"}},
-        r"data\.name: mnist: .*not found.*empty",
+        r"data\.name: mnist: .*not found.*empty.*; set .* or get them: torchvision\.datasets\.MNIST\(root, download",
     ),
     "CIFAR-10 that is not downloaded": (
         {},
         {"data": {"name": "cifar10", "root": "empty"}},
-        r"data\.name: cifar10: its files were not found",
+        r"data\.name: cifar10: its files were not found.*get it: torchvision\.datasets\.CIFAR10\(root, download=True\)",
     ),
     "LEAF that is not downloaded": (
         {},
         {"data": {"name": "leaf", "path": "femnist", "of": "femnist"}},
-        r"data\.path: femnist: there is no such file",
+        r"data\.path: femnist: there is no such file; .*LEAF's data/femnist/preprocess\.sh makes one",
+    ),
+    "TFF's files that are not downloaded": (
+        {},
+        {"data": {"name": "tff", "path": "fed.h5", "x": "pixels", "y": "label"}},
+        r"data\.path: fed\.h5: there is no such file; .*fed_emnist\.tar\.bz2, hold them",
     ),
     "a dataset that fails": (
         {},
