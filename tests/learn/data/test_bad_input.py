@@ -100,6 +100,11 @@ CASES = {
         {"data": ARRAYS},
         r"data\.x: inputs must be finite numbers, and sample 3 has NaN or infinity",
     ),
+    "what is infinite in the type of the weights": (
+        {"d.npz": npz(x=np.where(np.arange(20).reshape(10, 2) == 13, 1e39, 1.0))},  # float32 ends at 3.4e38
+        {"data": ARRAYS},
+        r"data\.x(_test)?: inputs, in float32, must be finite numbers, and sample \d has NaN or infinity",
+    ),
     "infinity in targets": (
         {"d.npz": npz(y=np.where(np.arange(10) == 3, np.inf, 1.0))},
         {"data": ARRAYS, "model": "linear"},
