@@ -62,11 +62,13 @@ def huggingface(
     columns = [x] if isinstance(x, str) else list(x.values()) if isinstance(x, dict) else x
     if not columns:
         raise BadValue("x", MISSING, "name at least one column of inputs")
-    for key, names in (("x", columns), ("y", [y]), ("group", [group] if group else [])):
-        for name in names:
-            if name not in found[train].column_names:
-                hint = did_you_mean(name, found[train].column_names)
-                raise BadValue(key, name, "there is no such column", hint)
+    for split in (found[one] for one in (train, test) if one in found):
+        for key, names in (("x", columns), ("y", [y]), ("group", [group] if group else [])):
+            for name in names:
+                if name not in split.column_names:
+                    where = "" if split is found[train] else f" in the split {test}"
+                    hint = did_you_mean(name, split.column_names)
+                    raise BadValue(key, name, f"there is no such column{where}", hint)
     parts = [
         Samples(_inputs(found[split], x, inputs), *_labels(found[split], y, group))
         for split in (train, test)
@@ -104,6 +106,8 @@ def _inputs(split: Any, x: str | list[str] | dict[str, str], kind: str) -> Array
 
 def _input(pieces: list[Array], columns: list[str], kind: str, alone: bool) -> Array:
     """Return columns as one input; beside tokens, other inputs stay what they are."""
+    if len(pieces) == 1 and pieces[0].ndim > 2 and pieces[0].dtype == np.uint8:
+        return pictures(pieces[0])
     if kind == "tokens" and all(piece.dtype.kind in "iu" for piece in pieces):
         return np.concatenate([piece.reshape(len(piece), -1) for piece in pieces], axis=1, dtype=np.int64)
     if kind == "tokens" and alone:
@@ -122,12 +126,25 @@ def _labels(split: Any, y: str, group: str | None) -> tuple[Array, Array | None]
         labels = np.asarray(None)
     if labels.dtype.kind not in "iufbU":
         raise BadValue("y", y, "must be a column of numbers or text without gaps")
-    return labels, np.asarray(split[group][:]).astype(str) if group else None
+    if not group:
+        return labels, None
+    whose = split[group][:]
+    _require_whole("group", group, whose)
+    return labels, np.asarray(whose).astype(str)
+
+
+def _require_whole(key: str, name: str, values: list[Any]) -> None:
+    """Refuse a column in which a value is missing."""
+    gap = next((i for i, value in enumerate(values) if None in np.asarray(value).reshape(-1)), None)
+    if gap is not None:
+        raise BadValue(key, name, f"sample {gap} has no value", "fill it in, or leave the sample out")
 
 
 def _column(split: Any, name: str) -> Array:
     """Return a column as an array of numbers [N, …]."""
     first = np.asarray(split[0][name])
+    if first.dtype.kind == "O":
+        _require_whole("x", name, [first])
     if first.dtype.kind not in "iufb":
         raise BadValue("x", name, "must be numbers or an image, and is not", "turn text into tokens first")
     require_room("x", name, 12.0 * first.size * len(split), f"{len(split)} samples")
@@ -137,4 +154,6 @@ def _column(split: Any, name: str) -> Array:
         raise BadValue(
             "x", name, f"all samples must be of one shape, and one is {first.shape}, another {other}"
         )
+    if any(value.dtype.kind == "O" for value in values):
+        _require_whole("x", name, values)
     return np.stack(values)

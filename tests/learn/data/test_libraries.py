@@ -66,6 +66,31 @@ def test_tokens_of_hugging_face_stay_whole(tmp_path):
     assert "one is (1,), another (2,)" in str(refusal("huggingface", x="uneven", **given))
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"a": [None, 1.0, 1.0, 1.0]}, "x: a: sample 0 has no value; fill it in, or leave the sample out"),
+        ({"a": [1, 2, None, 3]}, "x: a: sample 2 has no value"),
+        ({"a": [[1.0, 2.0], [3.0, None], [5.0, 6.0], [7.0, 8.0]]}, "x: a: sample 1 has no value"),
+        ({"who": ["u", None, "v", "v"]}, "group: who: sample 1 has no value"),
+        ({"label": [0, 1, None, 1]}, "y: label: must be a column of numbers or text without gaps"),
+    ],
+)
+def test_what_is_missing_in_hugging_faces_columns_is_named(tmp_path, changes, words):
+    rows = {"a": [1.0, 2.0, 3.0, 4.0], "label": [0, 1, 0, 1], "who": ["u", "u", "v", "v"]}
+    installed("datasets").Dataset.from_dict(rows | changes).save_to_disk(tmp_path / "one")
+    given = {"path": str(tmp_path / "one"), "x": "a", "y": "label", "group": "who"}
+    assert words in str(refusal("huggingface", **given))
+
+
+def test_both_splits_of_hugging_face_have_the_columns(tmp_path):
+    hub = installed("datasets")
+    both = hub.Dataset.from_dict({"a": [1.0, 2.0], "label": [0, 1]})
+    hub.DatasetDict({"train": both, "test": both.remove_columns("label")}).save_to_disk(tmp_path / "two")
+    wrong = refusal("huggingface", path=str(tmp_path / "two"), x="a", y="label")
+    assert str(wrong).startswith("y: label: there is no such column in the split test; known: a")
+
+
 def test_images_of_hugging_face(tmp_path):
     hub = installed("datasets")
     images = [np.full((3, 4, 3), shade, np.uint8) for shade in (0, 51, 102, 255)]
