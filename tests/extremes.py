@@ -137,7 +137,7 @@ def part_cases() -> Iterator[tuple[dict[str, Any], Path]]:
         for name in parts.names(kind):
             part = parts.find(kind, name)
             hints, known = parts.hints(part), parts.parameters(part)
-            own = {key: known[key] for key in known if key not in SUPPLIED - {"shape"} and key in hints}
+            own = {key: known[key] for key in known if key not in SUPPLIED.get(kind, ()) and key in hints}
             needed = {
                 key: NEEDED[key] for key, one in own.items() if one.default is one.empty and key in NEEDED
             }

@@ -21,6 +21,7 @@ from fedsim.learn import warm
 from fedsim.learn.augment import augmentation
 from fedsim.learn.curriculum.expert import Judge
 from fedsim.learn.data import holdout
+from fedsim.learn.data.dataset import check_finite, check_shares
 from fedsim.learn.data.datasets import Dataset
 from fedsim.learn.data.faults import DataFault
 from fedsim.learn.data.kept import made_once
@@ -31,14 +32,14 @@ from fedsim.learn.engines.choose import choose, cluster_of
 from fedsim.learn.engines.device import find_device
 from fedsim.learn.engines.together import seated
 from fedsim.learn.learner import Learner
-from fedsim.learn.losses import Loss, cross_entropy, loss_of
+from fedsim.learn.losses import Loss, bce, cross_entropy, loss_of
 from fedsim.learn.measured import metrics_of
 from fedsim.learn.models import builtin as models
 from fedsim.learn.overflow import default_budget
 from fedsim.learn.raised import passes, told
 from fedsim.learn.sampling import batch_width
 from fedsim.learn.schedules import schedule
-from fedsim.learn.several import cast, leaves
+from fedsim.learn.several import X, cast, leaves
 from fedsim.learn.staying import staying
 from fedsim.learn.task import Task
 from fedsim.learn.trial import tried
@@ -93,7 +94,7 @@ def build(
     if experiment.data.faults:
         dataset = _faulty(experiment, dataset, owned)
         losses = _judging(experiment, dataset)
-    x, x_test = (cast(values, device, task.dtype) for values in (dataset.x, dataset.x_test))
+    x, x_test = (_inputs(experiment, dataset, key, task) for key in ("x", "x_test"))
     y, y_test = (_cast(values, task) for values in (dataset.y, dataset.y_test))
     _check_measure(experiment, task)
     difficulty = functools.cache(lambda: _cast(torch.from_numpy(losses()), task))
@@ -106,7 +107,7 @@ def build(
     with experiment.blame("strategy"):
         rates = schedule(experiment.strategy.local)
     seed, chunk = experiment.seed, experiment.evaluate.batch_size
-    final = (cast(whole.x_test, device, task.dtype), _cast(whole.y_test, task)) if share else None
+    final = (_inputs(experiment, whole, "x_test", task), _cast(whole.y_test, task)) if share else None
     tests = [torch.from_numpy(own).to(device) for own in held]
     best = _optimum(dataset, task)
     more: dict[str, Any] = {"optimum": best, "schedule": rates, "why": reason, "tests": tests, "final": final}
@@ -280,7 +281,11 @@ def make_loss(experiment: Experiment, dataset: Dataset) -> Loss:
         if loss.known and loss.function is not cross_entropy and labels:
             rule = f"needs numbers to predict, and {dataset.name} has labels"
             raise BadValue("name", block.name, rule, "take cross_entropy")
-        return loss
+    if loss.function is bce:
+        with experiment.blame("data"):
+            check_shares("y", dataset.y)
+            check_shares("y_test", dataset.y_test)
+    return loss
 
 
 def _try_metrics(task: Task, dataset: Dataset) -> None:
@@ -351,6 +356,17 @@ def _check_deal(name: str, dealt: Any, clients: int, samples: int) -> list[np.nd
     if not (kind and whole and len(np.unique(together)) == len(together)):
         raise BadValue("name", name, f"must give each of the {samples} samples to exactly one client")
     return [own.reshape(-1).astype(np.int64) for own in owned]
+
+
+def _inputs(experiment: Experiment, dataset: Dataset, key: str, task: Task) -> X:
+    """Return inputs in the type of ``compute.dtype``, and refuse those that are too large for it."""
+    given: X = getattr(dataset, key)
+    made = cast(given, task.device, task.dtype)
+    for old, new in zip(leaves(given), leaves(made), strict=True):
+        if old.is_floating_point() and torch.finfo(old.dtype).max > torch.finfo(new.dtype).max:
+            with experiment.blame("data"):
+                check_finite(key, new, "inputs, in float32,")
+    return made
 
 
 def _cast(values: torch.Tensor, task: Task) -> torch.Tensor:

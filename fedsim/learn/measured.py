@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedsim.errors import BadValue
 from fedsim.learn.losses import Loss
+from fedsim.learn.metrics import accuracy
 from fedsim.parts import bind, find, parameters
 from fedsim.spec.blocks import Part
 
@@ -23,7 +24,8 @@ def metrics_of(blocks: Sequence[Part], loss: Loss) -> dict[str, Metric]:
         loss: its label of padding is theirs, too.
 
     Raises:
-        BadValue: for one that is unknown, refuses a parameter, or has a name twice; the key says which.
+        BadValue: for one that is unknown, refuses a parameter, or has a name twice; the key says which. Where there
+            are classes, accuracy is the share of right ones, and no other function may go by that name.
     """
     found: dict[str, Metric] = {}
     plain = [_name(block) for block in blocks]
@@ -36,8 +38,10 @@ def metrics_of(blocks: Sequence[Part], loss: Loss) -> dict[str, Metric]:
             name = plain[index]
             if plain.count(name) > 1:  # as top_k with several k: they are told apart by their parameters
                 name = "_".join(map(str, (name, *block.params.values())))
-            if name in ("loss", *found):
-                raise BadValue("name", block.name, f"there is a metric called {name} already")
+            if name in ("loss", *found) or (name == "accuracy" and loss.classifies and part is not accuracy):
+                rule = f"there is a metric called {name} already"
+                hint = "" if name in found else "call it from a function of another name"
+                raise BadValue("name", block.name, rule, hint)
             first, second, *_ = [*parameters(part), "", ""]
             found[name] = _Bound(bind(part, params, (first, second)), first, second)
         except BadValue as error:

@@ -73,6 +73,9 @@ class Several:
         return [Several(dict(zip(self.names, row, strict=True)) if self.names else row) for row in rows]
 
 
+FEW = 16
+"""Whole numbers in up to so many places may be of different things, such as users and items."""
+
 X = Tensor | Several
 """Inputs [N, …]."""
 
@@ -101,6 +104,25 @@ def cast(x: X, device: torch.device | str, dtype: torch.dtype) -> X:
 def shape_of(x: X) -> Shape:
     """Return the shape of one sample."""
     return x.shape if isinstance(x, Several) else tuple(x.shape[1:])
+
+
+def extremes(x: X) -> list[int]:
+    """Return the rows in which whole numbers are the least and the largest: of few places, those of each.
+
+    >>> extremes(torch.tensor([[3, 5], [4, 4], [9, 4]])), extremes(torch.ones(3))
+    ([0, 1, 2], [])
+    """
+    rows = set[int]()
+    for part in leaves(x):
+        if part.is_floating_point() or part.dtype == torch.bool or not part.numel():
+            continue
+        flat = part.reshape(len(part), -1)
+        width = flat.shape[1]
+        if width > FEW:
+            rows |= {int(flat.argmin()) // width, int(flat.argmax()) // width}
+        else:
+            rows |= {*flat.argmin(0).tolist(), *flat.argmax(0).tolist()}
+    return sorted(rows)
 
 
 def joined(some: Sequence[X]) -> X:

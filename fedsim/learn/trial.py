@@ -28,7 +28,7 @@ from fedsim.learn.lasting import SHARED, lasting
 from fedsim.learn.losses import Loss, loss_of
 from fedsim.learn.masks import Draws, Masked
 from fedsim.learn.raised import passes, told
-from fedsim.learn.several import called, cast, joined, leaves
+from fedsim.learn.several import X, called, cast, extremes, joined, leaves
 from fedsim.learn.task import Batch, Held, Task
 
 log = logging.getLogger("fedsim")
@@ -131,10 +131,17 @@ class Trial:
             self._refuse(f"has NaN or infinity in its initial weights ({bad[0]})")
 
     def fits(self) -> None:
-        """Predict one sample, and refuse a model that cannot, or gives something of another shape."""
-        what = f"does not fit {self.data.name} (samples of shape {self.data.shape})"
+        """Predict samples, and refuse a model that cannot, or gives something of another shape.
+
+        Those with the largest whole numbers are among them: an embedding fails on what it has no row for.
+        """
+        task, sides = self.task, (self.data.x, self.data.x_test)
+        what = f"does not fit {self.data.name} (samples of shape {self.data.shape}{_numbers(sides)})"
         with _phase(self.name, what), torch.no_grad():
-            outputs = self.task.predict(self.others.clone(), self.used.x[:1])
+            outputs = task.predict(self.others.clone(), self.used.x[:1])
+            for x in sides:
+                if rows := extremes(x):
+                    task.predict(self.others.clone(), cast(x[rows], task.device, task.dtype))
         found = tuple(getattr(outputs, "shape", ()))
         targets = tuple(self.data.y.shape[1:])
         wanted = (1, self.data.classes, *targets) if self.task.classifies else (1, *targets)
@@ -322,6 +329,20 @@ def _phase(name: str, what: str) -> Iterator[None]:
         if passes(error):
             raise
         raise BadValue("name", name, f"{what}: {told(error)}") from error
+
+
+def _numbers(sides: Sequence[X]) -> str:
+    """Return what is to be said of whole numbers in inputs."""
+    whole = [x[rows] for x in sides if (rows := extremes(x))]
+    found = [
+        part
+        for x in whole
+        for part in leaves(x)
+        if not (part.is_floating_point() or part.dtype == torch.bool)
+    ]
+    if not found:
+        return ""
+    return f", whole numbers from {min(int(p.min()) for p in found)} to {max(int(p.max()) for p in found)}"
 
 
 def _moving(module: nn.Module, data: Dataset, device: torch.device, dtype: torch.dtype) -> list[str]:

@@ -33,25 +33,20 @@ The block `app` of a world for `fedsim flower run`, or the table `[tool.fedsim]`
 """
 
 SUPPLIED = {
-    "n",
-    "seed",
-    "rng",
-    "labels",
-    "clients",
-    "groups",
-    "difficulty",
-    "known",
-    "root",
-    "shape",
-    "classes",
-    "local",
-    "timeout_s",
-    "select",
+    "strategies": {"local", "seed", "timeout_s", "select"},
+    "selectors": {"seed", "timeout_s"},
+    "transforms": {"seed"},
+    "topologies": {"n", "seed", "has_server", "servers"},
+    "datasets": {"clients", "seed", "root", "beside"},
+    "models": {"shape", "classes", "target", "counts"},
+    "partitions": {"labels", "clients", "rng", "groups", "difficulty", "known"},
+    "churn": {"node", "rng", "n"},
+    "faults": {"world", "rng"},
+    "engines": {"task", "data", "slots"},
+    "augmentations": {"x", "draws"},
+    "schedules": {"round"},
 }
-SUPPLIED |= {"node", "world", "beside", "task", "data", "slots", "has_server", "counts", "servers"}
-"""Parameters that the engine fills in, or that have a key of their own in the experiment file."""
-COMPUTED = {"augmentations": {"x", "draws"}, "schedules": {"round"}}
-"""What parts of a kind are given at every call."""
+"""Parameters of each kind of part that the engine fills in, or that have a key of their own in the experiment file."""
 FIRST = {"losses": 2, "metrics": 2}
 """How many parameters of a kind of part are given by their place, whatever they are called."""
 
@@ -119,8 +114,7 @@ def own_parameters(kind: str, name: str) -> list[inspect.Parameter]:
     ['k', 'ignore_index']
     """
     known = [one for one in parts.parameters(made(kind, name)).values() if one.kind not in parts.NAMELESS]
-    filled = SUPPLIED | COMPUTED.get(kind, set())
-    return [one for one in known[FIRST.get(kind, 0) :] if one.name not in filled]
+    return [one for one in known[FIRST.get(kind, 0) :] if one.name not in SUPPLIED.get(kind, ())]
 
 
 def plain(value: Any) -> str:

@@ -64,6 +64,19 @@ def test_links_lead_somewhere() -> None:
             assert (file.parent / target).exists(), (file.name, target)
 
 
+def test_experiments_on_networks_run(tmp_path: Path) -> None:
+    found = {}
+    for text in blocks("../networks", "yaml"):
+        result = fedsim.run(yaml.safe_load(text), out=tmp_path, record__report=False)
+        found[result.summary["strategy"]] = result.metrics()
+    tiers = found["hierarchical"]
+    # 650 weights of 4 bytes and a count of 8, in 10 rounds: up and down for the 17 that are no edge servers, and in
+    # every second round for the 4 that are.
+    assert tiers["edge_bytes"][-1] == 10 * 2 * 17 * (650 * 4 + 8)
+    assert tiers["cloud_bytes"][-1] == 5 * 2 * 4 * (650 * 4 + 8)
+    assert len(found["multi_server"]["accuracy"]) == 11
+
+
 def test_the_rings_have_the_classes_they_say(tmp_path: Path) -> None:
     (code,) = blocks("data", "python")
     names: dict[str, object] = {}

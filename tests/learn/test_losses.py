@@ -325,6 +325,22 @@ def test_metrics_of_one_name_are_told_apart_by_their_parameters():
         metrics_of([asked[1], asked[1]], loss_of("cross_entropy"))
 
 
+def accuracy(outputs, y):
+    """Not the share of right labels, which a target and all tables mean by this name."""
+    return float(outputs.mean())
+
+
+def test_no_other_metric_passes_for_the_accuracy():
+    own = Part(name=f"{HERE}:accuracy")
+    words = (
+        r"metrics\.0\.name: .*: there is a metric called accuracy already; call it from a function of another"
+    )
+    with pytest.raises(BadValue, match=words):
+        metrics_of([own], loss_of("cross_entropy"))
+    assert list(metrics_of([own], loss_of("bce"))) == ["accuracy"]  # of several labels, none is there yet
+    assert list(metrics_of([Part(name="accuracy")], loss_of("cross_entropy"))) == ["accuracy"]
+
+
 @pytest.mark.parametrize("partition", [{"name": "dirichlet", "alpha": 0.5}, "shards"])
 def test_what_divides_classes_refuses_samples_with_several_labels(partition):
     given = experiment("texts", GRU, clients=3)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 import fedsim
 from fedsim.errors import ConfigError
+from fedsim.learn import build as learning
 from fedsim.record.store import read
 from fedsim.running.build import prepare
 from fedsim.spec.experiment import load
@@ -155,3 +157,33 @@ def test_a_server_that_was_away_finds_its_clients_again(away, tmp_path):
 def test_servers_whose_clients_are_always_too_late_wait_for_the_next_round(tmp_path):
     given = {**SECOND, "devices": {"seconds_per_sample": 0.3}}  # six seconds, and servers wait for five
     assert agree(by_node(fedsim.run(given, out=tmp_path, stop__rounds=40)), range(7))
+
+
+def test_edge_servers_without_data_make_the_same_averages_as_several_servers(tmp_path):
+    """HierFAVG written out: one full step of each client, its edge's average, and in every second round that of all."""
+    given = {
+        **BASE,
+        "data": {"name": "digits", "clients": 6, "partition": {"name": "quantity", "sigma": 0.5}},
+    }
+    given |= {"topology": "stars", "network": {"servers": 2, "assign": [0, 0, 0, 1, 1, 1]}}
+    given["strategy"] = {"name": "multi_server", "exchange": "all", "exchange_every": 2}
+    given["strategy"]["local"] = {"steps": 1, "batch_size": None, "lr": 0.1}
+    learner, data, owned = learning.build(load(given))
+    x, counts = data.x.double().flatten(1), [len(own) for own in owned]
+    models = [learner.initial.value()] * 2
+
+    def stepped(model, own):
+        model = model.clone().requires_grad_()
+        outputs = x[own] @ model[:640].view(10, 64).T + model[640:]
+        (slope,) = torch.autograd.grad(torch.nn.functional.cross_entropy(outputs, data.y[own]), model)
+        return (model - 0.1 * slope).detach()
+
+    for round in range(1, 5):
+        for edge, clients in enumerate(((0, 1, 2), (3, 4, 5))):
+            moved = [counts[client] * stepped(models[edge], owned[client]) for client in clients]
+            models[edge] = sum(moved) / sum(counts[client] for client in clients)
+        if round % 2 == 0:
+            models = [(sum(counts[:3]) * models[0] + sum(counts[3:]) * models[1]) / sum(counts)] * 2
+    weights = fedsim.run(given, out=tmp_path).weights()
+    found = np.concatenate([weights["1.weight"].reshape(-1), weights["1.bias"]])
+    np.testing.assert_allclose(found, models[0].numpy(), rtol=0, atol=1e-14)

@@ -114,7 +114,8 @@ def _dataset(files: _Files, normalise: bool, root: Path | None) -> Dataset:
     found = next((one for one in known if os.path.isdir(one)), None)
     if found is None:
         places = " or ".join(map(str, known))
-        hint = "unpack the official archive there, or set data.root"
+        get = f"torchvision.datasets.{files.name.upper()}(root, download=True)"
+        hint = f"set data.root, unpack the official archive there, or get it: {get}"
         raise BadValue("name", files.name, f"its files were not found: {places}", hint)
     train = [_read(files, found, name) for name in files.train]
     x, y = (np.concatenate(part) for part in zip(*train))

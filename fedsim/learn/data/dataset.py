@@ -84,6 +84,9 @@ class Dataset:
             raise BadValue("x_test", shape_of(self.x_test), f"must have the shape of x, {self.shape}")
         _check_targets("y", self.y, self.classes)
         _check_targets("y_test", self.y_test, self.classes)
+        if self.loss == "bce":
+            check_shares("y", self.y)
+            check_shares("y_test", self.y_test)
         if self.groups is not None:
             _check_groups(self.groups, len(self.x))
         if self.test_groups is not None and self.test_groups.shape != (len(self.x_test),):
@@ -165,6 +168,17 @@ def _check_targets(key: str, y: Tensor, classes: int) -> None:
         raise BadValue(
             key, int(wrong[0]), f"labels must be between 0 and {classes - 1}, for {classes} classes"
         )
+
+
+def check_shares(key: str, y: Tensor) -> None:
+    """Refuse targets that are no shares, of which a binary cross entropy would be below 0.
+
+    Raises:
+        BadValue: naming the first one.
+    """
+    wrong = y[(y < 0) | (y > 1)]
+    if len(wrong):
+        raise BadValue(key, float(wrong[0]), "targets of the loss bce must be between 0 and 1")
 
 
 def _check_groups(groups: NDArray[np.int64], samples: int) -> None:

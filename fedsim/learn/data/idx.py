@@ -30,7 +30,12 @@ PIECE = 1 << 20
 
 _Stream = gzip.GzipFile | io.BufferedReader
 _GZIP = b"\x1f\x8b"
-_HINT = "set FEDSIM_DATA or data.root to the folder that holds them"
+GETS = {
+    "mnist": "MNIST(root, ",
+    "fashion-mnist": "FashionMNIST(root, ",
+    "emnist": "EMNIST(root, split='digits', ",
+}
+"""The beginning of the call of torchvision that gets the files of a dataset."""
 
 
 def read(path: Path) -> NDArray[Any]:
@@ -115,8 +120,13 @@ def folder(name: str, below: str, root: Path | None = None) -> Path:
     """
     found = root or os.environ.get("FEDSIM_DATA")
     if not found:
-        raise BadValue("name", name, "its files were not found: no data folder is set", _HINT)
+        raise BadValue("name", name, "its files were not found: no data folder is set", _hint(name))
     return Path(found) / below / "raw"
+
+
+def _hint(name: str) -> str:
+    where = "set FEDSIM_DATA or data.root to the folder that holds them"
+    return where + (f", or get them: torchvision.datasets.{GETS[name]}download=True)" if name in GETS else "")
 
 
 def paths(raw: Path, part: str, what: str) -> list[Path]:
@@ -172,7 +182,7 @@ def labelled_images(name: str, raw: Path, part: str) -> tuple[NDArray[Any], NDAr
         found = next((path for path in tried if os.path.lexists(path)), None)
         if found is None:
             rule = f"its files were not found: {', '.join(map(str, tried))}"
-            raise BadValue("name", name, rule, _HINT)
+            raise BadValue("name", name, rule, _hint(name))
         arrays.append(read(found))
     images, labels = arrays
     if images.ndim != 3 or labels.shape != images.shape[:1]:

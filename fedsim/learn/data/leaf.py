@@ -78,7 +78,7 @@ def leaf(
     >>> made.shape, made.classes, len(made.x)
     ((1, 28, 28), 62, 3)
     """
-    place = located(path, root)
+    place = located(path, root, get=f"LEAF's data/{of}/preprocess.sh makes one")
     both = [place / name for name in ("train", "test")]
     files = both if all(one.is_dir() for one in both) else [place]
     rows = [_rows(path, one) for one in files]
@@ -142,7 +142,16 @@ def _rows(path: str, place: Path) -> _Rows:
 
 def _vectors(rows: _Rows, image: bool) -> Samples:
     x = np.array(rows.x, np.float32)
-    return Samples(x.reshape(-1, 1, 28, 28) if image else x, np.array(rows.y, np.int64), np.array(rows.users))
+    return Samples(x.reshape(-1, 1, 28, 28) if image else x, _whole(rows.y), np.array(rows.users))
+
+
+def _whole(labels: list[Any]) -> Array:
+    """Return labels, which LEAF's scripts write as whole numbers, some as 1.0."""
+    made = np.array(labels, np.float64)
+    wrong = made[made != np.rint(made)]
+    if len(wrong):
+        raise BadValue("y", float(wrong[0]), "labels must be whole numbers")
+    return made.astype(np.int64)
 
 
 def _faces(parts: list[_Rows], images: str | None, size: int, root: Path | None) -> list[Samples]:
@@ -158,7 +167,7 @@ def _faces(parts: list[_Rows], images: str | None, size: int, root: Path | None)
         if gone is not None:
             raise BadValue("images", images, f"there is no picture {gone}, which LEAF's files name")
         x = pixels_of(images, files, (size, size), "rgb")
-        made.append(Samples(x, np.array(rows.y, np.int64), np.array(rows.users)))
+        made.append(Samples(x, _whole(rows.y), np.array(rows.users)))
     return made
 
 
@@ -174,7 +183,7 @@ def _tweets(parts: list[_Rows], vocabulary: int, length: int) -> list[Samples]:
     texts = [[WORD.findall(columns[4]) for columns in rows.x] for rows in parts]
     numbers = numbered(texts[0], vocabulary)
     return [
-        Samples(padded(own, numbers, length), np.array(rows.y, np.int64), np.array(rows.users))
+        Samples(padded(own, numbers, length), _whole(rows.y), np.array(rows.users))
         for rows, own in zip(parts, texts, strict=True)
     ]
 

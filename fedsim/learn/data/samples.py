@@ -38,8 +38,14 @@ class Samples(NamedTuple):
     groups: Array | None = None
 
 
-def located(path: str, root: Path | None, key: str = "path") -> Path:
+def located(path: str, root: Path | None, key: str = "path", get: str = "") -> Path:
     """Return the file or folder with a path that counts from the current folder, or else from the data folder.
+
+    Args:
+        path: as the experiment gives it.
+        root: the data folder, or None.
+        key: what is to be blamed.
+        get: where such a file comes from.
 
     Raises:
         BadValue: if there is none.
@@ -60,6 +66,7 @@ current folder, or from data.root
             ) from error
         return place
     hint = "nothing is downloaded: give a path from the current folder, or from data.root"
+    hint += f"; {get}" if get else ""
     raise BadValue(key, path, "there is no such file", hint)
 
 
@@ -101,6 +108,8 @@ def dataset(
     parts = [train] if test is None else [train, test]
     for part in parts:
         _check_lengths(part)
+        if part.groups is not None:
+            check_finite("groups", part.groups, "groups")
     labels, count, gap = _labels([part.y for part in parts], classes, names)
     whose = [part.groups for part in parts]
     inputs = [part.x for part in parts]
@@ -193,6 +202,7 @@ def _labels(
     given: list[Array], classes: int | None, names: Sequence[Any] | None
 ) -> tuple[list[Array], int, str]:
     """Return labels as classes from 0, or targets as they are; the number of classes; and what is odd about them."""
+    given = _alike(given)
     kinds = {labels.dtype.kind for labels in given}
     if kinds <= {"f"}:
         if classes:
@@ -208,7 +218,36 @@ def _labels(
         raise BadValue("y", strange[0], f"is no class; the classes are {few(known)}")
     if classes is not None and classes != len(known):
         raise BadValue("classes", classes, f"there are {len(known)} classes: {few(known)}")
-    return [np.array([code[one] for one in labels.tolist()], np.int64) for labels in texts], len(known), ""
+    unseen = "" if names is not None else _unseen(texts)
+    return (
+        [np.array([code[one] for one in labels.tolist()], np.int64) for labels in texts],
+        len(known),
+        unseen,
+    )
+
+
+def _alike(given: list[Array]) -> list[Array]:
+    """Return labels of training and test as what those of training are: numbers to predict, whole numbers, or text."""
+    train, test = given[0].dtype.kind, given[-1].dtype.kind
+    if (train == "f") == (test == "f"):
+        return given
+    if train == "f" and test in "iub":
+        return [given[0], given[1].astype(given[0].dtype)]
+    if train in "iub":
+        wrong = given[1][given[1] != np.rint(given[1])]
+        if len(wrong):
+            raise BadValue(
+                "y", float(wrong[0]), "is a label of the test, and those of training are whole numbers"
+            )
+        return [given[0], given[1].astype(np.int64)]
+    which = ("numbers", "text") if train == "f" else ("text", "numbers")
+    raise BadValue("y", MISSING, f"the labels of training are {which[0]}, and those of the test {which[1]}")
+
+
+def _unseen(labels: list[Array]) -> str:
+    """Return what is to be said of labels that the test alone has: nobody can learn them."""
+    alone: list[Any] = [one for one in np.setdiff1d(labels[-1], labels[0]).tolist() if one != PADDING]
+    return f"no training sample has the label {few(alone)}, and the test has" if alone else ""
 
 
 def _numbered(labels: list[Array], classes: int | None) -> tuple[list[Array], int, str]:
@@ -224,7 +263,8 @@ def _numbered(labels: list[Array], classes: int | None) -> tuple[list[Array], in
         raise BadValue("y", int(found.max()), rule, "number them from 0, or say data.classes")
     empty: list[int] = np.setdiff1d(np.arange(count), found).tolist() if classes is None else []
     gap = f"no sample has the label {few(empty)}, of 0 to {count - 1}" if len(empty) else ""
-    return labels, count, gap
+    alone = _unseen(labels) if classes is None else ""
+    return labels, count, "; ".join(filter(None, (gap, alone)))
 
 
 def damaged(key: str, path: str, error: BaseException) -> BadValue:

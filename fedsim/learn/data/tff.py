@@ -104,7 +104,7 @@ def tff(
 
 
 def _read(path: str, key: str, names: tuple[str, str | None], is_text: bool, root: Path | None) -> Columns:
-    place = located(path, root, key)
+    place = located(path, root, key, "TensorFlow Federated's archives, such as fed_emnist.tar.bz2, hold them")
     hdf5 = library("h5py")
     try:
         with hdf5.File(place, "r") as file:
@@ -123,6 +123,8 @@ def _read(path: str, key: str, names: tuple[str, str | None], is_text: bool, roo
                 lacks = next((client for client in clients if name not in groups[client]), None)
                 if lacks is not None:
                     raise BadValue(key, path, f"client {clip(lacks)} has no column {name}, and others have")
+            for client in clients:
+                _check_client(key, path, client, first, groups[client], [name for name in names if name])
             rows = [len(groups[client][x]) for client in clients]
             size = float(np.prod(first[x].shape[1:], dtype=float)) * sum(rows)
             # A character becomes two numbers of 8 bytes, and is held as text meanwhile.
@@ -134,6 +136,23 @@ def _read(path: str, key: str, names: tuple[str, str | None], is_text: bool, roo
     except (OSError, RuntimeError, TypeError, AttributeError, KeyError) as error:
         raise damaged(key, path, error) from error
     return Columns(np.repeat(clients, rows), held[0], held[1] if held[1:] else None)
+
+
+def _check_client(
+    key: str, path: str, client: str, first: Mapping[str, Any], own: Mapping[str, Any], names: Sequence[str]
+) -> None:
+    """Refuse a client whose columns do not fit together, or are of another shape than those of the first one."""
+    held = {name: own[name].shape for name in names}
+    if (
+        len({shape[0] for shape in held.values()}) > 1
+    ):  # else all that follow would have their neighbours' labels
+        counts = ", ".join(f"{shape[0]} in {name}" for name, shape in held.items())
+        raise BadValue(key, path, f"client {clip(client)} has not as many rows in each column: {counts}")
+    for name, shape in held.items():
+        others = first[name].shape[1:]
+        if shape[1:] != others:
+            rule = f"client {clip(client)} has samples of shape {shape[1:]} in {name}, and others {others}"
+            raise BadValue(key, path, rule)
 
 
 def _check_column(path: str, first: Mapping[str, Any], name: str, column: str, is_text: bool) -> None:

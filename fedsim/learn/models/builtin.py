@@ -22,19 +22,21 @@ from fedsim.machine import require_room
 from fedsim.parts import call
 
 
-def linear(*, shape: tuple[int, ...]) -> nn.Module:
+def linear(*, shape: tuple[int, ...], target: tuple[int, ...] = ()) -> nn.Module:
     """Return a linear function without a bias, for regression.
 
     Args:
         shape: a sample's shape; its values are read as one vector of d numbers.
+        target: the shape of its targets, () if it has one.
 
     Returns:
-        A module from [B, *shape] to [B] whose only parameter holds the d weights.
+        A module from [B, *shape] to [B, *target] whose only parameter holds d weights for each target.
 
-    >>> linear(shape=(5,))(torch.ones(3, 5)).shape
-    torch.Size([3])
+    >>> linear(shape=(5,))(torch.ones(3, 5)).shape, linear(shape=(5,), target=(2,))(torch.ones(3, 5)).shape
+    (torch.Size([3]), torch.Size([3, 2]))
     """
-    return nn.Sequential(nn.Flatten(), nn.Linear(_size(shape), 1, bias=False), nn.Flatten(0))
+    last = nn.Linear(_size(shape), _size(target), bias=False)
+    return nn.Sequential(nn.Flatten(), last, *_shaped(target))
 
 
 def softmax(*, shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -54,16 +56,23 @@ def softmax(*, shape: tuple[int, ...], classes: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(_size(shape), classes))
 
 
-def mlp(*, shape: tuple[int, ...], classes: int, hidden: list[int] | int = 64) -> nn.Module:
+def mlp(
+    *,
+    shape: tuple[int, ...],
+    classes: int,
+    target: tuple[int, ...] = (),
+    hidden: list[int] | int = 64,
+) -> nn.Module:
     """Return a multi-layer perceptron with ReLU between its layers.
 
     Args:
         shape: a sample's shape; its values are read as one vector.
-        classes: how many classes there are.
+        classes: how many classes there are, 0 for numbers to predict.
+        target: the shape of a sample's targets, () if it has one.
         hidden: the width of the hidden layer, or the widths of several in order.
 
     Returns:
-        A module from [B, *shape] to logits [B, classes].
+        A module from [B, *shape] to logits [B, classes]; or without classes to [B, *target].
 
     Raises:
         BadValue: if there is no hidden layer or one is empty.
@@ -72,17 +81,17 @@ def mlp(*, shape: tuple[int, ...], classes: int, hidden: list[int] | int = 64) -
     >>> sum(p.numel() for p in model.parameters())
     79510
     """
-    check_classes("mlp", classes)
     widths = [hidden] if isinstance(hidden, int) else hidden
     if not widths or min(widths) < 1:
         raise BadValue(
             "hidden", hidden, "every hidden layer needs a width of at least 1", "use softmax for none"
         )
-    sizes = [_size(shape), *widths]
-    weights = sum(a * b for a, b in pairwise([*sizes, classes]))
+    sizes, outputs = [_size(shape), *widths], classes or _size(target)
+    weights = sum(a * b for a, b in pairwise([*sizes, outputs]))
     require_room("hidden", hidden, 3 * 4.0 * weights, f"{weights:.3g} weights, a gradient and a client's own")
     layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
-    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(sizes[-1], classes))
+    shaped = [] if classes else _shaped(target)
+    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(sizes[-1], outputs), *shaped)
 
 
 def lenet5(*, shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -337,6 +346,13 @@ def _size(shape: tuple[int, ...]) -> int:
     return int(np.prod(shape, dtype=np.int64))
 
 
+def _shaped(target: tuple[int, ...]) -> list[nn.Module]:
+    """Return what makes numbers [B, n] as many as there are targets [B, *target]."""
+    if not target:
+        return [nn.Flatten(0)]
+    return [nn.Unflatten(1, target)] if len(target) > 1 else []
+
+
 def _outputs(features: nn.Module, shape: tuple[int, ...]) -> int:
     """Return how many numbers ``features`` makes of one sample."""
     with torch.no_grad():
@@ -356,7 +372,9 @@ def image_shape(name: str, shape: tuple[int, ...], side: int) -> tuple[int, int,
 def check_classes(name: str, classes: int) -> None:
     """Refuse a model by name that classifies where there is nothing to choose from."""
     if classes < 2:
-        raise BadValue("name", name, f"classifies and needs at least 2 classes, not {classes}", "use linear")
+        raise BadValue(
+            "name", name, f"classifies and needs at least 2 classes, not {classes}", "use linear or mlp"
+        )
 
 
 def _check_weights(name: str, model: nn.Module) -> None:

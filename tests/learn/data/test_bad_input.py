@@ -49,6 +49,17 @@ class Wide(nn.Module):
         return self.layer(x)
 
 
+class Two(nn.Module):
+    """Gives two numbers for two."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
 class Pair(Wide):
     """Gives two things."""
 
@@ -67,6 +78,10 @@ def lost(outputs, y):
 HOLED = np.where(np.arange(20).reshape(10, 2) == 7, np.nan, 1.0)
 TABLE = {"name": "table", "path": "d.csv", "label": "label"}
 ARRAYS = {"name": "arrays", "path": "d.npz"}
+TOKENS = ARRAYS | {"inputs": "tokens"}
+WORDS = np.where(np.arange(80).reshape(40, 2) == 41, 12, 3)
+"""Forty texts of two words, of which one is another: in the middle, where no short trial would look."""
+EVEN = {"x": np.full((40, 2), 3), "y": np.arange(40) % 2, "groups": None}
 POINTS = {"name": "tests.learn.odd_models:points"}
 
 CASES = {
@@ -84,6 +99,11 @@ CASES = {
         {"d.npz": npz(x=HOLED)},
         {"data": ARRAYS},
         r"data\.x: inputs must be finite numbers, and sample 3 has NaN or infinity",
+    ),
+    "what is infinite in the type of the weights": (
+        {"d.npz": npz(x=np.where(np.arange(20).reshape(10, 2) == 13, 1e39, 1.0))},  # float32 ends at 3.4e38
+        {"data": ARRAYS},
+        r"data\.x(_test)?: inputs, in float32, must be finite numbers, and sample \d has NaN or infinity",
     ),
     "infinity in targets": (
         {"d.npz": npz(y=np.where(np.arange(10) == 3, np.inf, 1.0))},
@@ -170,17 +190,22 @@ CASES = {
     "MNIST that is not downloaded": (
         {},
         {"data": {"name": "mnist", "root": "empty"}},
-        r"data\.name: mnist: .*not found.*empty",
+        r"data\.name: mnist: .*not found.*empty.*; set .* or get them: torchvision\.datasets\.MNIST\(root, download",
     ),
     "CIFAR-10 that is not downloaded": (
         {},
         {"data": {"name": "cifar10", "root": "empty"}},
-        r"data\.name: cifar10: its files were not found",
+        r"data\.name: cifar10: its files were not found.*get it: torchvision\.datasets\.CIFAR10\(root, download=True\)",
     ),
     "LEAF that is not downloaded": (
         {},
         {"data": {"name": "leaf", "path": "femnist", "of": "femnist"}},
-        r"data\.path: femnist: there is no such file",
+        r"data\.path: femnist: there is no such file; .*LEAF's data/femnist/preprocess\.sh makes one",
+    ),
+    "TFF's files that are not downloaded": (
+        {},
+        {"data": {"name": "tff", "path": "fed.h5", "x": "pixels", "y": "label"}},
+        r"data\.path: fed\.h5: there is no such file; .*fed_emnist\.tar\.bz2, hold them",
     ),
     "a dataset that fails": (
         {},
@@ -196,6 +221,26 @@ CASES = {
         {},
         {"data": POINTS, "model": f"{HERE}:Pair"},
         r"gives outputs of shape \(\) for one sample of points, not \(1, 3\)",
+    ),
+    "a word that the model does not have": (
+        {"d.npz": npz(x=WORDS, y=np.arange(40) % 2, groups=None)},
+        {"data": TOKENS, "model": {"name": "lstm", "words": 12}},
+        r"model(\.name)?: lstm: does not fit d \(samples of shape \(2,\), whole numbers from 3 to 12\): IndexError",
+    ),
+    "a word that the model does not have, in the test": (
+        {"d.npz": npz(**(EVEN | {"x_test": WORDS, "y_test": np.arange(40) % 2}))},
+        {"data": TOKENS, "model": {"name": "gru", "words": 12}},
+        r"gru: does not fit d \(samples of shape \(2,\), whole numbers from 3 to 12\): IndexError",
+    ),
+    "a number below 0 that is a word": (
+        {"d.npz": npz(x=WORDS - 4, y=np.arange(40) % 2, groups=None)},
+        {"data": TOKENS, "model": {"name": "transformer", "words": 12, "width": 8}},
+        r"transformer: does not fit d \(samples of shape \(2,\), whole numbers from -1 to 8\): IndexError",
+    ),
+    "targets that are no shares": (
+        {"d.npz": npz(y=np.where(np.arange(20).reshape(10, 2) == 9, 3.0, 1.0))},
+        {"data": ARRAYS, "model": f"{HERE}:Two", "loss": "bce"},
+        r"data\.y: 3\.0: targets of the loss bce must be between 0 and 1",
     ),
     "a model for other inputs": (
         {},

@@ -30,13 +30,6 @@ def refusal(name, **given):
     return caught.value
 
 
-def installed(module):
-    try:
-        return library(module)
-    except BadValue as error:
-        pytest.skip(str(error))
-
-
 @pytest.fixture
 def leaf(tmp_path):
     """Write users and their x and y, as LEAF does: in a folder for training, and in one for the test."""
@@ -307,67 +300,31 @@ def test_tff_files_that_do_not_fit_are_refused(hdf5, tmp_path):
     assert other.rule == "holds ['weights'], and no group named examples"
 
 
-def test_a_dataset_of_hugging_face_from_a_folder(tmp_path):
-    hub = installed("datasets")
-    rows = {"a": [1.0, 2.0, 3.0, 4.0], "v": [[0, 1], [2, 3], [4, 5], [6, 7]], "who": ["x", "y", "x", "y"]}
-    kind = hub.Features(
-        {"a": hub.Value("float32"), "v": hub.List(hub.Value("int64")), "who": hub.Value("string")}
-        | {"label": hub.ClassLabel(names=["cat", "dog", "owl"])}
-    )
-    both = hub.Dataset.from_dict(rows | {"label": [0, 1, 1, 0]}, features=kind)
-    hub.DatasetDict({"train": both, "test": both.select([0, 1])}).save_to_disk(tmp_path / "saved")
-    data = make("huggingface", path=str(tmp_path / "saved"), x=["v", "a"], y="label", group="who")
-    assert data.x.tolist() == [[0, 1, 1], [2, 3, 2], [4, 5, 3], [6, 7, 4]]
-    assert (data.y.tolist(), data.y_test.tolist(), data.classes) == ([0, 1, 1, 0], [0, 1], 3)
-    assert data.groups.tolist() == [0, 1, 0, 1]
-    path = str(tmp_path / "saved")
-    assert "x: w: there is no such column" in str(refusal("huggingface", path=path, x="w", y="label"))
-    assert "x: who: must be numbers or an image" in str(refusal("huggingface", path=path, x="who", y="label"))
-    assert "train: training: there is no such split; did you mean train?" in str(
-        refusal("huggingface", path=path, x="a", y="label", train="training")
-    )
-    (tmp_path / "empty").mkdir()
-    found = refusal("huggingface", path=str(tmp_path / "empty"), x="a", y="label")
-    assert "is not a folder that save_to_disk has written" in str(found)
+@pytest.mark.parametrize(
+    ("second", "rule"),
+    [
+        # In all there are as many labels as images: those of B would go to C.
+        (
+            {"B": {"x": [[1.0], [2.0]], "y": [0]}, "C": {"x": [[3.0]], "y": [1, 1]}},
+            "client B has not as many rows in each column: 2 in x, 1 in y",
+        ),
+        (
+            {"B": {"x": [[1.0, 2.0]], "y": [0]}},
+            "client B has samples of shape (2,) in x, and others (1,)",
+        ),
+    ],
+)
+def test_each_client_of_tff_has_a_label_for_each_sample(hdf5, second, rule):
+    path = hdf5({"A": {"x": [[5.0]], "y": [1]}, **second})
+    assert refusal("tff", path=path, x="x", y="y").rule == rule
 
 
-def test_images_of_hugging_face(tmp_path):
-    hub = installed("datasets")
-    images = [np.full((3, 4, 3), shade, np.uint8) for shade in (0, 51, 102, 255)]
-    kind = hub.Features({"image": hub.Image(), "label": hub.Value("int64")})
-    one = hub.Dataset.from_dict(
-        {"image": [Image.fromarray(image) for image in images], "label": [0, 1, 0, 1]}, features=kind
-    )
-    one.save_to_disk(tmp_path / "one")
-    data = make("huggingface", path=str(tmp_path / "one"), x="image", y="label", test_share=0.5)
-    assert data.x.shape == (2, 3, 3, 4)
-    both = torch.cat([data.x, data.x_test])[:, 0, 0, 0].sort().values
-    assert torch.equal(both, torch.tensor([0, 51, 102, 255]) / 255)
-
-
-def test_datasets_of_torchvision_with_and_without_a_test(tmp_path):
-    installed("torchvision.datasets")
-
-    def image(path, shade):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 3), (shade, shade, shade)).save(tmp_path / path)
-
-    for name in ("AnnualCrop", "Forest"):
-        for number in range(2):
-            image(f"eurosat/2750/{name}/{number}.jpg", 255)
-    supplied = {"seed": 0, "root": tmp_path}
-    part = parts.find("datasets", "torchvision")
-    data = parts.call(part, {"of": "EuroSAT", "test_share": 0.5}, supplied)
-    assert (data.x.shape, data.y.tolist()) == ((2, 3, 3, 4), [0, 1])
-    for split, shade in (("train", 0), ("valid", 0), ("test", 255)):
-        for name in ("negative", "positive"):
-            image(f"rendered-sst2/{split}/{name}/1.png", shade)
-    data = parts.call(part, {"of": "RenderedSST2"}, supplied)
-    assert (data.x.unique().tolist(), data.x_test.unique().tolist()) == ([0], [1])
-    assert "did you mean SVHN?" in str(refusal("torchvision", of="SVHM"))
-    assert "where its files are must be said" in str(refusal("torchvision", of="SVHN"))
-    with pytest.raises(BadValue, match=r"its files cannot be read .*download it once"):
-        parts.call(part, {"of": "SVHN"}, supplied)
+def test_labels_of_leaf_are_whole_numbers(leaf):
+    pixels = [[0.0] * 784] * 4
+    data = make("leaf", path=leaf({"a": (pixels, [3.0, 61, 3.0, 61])}), of="femnist", test_share=0.5)
+    assert (data.y.tolist(), data.y.dtype) == ([3, 61], torch.int64)
+    wrong = refusal("leaf", path=leaf({"a": (pixels, [3, 61, 1.5, 0])}), of="femnist")
+    assert str(wrong) == "y: 1.5: labels must be whole numbers"
 
 
 def test_celeba_is_the_pictures_that_are_named(leaf, tmp_path):

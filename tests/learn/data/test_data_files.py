@@ -139,7 +139,7 @@ def test_every_part_that_reads_files_is_here():
     }
     datasets = {"mnist", "fashion-mnist", "emnist", "cifar10", "cifar100", "noisy"}
     datasets |= {"arrays", "table", "folder", "leaf", "tff", "ratings", "plays"}
-    datasets |= {"huggingface", "torchvision"}  # whose libraries need not be there; see test_client_files.py
+    datasets |= {"huggingface", "torchvision"}  # whose libraries need not be there; see test_libraries.py
     assert reads == {f"datasets.{name}" for name in datasets} | {
         "topologies.file",
         "topologies.backbone",

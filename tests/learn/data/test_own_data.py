@@ -16,7 +16,7 @@ from PIL import Image
 
 from fedsim import parts
 from fedsim.errors import BadValue
-from fedsim.learn.data.samples import Samples, dataset, library, located, pictures
+from fedsim.learn.data.samples import Samples, dataset, located, pictures
 
 
 def make(name, **given):
@@ -37,15 +37,6 @@ def npz(tmp_path):
         path = tmp_path / "held.npz"
         np.savez(path, **held)
         return str(path)
-
-    return write
-
-
-@pytest.fixture
-def csv(tmp_path):
-    def write(*lines, name="rows.csv"):
-        (tmp_path / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return str(tmp_path / name)
 
     return write
 
@@ -163,6 +154,29 @@ def test_the_sample_with_nan_is_named(npz):
     assert str(found) == "x: inputs must be finite numbers, and sample 5 has NaN or infinity"
 
 
+def test_labels_of_training_and_test_are_of_one_kind(npz):
+    """Else 0 and 0.0 would be two classes."""
+    x, whole, same = np.zeros((4, 2)), np.array([0, 1, 0, 1]), np.array([0.0, 1.0, 1.0, 0.0])
+    data = make("arrays", path=npz(x=x, y=whole, x_test=x, y_test=same))
+    assert (data.classes, data.y.tolist(), data.y_test.tolist()) == (2, [0, 1, 0, 1], [0, 1, 1, 0])
+    data = make("arrays", path=npz(x=x, y=same, x_test=x, y_test=whole))
+    assert (data.loss, data.y.tolist(), data.y_test.tolist()) == ("half_square", [0, 1, 1, 0], [0, 1, 0, 1])
+
+
+def test_a_class_that_the_test_alone_has_is_told(npz):
+    x, y = np.zeros((4, 2)), np.array([0, 1, 0, 1])
+    data = make("arrays", path=npz(x=x, y=y, x_test=x, y_test=np.array([0, 2, 1, 3])))
+    assert data.note == "no training sample has the label [2, 3], and the test has"
+    padded = make("arrays", path=npz(x=x, y=np.eye(4, dtype=int), x_test=x, y_test=np.full((4, 4), -100)))
+    assert padded.note == ""
+
+
+def test_a_group_is_a_number_or_text(npz):
+    groups = np.array([1.0, np.nan, 2.0, np.nan])
+    wrong = refusal("arrays", path=npz(x=np.zeros((4, 2)), y=np.array([0, 1, 0, 1]), groups=groups))
+    assert str(wrong) == "groups: groups must be finite numbers, and sample 1 has NaN or infinity"
+
+
 def test_a_pickle_is_not_opened(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.array([{}, {}]), y=[0, 1])
     assert "cannot be read (Object arrays cannot be loaded" in str(
@@ -170,8 +184,9 @@ def test_a_pickle_is_not_opened(tmp_path):
     )
 
 
-def test_a_file_of_another_format_is_told(csv, tmp_path):
-    assert "is not an .npz file" in str(refusal("arrays", path=csv("a,b", "1,2")))
+def test_a_file_of_another_format_is_told(tmp_path):
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
+    assert "is not an .npz file" in str(refusal("arrays", path=str(tmp_path / "rows.csv")))
     (tmp_path / "none").mkdir()
     assert "holds no .npy files" in str(refusal("arrays", path=str(tmp_path / "none")))
 
@@ -184,97 +199,6 @@ def test_a_path_counts_from_here_and_then_from_the_data_folder(tmp_path, monkeyp
     assert located("a", tmp_path / "data") == tmp_path / "data" / "a"
     (tmp_path / "here" / "a").write_text("")
     assert located("a", tmp_path / "data").resolve() == tmp_path / "here" / "a"
-
-
-ROWS = ["age,town,ok,ill"] + ["30,Rome,true,no", "50,Oslo,false,yes"] * 3
-
-
-def test_a_table_of_numbers_categories_and_truth_values(csv):
-    test = csv("age,town,ok,ill", "40,Bern,true,yes", name="test.csv")
-    data = make("table", path=csv(*ROWS), test_path=test, label="ill")
-    # age; town is Oslo, town is Rome; ok is False, ok is True. Nobody in training is of Bern.
-    assert data.x[:2].tolist() == [[30, 0, 1, 0, 1], [50, 1, 0, 1, 0]]
-    assert data.x_test.tolist() == [[40, 0, 0, 0, 1]]
-    assert (data.y.tolist(), data.y_test.tolist(), data.classes) == ([0, 1] * 3, [1], 2)
-
-
-def test_columns_are_chosen_and_typed(csv):
-    path = csv("a,b,c,who", "1,2,0,x", "3,4,1,y", "1,6,0,x")
-    data = make("table", path=path, test_path=path, label="c", features=["b", "a"], types={"a": "category"})
-    assert data.x.tolist() == [[2, 1, 0], [4, 0, 1], [6, 1, 0]]
-    data = make("table", path=path, test_path=path, label="c", group="who", types={"c": "number"})
-    assert (data.x.tolist(), data.groups.tolist()) == ([[1, 2], [3, 4], [1, 6]], [0, 1, 0])
-    assert (data.loss, data.y.tolist()) == ("half_square", [0, 1, 0])
-
-
-def test_numbers_are_standardised_by_what_they_are_in_training(csv):
-    path, test = csv("a,b,same,y", "1,p,5,0", "3,q,5,1"), csv("a,b,same,y", "5,p,6,1", name="t.csv")
-    data = make("table", path=path, test_path=test, label="y", standardise=True)
-    # a: mean 2, deviation 1; the category stays; what never changes in training is only shifted.
-    assert data.x.tolist() == [[-1, 1, 0, 0], [1, 0, 1, 0]]
-    assert data.x_test.tolist() == [[3, 1, 0, 1]]
-
-
-def test_parquet_says_the_same_as_csv(csv, tmp_path):
-    reader, parquet = library("pyarrow.csv"), library("pyarrow.parquet")
-    path = csv(*ROWS)
-    parquet.write_table(reader.read_csv(path), tmp_path / "rows.parquet")
-    one, other = (make("table", path=p, label="ill") for p in (path, str(tmp_path / "rows.parquet")))
-    assert torch.equal(one.x, other.x)
-    assert torch.equal(one.y_test, other.y_test)
-
-
-def test_a_number_with_a_quoted_comma_and_tabs(csv):
-    data = make(
-        "table",
-        path=csv("a\ty", '"x, y"\t0', "z\t1", "z\t0", "z\t1", name="r.tsv"),
-        label="y",
-        test_share=0.5,
-    )
-    assert data.shape == (2,)
-
-
-@pytest.mark.parametrize(
-    ("lines", "given", "words"),
-    [
-        (ROWS, {"label": "il"}, "label: il: there is no such column; did you mean ill?"),
-        (ROWS, {"label": "ill", "group": "twn"}, "group: twn: there is no such column; did you mean town?"),
-        (ROWS, {"label": "ill", "features": ["ages"]}, "features: ages: there is no such column"),
-        (ROWS, {"label": "ill", "features": ["ill"]}, "besides the label ill"),
-        (ROWS, {"label": "ill", "types": {"towm": "category"}}, "types: towm: there is no such column"),
-        (
-            ROWS,
-            {"label": "ill", "types": {"town": "number"}},
-            "types: town: is not a column of numbers: Rome",
-        ),
-        (
-            ROWS,
-            {"label": "town", "types": {"town": "number"}},
-            "types: town: is not a column of numbers: Rome",
-        ),
-        (ROWS, {"label": "ill", "types": {"town": "text"}}, "types.town: text: must be number or category"),
-        (
-            ["a,y", "1,0", ",1", ",0"],
-            {"label": "y"},
-            "row 2 has no value in the column a, nor have 1 more; fill",
-        ),
-        (["a,y", "1,0", "NaN,1"], {"label": "y"}, "row 2 has no value in the column a; fill"),
-        (["a,y", "1,0", "2,"], {"label": "y"}, "row 2 has no value in the column y; fill"),
-        (["a,a,y", "1,1,0"], {"label": "y"}, "has two columns with the name a"),
-        (["a,y"], {"label": "y"}, "has no rows"),
-        (["a,y", "1,0", "1,2,3"], {"label": "y"}, "cannot be read (CSV parse error"),
-    ],
-)
-def test_tables_that_do_not_fit_are_refused(csv, lines, given, words):
-    assert words in str(refusal("table", path=csv(*lines), **given))
-
-
-def test_a_table_of_another_ending_or_kind_is_refused(csv, tmp_path):
-    assert "must end in .csv, .tsv, .parquet" in str(
-        refusal("table", path=csv(*ROWS, name="a.xlsx"), label="ill")
-    )
-    wrong = csv(*ROWS, name="a.parquet")
-    assert refusal("table", path=wrong, label="ill").rule.startswith("cannot be read (Could not open Parquet")
 
 
 @pytest.fixture

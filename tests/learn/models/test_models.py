@@ -85,6 +85,19 @@ def test_linear_is_a_scalar_product():
     assert model(torch.zeros(1, 3)).tolist() == [0.0]
 
 
+@pytest.mark.parametrize(
+    ("target", "outputs", "last"), [((), 1, "Flatten"), ((2,), 2, None), ((2, 3), 6, "Unflatten")]
+)
+def test_numbers_to_predict_have_the_shape_of_the_targets(target, outputs, last):
+    for name, part, weights in (
+        ("linear", models.linear, 4 * outputs),
+        ("mlp", models.mlp, 4 * 64 + 64 + 64 * outputs + outputs),
+    ):
+        model = models.build(part, {}, (2, 2), 0, stream(0, "model"), target)
+        assert (count(model), model(torch.ones(5, 2, 2)).shape) == (weights, (5, *target)), name
+        assert type(model[-1]).__name__ == (last or "Linear")
+
+
 def test_gn_lenet_pools_before_it_normalises_in_the_first_block_only():
     kinds = [type(layer).__name__ for layer in make(models.gn_lenet, (3, 32, 32))]
     assert kinds == [
@@ -116,9 +129,9 @@ def test_layers_that_are_passed_by_add_to_their_input():
     assert [type(layer).__name__ for layer in model].count("_Around") == 2
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", sorted(set(CLASSIFIERS) - {"mlp"}))
 def test_too_few_classes_are_refused(name):
-    with pytest.raises(BadValue, match="at least 2 classes, not 0; use linear"):
+    with pytest.raises(BadValue, match="at least 2 classes, not 0; use linear or mlp"):
         make(CLASSIFIERS[name], (1, 28, 28), classes=0)
 
 
