@@ -87,6 +87,7 @@ class Book:
         jobs: how many local updates were computed.
         reused: how many were taken from the store.
         gradients_saved: what these would have cost, in per-sample gradients.
+        measures: says how the run is measured; two ways of measuring have two names for what has none of its own.
         only_reuses: whether a local update that is not in the store ends the run.
         lenient: whether measurements that were not made before may be missing in a repetition.
     """
@@ -107,6 +108,7 @@ class Book:
         self.unnamed = ""
         self.jobs = self.reused = self.gradients_saved = 0
         self.lenient = self.only_reuses = False
+        self.measures, self._measured = "", 0
         self._counts = True
 
     @property
@@ -145,8 +147,20 @@ class Book:
         if self.store is not None and call.batch is not None and not self.unnamed:
             self.store.put(identity, value)
 
-    def name(self, *parts: Any) -> bytes:
-        """Return the identity of parts; where one has none, the next best that a repetition will find again."""
+    def call(self, *parts: Any) -> bytes:
+        """Return the identity of a value that is about to be made, of the parts of its call."""
+        if self._counts:
+            return self.name(*parts)
+        self._measured += 1  # no two of those that do not count may have one name
+        return self.name(*parts, place=(self.measures, self._measured))
+
+    def name(self, *parts: Any, place: tuple[Any, ...] = ()) -> bytes:
+        """Return the identity of parts; where one has none, the next best that a repetition will find again.
+
+        Args:
+            parts: what is to be named.
+            place: tells what has no identity from others of which the run had made as many values before.
+        """
         try:
             return identity(*parts)
         except Exception as error:  # what is named may be anybody's, and break while it is asked
@@ -155,7 +169,7 @@ class Book:
                     str(error) if isinstance(error, Unnamed) else f"{type(error).__name__}: {error}"
                 )
                 log.info("no other run can use what this one computes: %s", self.unnamed)
-            return identity("unnamed", self.made)
+            return identity("unnamed", self.made, *place)
 
     def lift(self, make: Callable[[], bytes]) -> bytes:
         """Return the identity of a value that foreign code has made; in a repetition, of what it was then."""

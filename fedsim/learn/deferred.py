@@ -75,7 +75,7 @@ class Deferred:
         if book is None:
             self._book = next(filter(None, (value._book for value in self._inputs.values())), None)
         if self._book is not None:
-            self._identity = self._book.name(*self._parts())
+            self._identity = self._book.call(*self._parts())
             self._book.take(self)
         if self._depth > DEEP:
             compute([self])

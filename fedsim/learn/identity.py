@@ -10,12 +10,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import struct
-import sys
 import types
 import weakref
 from collections.abc import Callable, Mapping
 from enum import Enum
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,36 +23,21 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from fedsim.beside import own_name
-from fedsim.errors import FedsimError
+from fedsim.learn.source import Unnamed, source
 
-FORMAT = 2
+__all__ = ["FORMAT", "Unnamed", "attributes", "identity", "source"]
+
+FORMAT = 3
 """Raised whenever what fedsim computes, or how it names that, changes: values of other formats are not taken over."""
-
-OURS = ("fedsim", "strategies", "topologies")
-TRUSTED = ("torch", "numpy", "pydantic")
-"""Libraries whose parts are known by their names; what they compute depends on versions that a store looks after."""
 
 CHANGES = (list, dict, set, bytearray, np.ndarray, Tensor)
 """What a closure must not hold: it may be another one when the function is called."""
 
+WORD = struct.calcsize("P")
+"""The size of what refers to an object, in bytes."""
+
 Above = tuple[int, ...]
 Result = TypeVar("Result")
-
-
-class Unnamed(FedsimError):
-    """Something has no name that would be the same tomorrow.
-
-    Args:
-        part: what it is.
-        why: why it has none.
-    """
-
-    def __init__(self, part: str, why: str) -> None:
-        super().__init__(part, why)
-        self.part, self.why = part, why
-
-    def __str__(self) -> str:
-        return f"{self.part} {self.why}"
 
 
 def identity(*parts: Any) -> bytes:
@@ -88,7 +72,10 @@ def _once(function: Callable[[type], Result]) -> Callable[[type], Result]:
 @_once
 def _encoder(kind: type) -> Callable[[Any, Above], bytes]:
     """Return what encodes the objects of a class."""
-    return next((encode for kinds, encode in KINDS if issubclass(kind, kinds)), _object)
+    encode = next((encode for kinds, encode in KINDS if issubclass(kind, kinds)), _object)
+    if encode in (_sequence, _mapping, _set) and source(kind.__module__):
+        return _of_users(kind, encode)
+    return encode
 
 
 def _framed(tag: bytes, *pieces: bytes) -> bytes:
@@ -104,7 +91,7 @@ def _number(number: int) -> bytes:
 
 
 def _text(text: str) -> bytes:
-    return b"s" + _number(len(data := text.encode("utf-8", "surrogatepass"))) + data
+    return b"s" + _number(len(data := str.encode(text, "utf-8", "surrogatepass"))) + data
 
 
 SIMPLE: dict[type, Callable[[Any], bytes]] = {
@@ -129,6 +116,23 @@ def _mapping(value: Mapping[Any, Any], above: Above) -> bytes:
 
 def _set(value: Any, above: Above) -> bytes:
     return _framed(b"<", *sorted(_encode(one, above) for one in value))
+
+
+def _of_users(kind: type, encode: Callable[[Any, Above], bytes]) -> Callable[[Any, Above], bytes]:
+    """Return what encodes the objects of somebody's own kind of container: by their class and attributes, too."""
+
+    def whole(value: Any, above: Above) -> bytes:
+        held = _mapping(getattr(value, "__dict__", {}), above)
+        return _framed(b"S", _class_once(kind), encode(value, above), held)
+
+    return whole
+
+
+def _special(value: Any, above: Above) -> bytes:
+    """Name a number or a text whose class is none of Python's: by its class and attributes, too."""
+    plain = next(kind for kind in type(value).__mro__ if kind in SIMPLE)
+    held = _mapping(getattr(value, "__dict__", {}), above)
+    return _framed(b"S", _class_once(type(value)), SIMPLE[plain](value), held)
 
 
 def _tensor(value: Tensor, above: Above) -> bytes:
@@ -189,6 +193,14 @@ def _method(value: types.MethodType, above: Above) -> bytes:
     return _framed(b"B", _encode(value.__func__, above), _encode(value.__self__, above))
 
 
+def _builtin(value: Any, above: Above) -> bytes:
+    """Name a function of Python's or a library's own code, and the object that it belongs to."""
+    of = value.__self__
+    if of is None or isinstance(of, type | types.ModuleType):
+        return _framed(b"F", *_home(value))
+    return _framed(b"B", _encode(of, above), *_home(value))
+
+
 def _partial(value: Any, above: Above) -> bytes:
     return _framed(
         b"P", _encode(value.func, above), _encode(value.args, above), _encode(value.keywords, above)
@@ -210,11 +222,9 @@ def attributes(value: Any) -> dict[str, Any]:
         Unnamed: if it has none that can be seen.
     """
     slots, derived = _slots(type(value)), _derived(type(value))
-    if not hasattr(value, "__dict__") and not slots:
+    if _hides(type(value)) or (not hasattr(value, "__dict__") and not slots):
         raise Unnamed(f"a {type(value).__name__}", "cannot be looked into")
-    held = {
-        name: getattr(value, name) for name in slots if not name.startswith("__") and hasattr(value, name)
-    }
+    held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
     held |= getattr(value, "__dict__", {})
     return {name: one for name, one in held.items() if name not in derived}
 
@@ -222,16 +232,28 @@ def attributes(value: Any) -> dict[str, Any]:
 @_once
 def _slots(kind: type) -> list[str]:
     """Return the names of a class's slots."""
-    return [name for one in kind.__mro__ for name in getattr(one, "__slots__", ())]
+    found = []
+    for one in kind.__mro__:
+        slots = vars(one).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            private = name.startswith("__") and not name.endswith("__")
+            found.append(f"_{one.__name__.lstrip('_')}{name}" if private else name)
+    return [name for name in found if name not in ("__dict__", "__weakref__")]
+
+
+@_once
+def _hides(kind: type) -> bool:
+    """Tell whether objects of a class hold more than Python sees, such as the state of ``random.Random``."""
+    seen = len(_slots(kind)) + (kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0)
+    return kind.__itemsize__ > 0 or kind.__basicsize__ > object.__basicsize__ + WORD * seen
 
 
 @_once
 def _derived(kind: type) -> frozenset[str]:
     """Return which attributes of a class follow from others, and may be there or not."""
-    names = {name for one in kind.__mro__ for name in vars(one)}
-    return frozenset(
-        name for name in names if isinstance(getattr(kind, name, None), functools.cached_property)
-    )
+    made = functools.cached_property
+    names = {name for one in kind.__mro__ for name, held in vars(one).items() if isinstance(held, made)}
+    return frozenset(name for name in names if isinstance(getattr(kind, name), made))
 
 
 def _block(value: BaseModel, above: Above) -> bytes:
@@ -239,7 +261,9 @@ def _block(value: BaseModel, above: Above) -> bytes:
     known = _blocks.get(id(value))
     if known is not None and known[0]() is value:
         return known[1]
-    named = _framed(b"V", _class_once(type(value)), _mapping(dict(value), above))
+    derived = _derived(type(value))
+    held = {name: one for name, one in value if name not in derived}
+    named = _framed(b"V", _class_once(type(value)), _mapping(held, above))
     if value.model_config.get("frozen"):
         gone = functools.partial(_blocks.pop, id(value))
         _blocks[id(value)] = weakref.ref(value, lambda _: gone(None)), named
@@ -266,54 +290,11 @@ def _plain(tag: bytes) -> Callable[[Any, Above], bytes]:
     return lambda value, _: _framed(tag, str(value).encode())
 
 
-@functools.cache
-def source(module: str) -> bytes:
-    """Return the SHA-256 of a module's source and of those that it uses; nothing for ours, Python's and trusted ones.
-
-    Raises:
-        Unnamed: if it has no file, as in a notebook.
-
-    >>> import yaml
-    >>> source("fedsim.rng"), source("json"), len(source("yaml"))
-    (b'', b'', 32)
-    """
-    top = module.partition(".")[0]
-    if top in OURS or top in TRUSTED or (top in sys.stdlib_module_names and top != "__main__"):
-        return b""
-    seen: dict[str, bytes] = {}
-    _read(module, seen)
-    return hashlib.sha256(b"".join(seen[name] for name in sorted(seen))).digest()
-
-
-def _read(module: str, seen: dict[str, bytes]) -> None:
-    file = getattr(sys.modules.get(module), "__file__", None)  # what is named here has been imported
-    if file is None or not Path(file).is_file():
-        raise Unnamed(own_name(module), "has no file whose text could be compared")
-    seen[module] = own_name(module).encode() + b"\0" + hashlib.sha256(Path(file).read_bytes()).digest()
-    if _is_installed(file):
-        return
-    for value in vars(sys.modules[module]).values():
-        used = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
-        if isinstance(used, str) and used not in seen and _is_users(used):
-            _read(used, seen)
-
-
-def _is_users(module: str) -> bool:
-    """Tell whether a module is neither ours, nor Python's, nor installed."""
-    top = module.partition(".")[0]
-    file = getattr(sys.modules.get(module), "__file__", None)
-    ours = top in OURS or top in TRUSTED or top in sys.stdlib_module_names
-    return not ours and file is not None and not _is_installed(file)
-
-
-def _is_installed(file: str) -> bool:
-    return any(part in ("site-packages", "dist-packages") for part in Path(file).parts)
-
-
 KINDS: list[tuple[Any, Callable[[Any, Above], bytes]]] = [
     (Enum, lambda value, _: _framed(b"E", _class_once(type(value)), value.name.encode())),
     (Tensor, _tensor),
     (np.ndarray | np.generic, _array),
+    (int | float | complex | str | bytes, _special),
     (nn.Module, _module),
     (BaseModel, _block),
     (tuple | list, _sequence),
@@ -322,7 +303,7 @@ KINDS: list[tuple[Any, Callable[[Any, Above], bytes]]] = [
     (type, _class),
     (types.FunctionType, _function),
     (types.MethodType, _method),
-    (types.BuiltinFunctionType, lambda value, _: _framed(b"F", *_home(value))),
+    (types.BuiltinFunctionType, _builtin),
     (functools.partial, _partial),
     (functools._lru_cache_wrapper, lambda value, above: _encode(value.__wrapped__, above)),
     (

@@ -101,8 +101,12 @@ class Task:
         self._types = {name: buffer.dtype for name, buffer in kept.items()}
 
     def named_by(self) -> object:
-        """Name all that a local update depends on; what is measured beside loss and accuracy is not among that."""
-        idle = {"metrics"} if self.kept else {"metrics", "kept"}
+        """Name all that a local update depends on.
+
+        What is measured beside loss and accuracy is not among that, nor what follows from the rest and is there once
+        somebody has asked for it.
+        """
+        idle = {"metrics", "norms", "own"} | (set() if self.kept else {"kept"})
         return {name: one for name, one in vars(self).items() if name not in idle}
 
     @property

@@ -113,6 +113,7 @@ def prepare(experiment: Experiment, dry: bool = False, book: Book | None = None)
     if mistakes:
         raise ConfigError([problem for mistake in mistakes for problem in mistake.problems]) from mistakes[0]
     if book is not None:
+        book.measures = experiment.evaluate.model_dump_json()
         learner = replace(learner, book=book)
     check_buffers(experiment, strategy, learner.engine.task)
     state = _state_bytes(experiment, strategy, learner)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +28,9 @@ from fedsim.running import values
 
 MARK, KIND = "fedsim-store.json", "fedsim store"
 GIGABYTE = 10**9
+COMPUTING = ("fedsim.learn", "fedsim.methods", "fedsim.rng", "strategies")
+"""What the numbers in a store are computed with."""
+
 LEFT = 0.8
 """The share of the limit to which a store that is full is emptied."""
 
@@ -148,12 +152,21 @@ def machine(device: torch.device | str) -> str:
         np.__version__,
         torch.backends.cpu.get_cpu_capability(),
         card,
+        platform.machine(),
         str(FORMAT),
     ):
         told.update(f"{text}\0".encode())
-    for package in ("fedsim.learn", "strategies"):
-        found = find_spec(package)
-        for folder in (found.submodule_search_locations or ()) if found is not None else ():
-            for file in sorted(Path(folder).rglob("*.py")):
-                told.update(file.read_bytes())
+    for file in sorted(file for name in COMPUTING for file in _files_of(name)):
+        told.update(file.read_bytes())
     return told.hexdigest()[:16]
+
+
+def _files_of(name: str) -> Iterator[Path]:
+    """Yield the files of a package or a module."""
+    found = find_spec(name)
+    if found is None or found.origin is None:
+        return
+    folders = found.submodule_search_locations
+    yield from (
+        [Path(found.origin)] if folders is None else (p for f in folders for p in Path(f).rglob("*.py"))
+    )

@@ -167,3 +167,22 @@ def test_a_store_saves_the_way_to_a_value() -> None:
     del shelf[next(iter(shelf))]  # the first is missing, and the second is there
     assert chain(Book(store=shelf), ran, 2)[1].value().tolist() == [4.0, 8.0]
     assert ran == [1, 1, 1]
+
+
+def test_what_is_made_to_measure_and_has_no_name_has_a_place_of_its_own() -> None:
+    """Six values between two that count: a repetition must not take one's numbers for another's."""
+
+    def measured(measures: str) -> list[bytes]:
+        book = Book()
+        book.measures = measures
+        x = start(book)
+        found = []
+        for _ in range(2):
+            with book.aside():
+                found += [apply(lambda vector: vector, to=x).identity for _ in range(3)]
+        return found
+
+    once = measured("every round")
+    assert len(set(once)) == 6
+    assert measured("every round") == once
+    assert not {*measured("every other round")} & {*once}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import random
 import subprocess
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass
+from datetime import date
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,84 @@ def test_what_holds_itself_has_a_name() -> None:
     assert identity(ring) != identity(other)
 
 
+class Text(str):
+    pass
+
+
+class Whole(int):
+    pass
+
+
+class Real(float):
+    pass
+
+
+class Row(list[int]):
+    def __init__(self, numbers: Any, step: int = 0) -> None:
+        super().__init__(numbers)
+        self.step = step
+
+
+class Table(dict[str, int]):
+    def __init__(self, entries: Any, step: int = 0) -> None:
+        super().__init__(entries)
+        self.step = step
+
+
+class OneSlot:
+    __slots__ = "held"
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+
+class PrivateSlot:
+    __slots__ = ("__held",)
+
+    def __init__(self, held: Any) -> None:
+        self.__held = held
+
+
+class Line(deque[int]):
+    pass
+
+
+class Dice(random.Random):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (Text("a"), Text("b")),
+        (Text("a"), "a"),
+        (Whole(1), Whole(2)),
+        (Real(1.0), Real(2.0)),
+        (Row([1]), Row([2])),
+        (Row([1], 2), Row([1], 3)),
+        (Row([1]), [1]),
+        (Table({"a": 1}), Table({"a": 2})),
+        (Table({"a": 1}, 2), Table({"a": 1}, 3)),
+        (OneSlot(1), OneSlot(2)),
+        (PrivateSlot(1), PrivateSlot(2)),
+        ("a".upper, "b".upper),
+        ([1].index, [2].index),
+    ],
+)
+def test_objects_of_ones_own_kinds_are_what_is_in_them(one: Any, two: Any) -> None:
+    assert identity(one) != identity(two)
+    assert identity(copy.copy(one)) == identity(one)
+
+
+@pytest.mark.parametrize(
+    "value", [random.Random(1), Dice(1), random.Random(1).gauss, Line([1]), ValueError(1), date(2020, 1, 1)]
+)
+def test_what_python_does_not_show_has_no_name(value: Any) -> None:
+    """Two such objects look alike, whatever is in them."""
+    with pytest.raises(Unnamed, match="cannot be looked into"):
+        identity(value)
+
+
 @pytest.mark.parametrize(
     ("value", "why"),
     [
@@ -198,6 +278,61 @@ def test_a_part_of_the_users_is_its_source_and_that_of_its_helpers(tmp_path: Pat
     assert named("spare", spare="y = 2") == plain
     assert named("own", own="x = 2") != plain
     assert named("helper", helper="def half(x): return x / 3") != plain
+
+
+def tell(folder: Path, files: dict[str, str], name: str = "lab_own") -> bytes:
+    """Return what an object of the class ``Mine`` is in a module of a folder with these files."""
+    for file, text in files.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(text + "\n")
+    return identity(place(folder).load(name).Mine())
+
+
+USES = {
+    "a number": "from lab_help import FACTOR",
+    "a number of a module that is named otherwise": "import lab_help as other",
+    "all of it": "from lab_help import *",
+    "only when it is called": "def late():\n    from lab_help import FACTOR\n    return FACTOR",
+    "only when it is called, as a module": "def late():\n    import lab_help\n    return lab_help.FACTOR",
+    "by way of another": "import lab_middle",
+    "out of a folder without __init__": "import lab_folder.deep",
+    "out of a package": "from lab_package import inner",
+    "out of a package, by a name from within": "from lab_package.upper import FACTOR",
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_whatever_a_part_of_the_users_imports_is_a_part_of_it(use: str, tmp_path: Path) -> None:
+    """Be it but a number: a value with no home of its own, which another one in its file would change."""
+
+    def named(case: str, factor: float) -> bytes:
+        helper = f"FACTOR = {factor}"
+        files = {
+            "lab_own.py": f"{use}\nclass Mine:\n    pass",
+            "lab_help.py": helper,
+            "lab_middle.py": "from lab_help import FACTOR",
+            "lab_folder/deep.py": helper,
+            "lab_package/__init__.py": "",
+            "lab_package/inner.py": helper,
+            "lab_package/upper.py": "from .inner import FACTOR",
+        }
+        return tell(tmp_path / case, files)
+
+    assert named("one", 0.5) == named("same", 0.5)
+    assert named("other", 0.25) != named("one again", 0.5)
+
+
+def test_a_module_is_what_it_was_when_it_was_imported(tmp_path: Path) -> None:
+    """Whoever edits a file while a notebook is open goes on with what was loaded."""
+    text = "class Mine:\n    lr = {}"
+    loaded = place(tmp_path).load
+    (tmp_path / "lab_edited.py").write_text(text.format(1) + "\n")
+    mine = loaded("lab_edited").Mine()
+    (tmp_path / "lab_edited.py").write_text(text.format(22) + "\n")
+    before, after = (
+        tell(tmp_path / f"{lr}", {"lab_edited.py": text.format(lr)}, "lab_edited") for lr in (1, 22)
+    )
+    assert identity(mine) == before != after
 
 
 @pytest.mark.parametrize("hashseed", ["77"])

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fedsim.learn.identity import identity
 from fedsim.learn.models import builtin as models
 from fedsim.learn.task import Batch, Task
 from fedsim.rng import stream
@@ -208,3 +209,16 @@ def test_shared_weights_are_one_piece():
         # 0.5 w^4 at w = 2
         found, loss, _ = carried(torch.tensor([2.0], dtype=DOUBLE), batch, task.start)
         assert (found.tolist(), float(loss)) == ([16.0], 8.0)
+
+
+def test_what_somebody_has_asked_a_task_for_is_no_part_of_its_name():
+    """Whether a round was judged before the first update was made must not make another run of it."""
+    task = Task(
+        nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)),
+        buffers=["1.running_mean", "1.running_var"],
+        held="fedbn",
+    )
+    before = identity(task)
+    assert task.mine == ["1.weight", "1.bias"]
+    assert task.own.tolist() == [9, 10, 11, 12, 13, 14]  # behind 3 x 2 weights and 3 biases
+    assert identity(task) == before

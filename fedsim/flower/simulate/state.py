@@ -15,7 +15,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 
 from fedsim.errors import BadValue
-from fedsim.learn.identity import OURS
+from fedsim.learn.source import OURS
 from fedsim.running.values import Unkept, Writer
 
 RECORDS = {kind.__name__: kind for kind in (ArrayRecord, MetricRecord, ConfigRecord)}
