@@ -129,8 +129,10 @@ def compare(
     """
     study = sweeps.study_of(Path(runs[0])) if len(runs) == 1 else None
     said = study.compare if study else Wishes()
+    higher = None
     if target is None and metric is None and said.target:
         metric, target = next(iter(said.target.items()))
+        higher = said.higher
     found, notes = tables.found(*runs)
     by = by or (said.by if said.by in found[0].settings else next(iter(found[0].settings), tables.RUN))
     asked: dict[str, Any] = {"totals": said.totals, "tuned": list(study.tune) if study else []}
@@ -145,7 +147,7 @@ def compare(
     if study and baseline in study.names(by) and baseline not in here:
         notes.append(f"no ratios, as there is no run of {baseline} here")
         baseline = None
-    asked |= {"by": by, "metric": metric, "target": target, "axes": x or said.x}
+    asked |= {"by": by, "metric": metric, "target": target, "axes": x or said.x, "higher": higher}
     asked |= {"baseline": baseline, "notes": [*notes, *tables.remarks(found, by)]}
     comparison: Shown = _late("study.page").shown(found, **asked)
     for note in comparison.notes:

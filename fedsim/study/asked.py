@@ -17,6 +17,11 @@ Axis = Literal["rounds", "sim_time", "bytes", "gradients", "updates", "energy"]
 
 Total = Literal["rounds", "sim_time", "bytes", "gradients", "updates", "energy", "wasted"]
 
+HIGHER = (
+    "whether more is better; by default where the metric's name says so, as with accuracy, f1, auc, top_k, precision "
+    "or recall, and not as with losses and costs"
+)
+
 Chosen = str | dict[str, Any]
 """Some runs: those of a method by its name, or those with certain settings."""
 
@@ -31,6 +36,7 @@ class Compare(Block):
     target: dict[str, Number] = Field(
         default_factory=dict, description="a metric, and the value that is to be reached"
     )
+    higher: bool | None = Field(default=None, description=HIGHER)
     x: list[Axis] = Field(default=["rounds", "sim_time", "bytes"], description="the costs that count")
     totals: list[Total] = Field(
         default=[],
@@ -54,6 +60,7 @@ class Measure(Block):
         default=None,
         description="instead of last: the mean over the evaluations of these rounds, both ends included",
     )
+    higher: bool | None = Field(default=None, description=HIGHER)
 
     @model_validator(mode="after")
     def _one_window(self) -> Measure:
@@ -75,10 +82,6 @@ class Compared(Measure):
         default=None,
         description="of all compared runs of a seed, only what came before the least has spent all that it does of "
         "this cost",
-    )
-    higher: bool | None = Field(
-        default=None,
-        description="whether more is better; by default as with accuracy, or not as with losses and costs",
     )
     ratio: bool = Field(
         default=False,

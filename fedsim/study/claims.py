@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fedsim.errors import ConfigError, Problem, did_you_mean
 from fedsim.study.asked import Chosen, Claim, concerns, text
 from fedsim.study.interval import Interval, mean
-from fedsim.study.measure import Budget, number, quality, rising, taken
+from fedsim.study.measure import Budget, is_rising, number, quality, taken
 from fedsim.study.ran import COSTS, Ran
 
 NONE = "–"
@@ -121,8 +121,7 @@ def _is_ratio(claim: Claim) -> bool:
 
 
 def _sign(claim: Claim, metric: str) -> int:
-    more_is_better = rising(metric) if claim.higher is None else claim.higher
-    return 1 if more_is_better else -1
+    return 1 if is_rising(metric, claim.higher) else -1
 
 
 def _goal(claim: Claim, metric: str) -> float:

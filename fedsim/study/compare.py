@@ -13,7 +13,7 @@ from fedsim.study.asked import METHOD, text
 from fedsim.study.claims import Finding
 from fedsim.study.heat import Heat
 from fedsim.study.interval import Interval, mean
-from fedsim.study.measure import QUALITY, quality, rising, taken
+from fedsim.study.measure import QUALITY, is_rising, quality, taken
 from fedsim.study.ran import COSTS, Ran, setting
 
 STRATEGY = ("strategy", "strategy.name")
@@ -69,6 +69,7 @@ class Comparison:
         tuned: the settings that were tuned, which are no difference between a pair.
         findings: what the runs say of the study's claims.
         map: the heat map that the study asks for, or None.
+        higher: whether more of the metric is better; None is what its name says.
     """
 
     by: str
@@ -82,16 +83,20 @@ class Comparison:
     tuned: Sequence[str] = ()
     findings: Sequence[Finding] = ()
     map: Heat | None = None
+    higher: bool | None = None
 
     @property
     def rising(self) -> bool:
         """Whether more of the metric is better."""
-        return rising(self.metric)
+        return is_rising(self.metric, self.higher)
 
     def rows(self) -> list[Row]:
         """Return one row for each value."""
         came = {
-            name: [{} if self.target is None else taken(ran, self.metric, self.target) for ran in group]
+            name: [
+                {} if self.target is None else taken(ran, self.metric, self.target, self.higher)
+                for ran in group
+            ]
             for name, group in self.groups.items()
         }
         return [self._row(name, came) for name in self.groups]
@@ -154,6 +159,7 @@ def compare(
     tuned: Sequence[str] = (),
     findings: Sequence[Finding] = (),
     map: Heat | None = None,
+    higher: bool | None = None,
 ) -> Comparison:
     """Sort runs by what is compared.
 
@@ -169,6 +175,7 @@ def compare(
         tuned: the settings that were tuned; their values are shown, and a pair may differ in them.
         findings: what the runs say of the study's claims.
         map: the study's heat map, if it asks for one.
+        higher: whether more of the metric is better; None is what its name says.
 
     Raises:
         ConfigError: if the runs cannot be compared so.
@@ -188,7 +195,9 @@ def compare(
         raise ConfigError(
             [Problem("baseline", baseline, f"is no {by}", did_you_mean(baseline, list(groups)))]
         )
-    return Comparison(by, metric, target, tuple(axes), baseline, groups, notes, totals, tuned, findings, map)
+    return Comparison(
+        by, metric, target, tuple(axes), baseline, groups, notes, totals, tuned, findings, map, higher
+    )
 
 
 def _measured(runs: Sequence[Ran], metric: str | None) -> tuple[str, list[Ran]]:

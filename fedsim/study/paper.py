@@ -149,7 +149,7 @@ def section(file: Path, out: Path, outcomes: Sequence[Outcome]) -> Section:
     some = runs(out / study.name)
     said, by = study.compare, study.compare.by
     metric, target = next(iter(said.target.items()), (None, None))
-    asked: dict[str, Any] = {"totals": said.totals, "tuned": list(study.tune)}
+    asked: dict[str, Any] = {"totals": said.totals, "tuned": list(study.tune), "higher": said.higher}
     parts = {}
     for world in study.worlds or [""]:
         here = [one for one in some if one.settings.get(WORLD, "") == world]

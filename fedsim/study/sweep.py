@@ -29,8 +29,8 @@ from fedsim.study.kept import (
     is_same,
     stopped,
 )
+from fedsim.study.measure import is_rising, quality
 from fedsim.study.measure import number as number_of
-from fedsim.study.measure import quality, rising
 from fedsim.study.ran import ran
 from fedsim.study.ways import Advance, Call, Run, Spread, Ways, done_by, processes
 
@@ -166,7 +166,7 @@ def _score(outcome: Outcome, asked: Measure) -> float | None:
     if metric is None:
         return None
     value = number_of(done, asked, metric)
-    return None if math.isnan(value) else value if rising(metric) else -value
+    return None if math.isnan(value) else value if is_rising(metric, asked.higher) else -value
 
 
 class _Sweep:

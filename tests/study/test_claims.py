@@ -142,6 +142,14 @@ def test_an_equal_budget_leaves_away_what_came_after_it():
     assert at_updates.here[0] == pytest.approx((0.2 + 0.3) / 2 - (0.2 + 0.35) / 2)
 
 
+def test_an_equal_budget_may_be_one_of_energy():
+    """Three rounds of a cost 2 J each; b spends 4 J in two rounds: of a, what came in those two counts."""
+    runs = [ran([0, 0.5, 0.6, 0.9], seed, "a", joules=6.0) for seed in (1, 2, 3)]
+    runs += [ran([0, 0.5, 0.5], seed, "b", joules=4.0) for seed in (1, 2, 3)]
+    [found] = findings([claim(equal="energy")], runs)
+    assert found.here == pytest.approx((0.1, 0.1, 0.1))
+
+
 @pytest.mark.parametrize(
     ("asked", "value"),
     [

@@ -381,6 +381,12 @@ def test_the_worst_clients_are_those_that_do_worst_on_what_they_hold_out(tmp_pat
         ("client_accuracy_worst_decile", True),
         ("personal_accuracy_mean", True),
         ("tuned_accuracy", True),
+        ("macro_f1", True),
+        ("top_k", True),
+        ("top_k_3", True),
+        ("client_top_k_worst_decile", True),
+        ("binary_recall", True),
+        ("perplexity", False),
         ("personal_accuracy_gini", False),
         ("personal_loss_mean", False),
         ("loss", False),
@@ -391,6 +397,38 @@ def test_what_is_better_the_more_of_it_there_is(metric, rising):
     [row] = compare([ran(values, metric=metric)], metric=metric, target=0.5).rows()
     assert row.best[0] == (0.6 if rising else 0.2)
     assert row.costs["rounds"][0] == (1 if rising else 0)
+
+
+def test_a_study_says_whether_more_of_an_own_metric_is_better():
+    curve = ran([0.2, 0.6, 0.4], metric="kappa")
+    [row] = compare([curve], metric="kappa", target=0.5, higher=True).rows()
+    assert (row.best[0], row.costs["rounds"][0]) == (0.6, 1)
+
+
+def test_totals_are_those_of_the_whole_run():
+    """Two rounds of 1 MB and 1,000 gradients; the run ended half a round, 0.5 MB and 250 gradients later."""
+    whole = ran([0.1, 0.2, 0.3])
+    more = {"bytes_up": 2_500_000, "work_samples": 2250.0, "wasted_samples": 250.0, "sim_time_s": 2.5}
+    whole = replace(whole, summary=more)
+    found = {cost: whole.total(cost) for cost in (*AXES, "wasted")}
+    assert found == {
+        "rounds": 2.0,
+        "sim_time": 2.0,
+        "bytes": 2.5,
+        "gradients": 2.25,
+        "energy": 6.0,
+        "wasted": 0.25,
+    }
+    # 6 J in 2.5 s: 2.4 J in the first second, in which the target was reached.
+    [row] = compare([whole], target=0.2, axes=["energy"]).rows()
+    assert row.costs["energy"][0] == pytest.approx(2.4)
+
+
+def test_a_server_without_a_battery_does_not_hide_what_clients_spend():
+    whole = ran([0.1, 0.2])
+    nodes = {**whole.nodes, "joules": np.array([2.0, 3.0, math.nan])}
+    assert replace(whole, nodes=nodes).total("energy") == 5.0
+    assert math.isnan(replace(whole, nodes={**nodes, "joules": np.full(3, math.nan)}).total("energy"))
 
 
 def test_the_worst_tenth_is_that_of_the_models_that_clients_use():

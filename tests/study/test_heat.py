@@ -185,7 +185,7 @@ def test_a_sweep_leaves_a_map_and_a_page_shows_it(tmp_path):
     file, again = fedsim.reproduce(str(tmp_path / "ours.yaml"), **{**asked, "out": tmp_path / "alone"})
     assert not any(one.new for one in again)
     assert "](s.png)" not in file.read_text()
-    assert {one.name for one in file.parent.iterdir()} == {"ours.md", "s-map.png"}
+    assert {one.name for one in file.parent.iterdir()} == {"ours-quick.md", "s-map.png"}
 
 
 @pytest.mark.parametrize(
