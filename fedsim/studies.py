@@ -48,7 +48,7 @@ def sweep(
     """Run all of a study that has not been run yet.
 
     Args:
-        source: a study file, or the same content as a dictionary; see :class:`fedsim.study.file.Study`.
+        source: a study file, or the same content as a dictionary; see :class:`fedsim.study.content.Study`.
         overrides: values of the experiment by dotted key, for all runs.
         out: the folder in which the study gets a folder of its own.
         jobs: how many run at a time, each in a process of its own; None is 1, or with ``ray`` as many as the cluster

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from fedsim import scalars
 from fedsim.errors import BadValue
 from fedsim.ranges import Count, Number, Whole
 from fedsim.spec.blocks import Block
@@ -176,11 +177,17 @@ def is_meant(value: Any, asked: Any) -> bool:
     """Tell whether a value of a setting is the one that is asked for, in full, as text, or a block by its name alone.
 
     >>> block = {"name": "tree", "branching": 2}
-    >>> [is_meant(block, asked) for asked in ("tree", "tree (branching 2)", block, "ring")], is_meant(True, "true")
-    ([True, True, True, False], True)
+    >>> [is_meant(block, asked) for asked in ("tree", "tree (branching 2)", block, "ring", None)]
+    [True, True, True, False, False]
+    >>> is_meant(True, "true"), is_meant(0.001, "1e-3"), is_meant(None, "null"), is_meant(1, True), is_meant("A", "a")
+    (True, True, True, False, False)
     """
-    name = value.get("name") if isinstance(value, dict) else None
-    return asked == name or text(asked).lower() in (text(value).lower(), str(value).lower())
+    if isinstance(asked, str) and isinstance(value, dict) and asked == value.get("name"):
+        return True
+    meant = scalars.read(asked) if isinstance(asked, str) and not isinstance(value, str) else asked
+    return text(asked) == text(value) or (
+        meant == value and isinstance(meant, bool) == isinstance(value, bool)
+    )
 
 
 def wanted(chosen: Chosen, by: str) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from fedsim.study import heat
 from fedsim.study.asked import WORLD
 from fedsim.study.claims import FEWEST, Finding, findings
 from fedsim.study.compare import Comparison, compare
+from fedsim.study.content import Study
 from fedsim.study.figure import draw
-from fedsim.study.file import Plan, Study, load
+from fedsim.study.file import Plan, load
 from fedsim.study.ran import Ran
 from fedsim.study.results import runs
 from fedsim.study.sweep import Outcome
