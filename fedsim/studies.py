@@ -136,8 +136,12 @@ def compare(
     found, notes = tables.found(*runs)
     by = by or (said.by if said.by in found[0].settings else next(iter(found[0].settings), tables.RUN))
     asked: dict[str, Any] = {"totals": said.totals, "tuned": list(study.tune) if study else []}
-    asked["findings"] = _late("study.claims").findings(study.claims, found, said.by) if study else []
-    asked["map"] = _late("study.heat").heat(study.map, found, said.by) if study and study.map else None
+    asked["findings"] = (
+        _late("study.claims").findings(study.claims, found, said.by, study.tune) if study else []
+    )
+    asked["map"] = (
+        _late("study.heat").heat(study.map, found, said.by, study.tune) if study and study.map else None
+    )
     found = [one for one in found if sweeps.has(one.settings, only or {})]
     if not found:
         raise ConfigError([Problem("only", str(dict(only or {})), "no run has these settings")])

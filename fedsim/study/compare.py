@@ -14,7 +14,7 @@ from fedsim.study.claims import Finding
 from fedsim.study.heat import Heat
 from fedsim.study.interval import Interval, mean
 from fedsim.study.measure import QUALITY, is_rising, quality, taken
-from fedsim.study.ran import COSTS, Ran, setting
+from fedsim.study.ran import COSTS, Ran, rest, setting
 
 STRATEGY = ("strategy", "strategy.name")
 """What says the same as the method, and is no difference between a pair either."""
@@ -130,14 +130,13 @@ class Comparison:
         """Return the geometric mean of the ratios to the baseline's runs that are alike in all else."""
         if self.baseline is None or name == self.baseline or self.target is None:
             return {}
-        rest = [self.by, "name", *self.tuned, *([METHOD] if self.by in STRATEGY else [])]
+        but = [self.by, "name", *self.tuned, *([METHOD] if self.by in STRATEGY else [])]
         theirs = {
-            _rest(ran, rest): one
+            rest(ran, but): one
             for ran, one in zip(self.groups[self.baseline], came[self.baseline], strict=True)
         }
         pairs = [
-            (one, theirs.get(_rest(ran, rest)))
-            for ran, one in zip(self.groups[name], came[name], strict=True)
+            (one, theirs.get(rest(ran, but))) for ran, one in zip(self.groups[name], came[name], strict=True)
         ]
         found = {}
         for axis in self.axes:
@@ -213,11 +212,6 @@ def _measured(runs: Sequence[Ran], metric: str | None) -> tuple[str, list[Ran]]:
         hint = did_you_mean(metric, runs[0].names()) or "a timing-only run measures nothing"
         raise ConfigError([Problem("metric", metric, f"was not measured by {runs[0].path.name}", hint)])
     return metric, kept
-
-
-def _rest(ran: Ran, but: Sequence[str]) -> str:
-    """Return all settings but some, as text: runs with the same are a pair."""
-    return str(sorted((key, str(value)) for key, value in ran.settings.items() if key not in but))
 
 
 def _worst(ran: Ran) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,7 @@ class Heat:
         return bool(self.asked.worse) and (self.asked.ratio or bool(self.asked.target))
 
 
-def heat(asked: Map, runs: Sequence[Ran], by: str = "method") -> Heat:
+def heat(asked: Map, runs: Sequence[Ran], by: str = "method", tuned: Collection[str] = ()) -> Heat:
     """Return what runs have found in each cell of a map.
 
     Where several are compared, the best of either side, by its mean over seeds, stands for it in each cell.
@@ -72,6 +72,7 @@ def heat(asked: Map, runs: Sequence[Ran], by: str = "method") -> Heat:
         asked: which map.
         runs: of one study.
         by: the setting that bare names are values of.
+        tuned: the settings that were tuned, in which a pair may differ.
 
     Raises:
         ConfigError: if a setting or a metric is unknown.
@@ -85,7 +86,7 @@ def heat(asked: Map, runs: Sequence[Ran], by: str = "method") -> Heat:
         mine: list[Chosen] = [*asked.better] or [{}]
         claims = [[_claim(asked, here, one, other, by) for other in others] for one in mine]
         # Whoever is the hardest to beat stands for the worse side, whoever does that best for the better one.
-        found = [min(_known(findings(some, runs, by)), key=_gain, default=None) for some in claims]
+        found = [min(_known(findings(some, runs, by, tuned)), key=_gain, default=None) for some in claims]
         best = max((one for one in found if one is not None), key=_gain, default=None)
         if best is not None:
             cells[where] = best

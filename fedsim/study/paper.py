@@ -158,8 +158,8 @@ def section(file: Path, out: Path, outcomes: Sequence[Outcome]) -> Section:
             present = {str(one.settings.get(by)) for one in here}
             base = said.baseline if said.baseline in present else None
             parts[world] = compare(here, by, metric, target, said.x, base, **asked)
-    found = findings(study.claims, some, by)
-    map = None if study.map is None else heat.heat(study.map, some, by)
+    found = findings(study.claims, some, by, study.tune)
+    map = None if study.map is None else heat.heat(study.map, some, by, study.tune)
     return Section(study, parts, found, list(_hashes(some)), failed, map)
 
 

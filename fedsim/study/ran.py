@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,9 @@ class Ran:
         return max(1.0, float(self.rounds["time_us"].max(initial=0)) if end_s is None else end_s * 1e6)
 
     def names(self) -> list[str]:
-        """Return the metrics of the whole system."""
-        return sorted(set(self.metrics["name"][self.metrics["node"] < 0].tolist()))
+        """Return the metrics of the whole system that were ever a number."""
+        at = (self.metrics["node"] < 0) & np.isfinite(self.metrics["value"])
+        return sorted(set(self.metrics["name"][at].tolist()))
 
     def total(self, cost: str) -> float:
         """Return how much a run has cost in all; rounds, simulated time and updates are those of its last round.
@@ -115,6 +116,11 @@ def ran(path: Path, settings: Mapping[str, Any]) -> Ran:
         return Ran(path, settings, summary, *(read(path, table) for table in ("metrics", "rounds", "nodes")))
     except (OSError, ValueError) as error:
         raise ConfigError([Problem("runs", str(path), f"its record cannot be read ({error})")]) from error
+
+
+def rest(ran: Ran, but: Collection[str]) -> str:
+    """Return all settings but some, as text: runs with the same are a pair."""
+    return str(sorted((key, str(value)) for key, value in ran.settings.items() if key not in but))
 
 
 def setting(ran: Ran, key: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -140,6 +141,34 @@ def test_an_equal_budget_leaves_away_what_came_after_it():
     assert at_rounds.here[0] == pytest.approx(0.3 - 0.35)
     [at_updates] = findings([claim(equal="updates", last=2)], a + b)
     assert at_updates.here[0] == pytest.approx((0.2 + 0.3) / 2 - (0.2 + 0.35) / 2)
+
+
+@pytest.mark.parametrize(("there", "seeds"), [((), "0 of 3"), ((2,), "0 of 3"), ((1, 2, 3), "0 of 3")])
+def test_what_broke_in_a_hard_world_is_not_better_for_it(there, seeds):
+    """In both worlds a is 0.1 below b; in the hard one it broke, but for some seeds."""
+    worlds = {"easy": {"a": 0.8, "b": 0.9}, "hard": {"a": 0.4, "b": 0.5}}
+    runs = [
+        replace(ran([0, end], seed, method), settings={"method": method, "world": world, "seed": seed})
+        for seed in (1, 2, 3)
+        for world, ends in worlds.items()
+        for method, end in ends.items()
+        if (method, world) != ("a", "hard") or seed in there
+    ]
+    [found] = findings([claim()], runs)
+    assert (found.verdict, found.seeds) == (NOT, seeds)
+    assert found.here == pytest.approx((-0.1, -0.1, -0.1))
+
+
+def test_a_pair_may_differ_in_what_was_tuned():
+    runs = [
+        replace(
+            ran([0, end], seed, method), settings={"method": method, "strategy.local.lr": rate, "seed": seed}
+        )
+        for seed in (1, 2, 3)
+        for method, end, rate in (("a", 0.8, 0.1), ("b", 0.5, 0.2))
+    ]
+    [found] = findings([claim()], runs, tuned=["strategy.local.lr"])
+    assert (found.verdict, found.seeds) == (HOLDS, "3 of 3")
 
 
 def test_an_equal_budget_may_be_one_of_energy():

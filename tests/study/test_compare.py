@@ -405,6 +405,12 @@ def test_a_study_says_whether_more_of_an_own_metric_is_better():
     assert (row.best[0], row.costs["rounds"][0]) == (0.6, 1)
 
 
+def test_a_run_that_never_measured_a_number_is_left_out():
+    found = compare([ran([math.nan, math.nan], method="a"), ran([0.1, 0.2], method="b")], metric="accuracy")
+    assert [row.name for row in found.rows()] == ["b"]
+    assert found.notes == ["left out, as accuracy was not measured: a-1"]
+
+
 def test_totals_are_those_of_the_whole_run():
     """Two rounds of 1 MB and 1,000 gradients; the run ended half a round, 0.5 MB and 250 gradients later."""
     whole = ran([0.1, 0.2, 0.3])
