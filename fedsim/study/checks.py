@@ -30,13 +30,12 @@ def check_keys(study: Study, document: Document) -> None:
                 hint = did_you_mean(block, blocks)
                 error = BadValue("", key, "is no key of an experiment", hint)
                 raise ConfigError([locate(Study, document, group, error)])
+            if group[0] not in ("vary", "tune") and (why := _differs(study, key)):
+                raise ConfigError([locate(Study, document, group, BadValue("", key, f"{why}, which counts"))])
     for place, key in enumerate(study.tune_each):
         if key == "seed" or key not in groups[("vary",)]:
             error = BadValue("", key, "must be a key of vary, and not the seed")
             raise ConfigError([locate(Study, document, ("tune_each", place), error)])
-    if study.tune and "seed" in study.vary and study.tune_seed in study.vary["seed"]:
-        rule = "is one of the seeds that are compared, which would favour what was tuned with it"
-        raise ConfigError([locate(Study, document, (), BadValue("tune_seed", study.tune_seed, rule))])
     baseline = study.compare.baseline
     if (
         baseline is not None
@@ -89,10 +88,34 @@ def _chosen(study: Study) -> Iterator[tuple[tuple[str | int, ...], Chosen]]:
             yield from (((*where, side, place), one) for place, one in enumerate(chosen))
 
 
+def check_seed(study: Study, document: Document, seed: Any) -> None:
+    """Refuse to tune with a seed that is compared.
+
+    Args:
+        study: the study.
+        document: its file.
+        seed: that of the runs, where the study says none.
+    """
+    if study.tune and study.tune_seed in study.axes.get("seed", [seed]):
+        rule = "is one of the seeds that are compared, which would favour what was tuned with it"
+        raise ConfigError([locate(Study, document, (), BadValue("tune_seed", study.tune_seed, rule))])
+
+
 def check_set(study: Study, given: Mapping[str, Any]) -> None:
     """Refuse a value for all runs of what differs between them."""
     for key, value in given.items():
-        if key in study.axes or key in study.tune:
-            rule = f"is what the study {'varies' if key in study.axes else 'tunes'}, and would be the same in all runs"
+        if why := _differs(study, key):
             hint = "--only picks some of the runs" if key in study.axes else ""
+            rule = f"{why}, and would be the same in all runs"
             raise ConfigError([Problem(key, MISSING, rule, hint, f"--set {key}={value}")])
+
+
+def _differs(study: Study, key: str) -> str:
+    """Say how a key differs between runs, or nothing."""
+    return (
+        "is what the study varies"
+        if key in study.axes
+        else "is what the study tunes"
+        if key in study.tune
+        else ""
+    )

@@ -9,16 +9,17 @@ from pydantic import Field, field_validator
 
 from fedsim.errors import BadValue
 from fedsim.ranges import Seed
-from fedsim.spec.blocks import Block
+from fedsim.spec.blocks import Block, Name
 from fedsim.study.asked import METHOD, WORLD, Claim, Compare, Map, Measure, text
 
 ZIP = "zip"
+TWICE = "is there twice; a run that counts twice makes intervals too narrow"
 
 
 class Study(Block):
     """A whole study; :func:`fedsim.study.file.load` makes one."""
 
-    name: str = Field(
+    name: Name = Field(
         description="the name of the study's folder; by default the file's name without its ending"
     )
     base: str | dict[str, Any] = Field(
@@ -77,12 +78,14 @@ class Study(Block):
             if not values:
                 raise BadValue(key, values, "is empty, so that there is nothing to run")
             if key not in vary.get(ZIP, {}) and (twice := _twice(values)):
-                raise BadValue(
-                    key, twice[0], "is there twice; a run that counts twice makes intervals too narrow"
-                )
+                raise BadValue(key, twice[0], TWICE)
         lengths = {key: len(values) for key, values in vary.get(ZIP, {}).items()}
         if len(set(lengths.values())) > 1:
             raise BadValue(ZIP, vary[ZIP], f"its lists go in step, and have different lengths: {lengths}")
+        for key in vary.keys() & lengths.keys():
+            raise BadValue(key, vary[key], "is below zip, too; give it once")
+        if twice := _twice([list(step) for step in zip(*vary.get(ZIP, {}).values(), strict=True)]):
+            raise BadValue(ZIP, twice[0], TWICE)
         return vary
 
     @property

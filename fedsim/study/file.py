@@ -26,7 +26,7 @@ from fedsim.study.asked import (
     text,
     wanted,
 )
-from fedsim.study.checks import check_claims, check_keys, check_set
+from fedsim.study.checks import check_claims, check_keys, check_seed, check_set
 from fedsim.study.content import ZIP, Study
 
 Settings = dict[str, Any]
@@ -202,15 +202,21 @@ def load(source: str | Path | Mapping[str, Any], more: Mapping[str, Any] | None 
     check_keys(study, document)
     check_claims(study, document)
     check_set(study, more or {})
+    values = _values(more or {})
     folder = Path() if isinstance(source, Mapping) else Path(source).parent
     if isinstance(study.base, dict):
         beside = {} if isinstance(source, Mapping) else {"beside": str(folder.absolute())}
         experiment: str | dict[str, Any] = {"name": study.name, **beside, **study.base}
-        return Plan(study, experiment, document, study.base, _values(more or {}))
+        return _checked(Plan(study, experiment, document, study.base, values))
     path = os.path.relpath(folder / study.base) if not os.path.isabs(study.base) else study.base
     if not Path(path).exists():
         raise ConfigError([locate(Study, document, (), BadValue("base", MISSING, f"{path}: no such file"))])
-    return Plan(study, path, document, read(path).data, _values(more or {}))
+    return _checked(Plan(study, path, document, read(path).data, values))
+
+
+def _checked(plan: Plan) -> Plan:
+    check_seed(plan.study, plan.document, {**plan.data, **plan.study.set, **plan.more}.get("seed", 0))
+    return plan
 
 
 def _values(given: Mapping[str, Any]) -> Settings:

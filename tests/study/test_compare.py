@@ -323,6 +323,15 @@ def test_the_command_prints_the_table_and_says_where_the_rest_is(folder, tmp_pat
     )
 
 
+@pytest.mark.parametrize(
+    "target", ["accuracy=nan", "accuracy=inf", "=0.9", "accuracy", "accuracy=", "accuracy=true"]
+)
+def test_a_target_is_a_metric_and_a_number(target, folder):
+    done = CliRunner().invoke(app, ["compare", str(folder), "--target", target])
+    assert done.exit_code == 2
+    assert done.output == f"--target: {target}: must be METRIC=NUMBER, such as accuracy=0.9\n"
+
+
 def test_names_are_written_as_text(tmp_path):
     evil = compare([ran([0, 1.0], method="<script>alert(1)</script>")])
     assert page(evil).count("<script>") == 1  # our own, which sorts tables

@@ -190,6 +190,32 @@ def test_what_is_written_down_can_be_read_again(tmp_path):
             "tune: {strategy.local.lr: [0.1]}\nvary: {seed: [0, 1]}",
             "s.yaml:1: tune_seed: 0: is one of the seeds that are compared, which would favour what was tuned with it",
         ),
+        ("tune: {strategy.local.lr: [0.1]}", "s.yaml:1: tune_seed: 0: is one of the seeds that are compared"),
+        (
+            "tune: {strategy.local.lr: [0.1]}\nvary: {zip: {seed: [0, 1], data.clients: [3, 4]}}",
+            "s.yaml:1: tune_seed: 0: is one of the seeds that are compared",
+        ),
+        (
+            "name: ../out",
+            "s.yaml:2: name: ../out: may only contain letters, digits, dots, dashes and underscores",
+        ),
+        ("name: ''", "s.yaml:2: name: : may only contain letters"),
+        (
+            "vary: {seed: [1, 2], zip: {seed: [1, 2]}}",
+            "s.yaml:2: vary.seed: [1, 2]: is below zip, too; give it once",
+        ),
+        (
+            "vary: {zip: {seed: [1, 2, 1], data.clients: [3, 3, 3]}}",
+            "s.yaml:2: vary.zip: [1, 3]: is there twice; a run that counts twice makes intervals too narrow",
+        ),
+        (
+            "vary: {seed: [1, 2]}\nmethods: {a: {seed: 5}}",
+            "s.yaml:3: methods.a: seed: is what the study varies, which counts",
+        ),
+        (
+            "tune: {strategy.local.lr: [0.1]}\nvary: {seed: [1]}\nset: {strategy.local.lr: 0.2}",
+            "s.yaml:4: set: strategy.local.lr: is what the study tunes, which counts",
+        ),
         ("methods: {a: {}}\ncompare: {baseline: b}", "s.yaml:3: compare.baseline: b: is no method"),
         ("compare: {x: [round]}", "s.yaml:2: compare.x.0: round: must be "),
         ("comapre: {}", "s.yaml:2: comapre: unknown key; did you mean compare?"),
