@@ -21,6 +21,7 @@ from fedsim.cli.app import app
 from fedsim.errors import ConfigError
 from fedsim.study.compare import Comparison, compare
 from fedsim.study.figure import band, held
+from fedsim.study.figure import draw as figure
 from fedsim.study.interval import mean
 from fedsim.study.page import Shown, page, write
 from fedsim.study.ran import Ran
@@ -418,6 +419,21 @@ def test_a_run_that_never_measured_a_number_is_left_out():
     found = compare([ran([math.nan, math.nan], method="a"), ran([0.1, 0.2], method="b")], metric="accuracy")
     assert [row.name for row in found.rows()] == ["b"]
     assert found.notes == ["left out, as accuracy was not measured: a-1"]
+
+
+def test_a_mean_is_drawn_only_where_all_runs_had_been_evaluated():
+    """The runs of gap are evaluated from 0 to 1 s, and from 3 to 4 s; that of single once, at the start."""
+    late = ran([0.5, 0.45], 2, "gap")
+    late = replace(late, metrics={**late.metrics, "time_us": late.metrics["time_us"] + 3_000_000})
+    groups = [ran([0.3, 0.4], 1, "gap"), late, ran([0.8], method="single"), ran([0.5, 0.6], method="line")]
+    [panel] = figure(compare(groups, axes=["sim_time"])).axes
+    gap, single, line = panel.get_lines()[:3]
+    assert (gap.get_xydata().tolist(), single.get_xydata().tolist()) == (
+        [[1.0, 0.4], [4.0, 0.45]],
+        [[0.0, 0.8]],
+    )
+    assert {gap.get_marker(), single.get_marker()} == {"o"}
+    assert (line.get_xdata()[0], line.get_xdata()[-1], line.get_marker()) == (0.0, 1.0, "None")
 
 
 def test_totals_are_those_of_the_whole_run():
