@@ -436,5 +436,11 @@ def test_the_axis_says_on_what_models_were_evaluated(share, on, tmp_path):
         "stop": {"rounds": 2},
         "record": {"report": False},
     }
-    drawn = figures.draw_all(fedsim.run(experiment, out=tmp_path).path)
+    result = fedsim.run(experiment, out=tmp_path)
+    drawn = figures.draw_all(result.path)
     assert f"<!-- {on} accuracy -->" in drawn["curves"].with_suffix(".svg").read_text()
+    page = fedsim.report(result.path).read_text()
+    assert ("final validation accuracy" in page) is (share > 0)
+    assert ("looked at when the run was over" in page) is (share > 0)
+    if share:
+        assert f"{result.summary['test_accuracy']:.2%}" in page
