@@ -233,6 +233,17 @@ def test_a_table_for_programs(two):
     assert (second["rounds"], second["rounds_low"], second["final_low"]) == ("", "", "")
 
 
+def test_a_table_for_programs_has_units_of_one():
+    """A round takes 2.5 s, 3 MB and 4,000 gradients; the whole run has two rounds, and 6 J."""
+    group = [ran([0.1, 0.6, 0.7], time_us=2_500_000, size=3 * 10**6, work=4000)]
+    group = [replace(one, summary={"wasted_samples": 500.0}) for one in group]
+    asked = {"axes": ["sim_time", "bytes", "gradients", "updates"], "totals": ["bytes", "energy", "wasted"]}
+    [row] = csv.DictReader(io.StringIO(as_csv(compare(group, target=0.5, **asked))))
+    names = ["sim_time_s", "bytes", "gradients", "updates"]
+    names += ["bytes_in_all", "joules_in_all", "wasted_gradients_in_all"]
+    assert [float(row[name]) for name in names] == [2.5, 3e6, 4e3, 2, 6e6, 6.0, 500.0]
+
+
 # what runs really leave
 
 
