@@ -131,7 +131,7 @@ def _mean(claim: Claim, metric: str, runs: Sequence[Ran], budget: Budget | None)
 
 
 def _is_ratio(claim: Claim) -> bool:
-    return bool(claim.worse) and (bool(claim.target) or claim.ratio)
+    return bool(claim.worse) and (claim.is_cost or claim.ratio)
 
 
 def _sign(claim: Claim, metric: str) -> int:

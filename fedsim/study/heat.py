@@ -60,7 +60,7 @@ class Heat:
     @property
     def is_ratio(self) -> bool:
         """Whether cells are ratios, of which 1 is neither better nor worse."""
-        return bool(self.asked.worse) and (self.asked.ratio or bool(self.asked.target))
+        return bool(self.asked.worse) and (self.asked.ratio or self.asked.is_cost)
 
 
 def heat(asked: Map, runs: Sequence[Ran], by: str = "method", tuned: Collection[str] = ()) -> Heat:

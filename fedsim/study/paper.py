@@ -17,7 +17,7 @@ from fedsim.spec.blocks import Block
 from fedsim.spec.explain import explain
 from fedsim.spec.yamlfile import read
 from fedsim.study import heat
-from fedsim.study.asked import WORLD
+from fedsim.study.asked import WORLD, text
 from fedsim.study.claims import FEWEST, Finding, findings
 from fedsim.study.compare import Comparison, compare
 from fedsim.study.content import Study
@@ -155,7 +155,7 @@ def section(file: Path, out: Path, outcomes: Sequence[Outcome]) -> Section:
     for world in study.worlds or [""]:
         here = [one for one in some if one.settings.get(WORLD, "") == world]
         if here:
-            present = {str(one.settings.get(by)) for one in here}
+            present = {text(one.settings.get(by)) for one in here}
             base = said.baseline if said.baseline in present else None
             parts[world] = compare(here, by, metric, target, said.x, base, **asked)
     found = findings(study.claims, some, by, study.tune)

@@ -199,6 +199,12 @@ def test_what_is_written_down_can_be_read_again(tmp_path):
             "name: ../out",
             "s.yaml:2: name: ../out: may only contain letters, digits, dots, dashes and underscores",
         ),
+        (
+            "compare: {target: {accuracy: 0.8, loss: 1}}",
+            "s.yaml:2: compare.target: {'accuracy': 0.8, 'loss': 1}: must be one metric and its value",
+        ),
+        ("compare: {x: []}", "s.yaml:2: compare.x: []: must have a length of at least 1, not 0"),
+        ("tune_by: {metric: bytes, last: 3}", "s.yaml:2: tune_by.last: 3: is about what was measured"),
         ("name: ''", "s.yaml:2: name: : may only contain letters"),
         (
             "vary: {seed: [1, 2], zip: {seed: [1, 2]}}",
