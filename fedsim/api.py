@@ -276,6 +276,9 @@ def _longer(experiment: Experiment, key: str, more: float) -> float:
         raise BadValue("extend", key, rule, hint)
     if key not in ("rounds", "sim_time_s") or now is None:
         raise BadValue("extend", key, "is not among what ends this run", "extend rounds or sim_time_s")
+    if not more > 0 or (key == "rounds" and more % 1):
+        rule = "must be a whole number above 0" if key == "rounds" else "must be above 0"
+        raise BadValue(f"extend.{key}", more, rule)
     return float(now + more) if key == "sim_time_s" else now + int(more)
 
 

@@ -41,3 +41,16 @@ def kind(text: str) -> str:
     ['float', 'int', 'bool', 'null', 'str']
     """
     return next((name for name, (pattern, _) in SCALARS.items() if pattern.match(text)), "str")
+
+
+def read(text: str) -> Any:
+    """Return what text means without quotes.
+
+    >>> [read(text) for text in ("1e-3", "true", "null", "no")]
+    [0.001, True, None, 'no']
+    """
+    known = SCALARS.get(kind(text))
+    try:
+        return text if known is None else known[1](text)
+    except ValueError:  # more digits than any number has
+        return text

@@ -48,7 +48,7 @@ def sweep(
     """Run all of a study that has not been run yet.
 
     Args:
-        source: a study file, or the same content as a dictionary; see :class:`fedsim.study.file.Study`.
+        source: a study file, or the same content as a dictionary; see :class:`fedsim.study.content.Study`.
         overrides: values of the experiment by dotted key, for all runs.
         out: the folder in which the study gets a folder of its own.
         jobs: how many run at a time, each in a process of its own; None is 1, or with ``ray`` as many as the cluster
@@ -129,13 +129,19 @@ def compare(
     """
     study = sweeps.study_of(Path(runs[0])) if len(runs) == 1 else None
     said = study.compare if study else Wishes()
+    higher = None
     if target is None and metric is None and said.target:
         metric, target = next(iter(said.target.items()))
+        higher = said.higher
     found, notes = tables.found(*runs)
     by = by or (said.by if said.by in found[0].settings else next(iter(found[0].settings), tables.RUN))
     asked: dict[str, Any] = {"totals": said.totals, "tuned": list(study.tune) if study else []}
-    asked["findings"] = _late("study.claims").findings(study.claims, found, said.by) if study else []
-    asked["map"] = _late("study.heat").heat(study.map, found, said.by) if study and study.map else None
+    asked["findings"] = (
+        _late("study.claims").findings(study.claims, found, said.by, study.tune) if study else []
+    )
+    asked["map"] = (
+        _late("study.heat").heat(study.map, found, said.by, study.tune) if study and study.map else None
+    )
     found = [one for one in found if sweeps.has(one.settings, only or {})]
     if not found:
         raise ConfigError([Problem("only", str(dict(only or {})), "no run has these settings")])
@@ -145,7 +151,7 @@ def compare(
     if study and baseline in study.names(by) and baseline not in here:
         notes.append(f"no ratios, as there is no run of {baseline} here")
         baseline = None
-    asked |= {"by": by, "metric": metric, "target": target, "axes": x or said.x}
+    asked |= {"by": by, "metric": metric, "target": target, "axes": x or said.x, "higher": higher}
     asked |= {"baseline": baseline, "notes": [*notes, *tables.remarks(found, by)]}
     comparison: Shown = _late("study.page").shown(found, **asked)
     for note in comparison.notes:

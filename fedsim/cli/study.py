@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedsim import studies
+from fedsim import scalars, studies
 from fedsim.cli import show
 from fedsim.cli.options import StoreOf, StoreSize
 from fedsim.errors import BadValue, ConfigError, Problem
@@ -167,13 +168,11 @@ def _only(texts: list[str] | None) -> dict[str, str]:
 def _target(text: str | None) -> tuple[str | None, float | None]:
     if text is None:
         return None, None
-    name, _, value = text.partition("=")
-    try:
-        return name, float(value)
-    except ValueError:
-        raise ConfigError(
-            [Problem("--target", text, "must be METRIC=NUMBER, such as accuracy=0.9")]
-        ) from None
+    name, _, number = text.partition("=")
+    value = scalars.read(number)
+    if not name or isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError([Problem("--target", text, "must be METRIC=NUMBER, such as accuracy=0.9")])
+    return name, float(value)
 
 
 def teller() -> Callable[[Outcome, int, int], None]:

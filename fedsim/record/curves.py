@@ -41,8 +41,9 @@ def curves(
     target: float | None = None,
     faults: Table | None = None,
     nodes: Table | None = None,
+    on: str = "test",
 ) -> Figure:
-    """Draw test accuracy against rounds, simulated time and bytes sent; the distance to the known best model, or
+    """Draw accuracy against rounds, simulated time and bytes sent; the distance to the known best model, or
     else the loss, if there is no accuracy. Of peers it is the mean over their models, beside it the average model's.
 
     Args:
@@ -52,6 +53,7 @@ def curves(
         target: the value to reach, drawn as a line; where it is first reached is marked.
         faults: see :func:`fedsim.record.store.faults`; they are marked against simulated time.
         nodes: the table ``nodes``, which says of how many nodes some were evaluated; it may be empty.
+        on: what models were evaluated on, or nothing if that is not known.
 
     Raises:
         BadValue: if there is neither an accuracy nor a loss of the whole system.
@@ -82,7 +84,7 @@ def curves(
             note = f"{target:g} at {write(cost[reached])}"
             _draw_target(ax, target, x[reached], table[name][reached], note, rising)
     mark_faults(panels[1], faults, scale(table["time_s"].max(initial=0), SECONDS)[1])
-    panels[0].set_ylabel("distance to the minimiser" if name == "distance" else f"test {name}")
+    panels[0].set_ylabel("distance to the minimiser" if name == "distance" else f"{on} {name}".lstrip())
     if name == "distance" and spread(y) > WIDE_SPREAD:
         panels[0].set_yscale("log")
     panels[0].xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))

@@ -92,7 +92,7 @@ def _figures(run: Path) -> Iterator[tuple[str, Figure]]:
     measured = quality(table)
     if measured:
         target = known.get("target_accuracy") if measured == "accuracy" else None
-        yield "curves", curves(metrics, rounds, target, broken, nodes)
+        yield "curves", curves(metrics, rounds, target, broken, nodes, evaluated_on(known))
     if measured == "accuracy" and any(map(is_loss, table)):
         yield "loss", loss(metrics, rounds)
     if not measured and len(rounds["round"]):
@@ -112,9 +112,22 @@ def _figures(run: Path) -> Iterator[tuple[str, Figure]]:
         yield "labels", labels(counts)
     if known.get("pace"):
         yield "pace", pace(known["pace"])
-    yield from _of_strategies(tables, known.get("difficulty_of_clients"), broken, end_us)
+    yield from _of_strategies(tables, known, broken, end_us)
     if changing(table):
         yield "numbers", numbers(metrics, rounds)
+
+
+def evaluated_on(known: dict[str, Any]) -> str:
+    """Return what a run's models were evaluated on, as its facts say; an app alone knows what its own were.
+
+    >>> held_out = {"origin": {"experiment": {"data": {"val_share": 0.2}}}}
+    >>> evaluated_on(held_out), evaluated_on({}), evaluated_on({"app": "a"})
+    ('validation', 'test', '')
+    """
+    if "app" in known:
+        return ""
+    data = ((known.get("origin") or {}).get("experiment") or {}).get("data") or {}
+    return "validation" if data.get("val_share") else "test"
 
 
 def _topology(run: Path, edges: Table, nodes: Table, places: Any) -> Iterator[tuple[str, Figure]]:
@@ -125,15 +138,15 @@ def _topology(run: Path, edges: Table, nodes: Table, places: Any) -> Iterator[tu
 
 
 def _of_strategies(
-    tables: dict[str, Table], difficulty: list[float | None] | None, broken: Table, end_us: int
+    tables: dict[str, Table], known: dict[str, Any], broken: Table, end_us: int
 ) -> Iterator[tuple[str, Figure]]:
     measured = set(tables["metrics"]["name"].tolist())
     if TUNED in measured:
         yield "personal", personal(tables["metrics"], tables["rounds"])
     if "pool" in measured:
-        yield "curriculum", curriculum(tables["metrics"], difficulty)
+        yield "curriculum", curriculum(tables["metrics"], known.get("difficulty_of_clients"))
     if (tables["metrics"]["node"][tables["metrics"]["name"] == "bytes_with_clients"] >= 0).any():
-        yield "servers", servers(tables["metrics"], tables["rounds"])
+        yield "servers", servers(tables["metrics"], tables["rounds"], evaluated_on(known))
     if "view_mean" in measured:
         yield "views", views(tables["metrics"], tables["rounds"], tables["presence"], end_us, broken)
 

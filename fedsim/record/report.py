@@ -135,7 +135,7 @@ def _page(run: Path, record: Path, given: Mapping[str, Any], out: Path) -> str:
         notes=known.get("notes") or [],
         scene=player.scene(record, known, _end_us(summary, known)),
         steady=_steady(read(record, "presence")),
-        tiles=_tiles(summary, target, round_times_s(rounds), role),
+        tiles=_tiles(summary, target, round_times_s(rounds), role, figures.evaluated_on(known)),
         figures=[
             (
                 TITLES[name],
@@ -232,16 +232,11 @@ def _so_far(rounds: Table, table: Table, target: float | None) -> dict[str, Any]
 
 
 def _tiles(
-    summary: Mapping[str, Any], target: float | None, lasted_s: Array, member: str
+    summary: Mapping[str, Any], target: float | None, lasted_s: Array, member: str, on: str
 ) -> list[tuple[str, str, str]]:
     """Return what the tiles show: the number, what it is, and a remark."""
     s = summary
-    tiles = []
-    if s["accuracy"] is not None:
-        best = "" if s["best_accuracy"] is None else f"best {s['best_accuracy']:.2%}"
-        tiles.append((f"{s['accuracy']:.2%}", "final accuracy", best))
-    elif s["loss"] is not None:
-        tiles.append((f"{s['loss']:.4g}", "final loss", ""))
+    tiles = _scores(s, on)
     if target is not None and s["accuracy"] is not None:
         reached = s["time_to_target_s"]
         shown = "not reached" if reached is None else human_time(reached)
@@ -265,6 +260,22 @@ def _tiles(
         wasted += "" if s["wasted_s"] is None else f", {human_time(s['wasted_s'])}"
         tiles.append((f"{(s['wasted_samples'] or 0) / s['work_samples']:.1%}", "wasted work", wasted))
     return tiles + _spent(s, member)
+
+
+def _scores(s: Mapping[str, Any], on: str) -> list[tuple[str, str, str]]:
+    """Return the tiles of how good the model is; the test's own score where the run was evaluated on other samples."""
+    tiles = []
+    held = on if on == "validation" else ""  # the test's own score stands beside it
+    if s["accuracy"] is not None:
+        best = "" if s["best_accuracy"] is None else f"best {s['best_accuracy']:.2%}"
+        tiles.append((f"{s['accuracy']:.2%}", " ".join(f"final {held} accuracy".split()), best))
+    elif s["loss"] is not None:
+        tiles.append((f"{s['loss']:.4g}", " ".join(f"final {held} loss".split()), ""))
+    if s.get("test_accuracy") is not None:
+        tiles.append((f"{s['test_accuracy']:.2%}", "test accuracy", "looked at when the run was over"))
+    elif s.get("test_loss") is not None:
+        tiles.append((f"{s['test_loss']:.4g}", "test loss", "looked at when the run was over"))
+    return tiles
 
 
 def _spent(s: Mapping[str, Any], member: str) -> list[tuple[str, str, str]]:

@@ -127,6 +127,8 @@ class Summary(BaseModel):
     time_to_target_s: float | None = None
     accuracy: float | None = None
     best_accuracy: float | None = None
+    test_accuracy: float | None = None
+    test_loss: float | None = None
     loss: float | None = None
     work_samples: float | None = None
     wasted_samples: float | None = None

@@ -19,12 +19,13 @@ NAMED = 10
 
 
 @rc_context(STYLE)
-def servers(metrics: Table, rounds: Table) -> Figure:
+def servers(metrics: Table, rounds: Table, on: str = "test") -> Figure:
     """Draw each server's score and its bytes with clients and with other servers, sent and received, against rounds.
 
     Args:
         metrics: the table ``metrics`` with ``bytes_with_clients`` of servers.
         rounds: the table ``rounds``.
+        on: what models were evaluated on.
 
     Raises:
         BadValue: if no server's bytes were recorded.
@@ -37,16 +38,16 @@ def servers(metrics: Table, rounds: Table) -> Figure:
     figure = Figure(figsize=(10, 3.3), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False).flatten().tolist()
     for ax, name in zip(panels, names):
-        _draw(ax, name, metrics, known.tolist())
+        _draw(ax, name, f"{on} {name}".lstrip(), metrics, known.tolist())
     if len(known) <= NAMED:
         panels[0].legend(fontsize=8)
     return figure
 
 
-def _draw(ax: Axes, name: str, metrics: Table, servers: list[int]) -> None:
+def _draw(ax: Axes, name: str, label: str, metrics: Table, servers: list[int]) -> None:
     """Draw one number of each server."""
     mine = metrics["name"] == name
-    unit, label = 1.0, f"test {name}"
+    unit = 1.0
     if name in PANELS:
         most = float(metrics["value"][mine & (metrics["node"] >= 0)].max(initial=0))
         by, unit = scale(most, BYTES)

@@ -14,6 +14,7 @@ from fedsim.learn.deferred import Deferred, compute, noted
 from fedsim.learn.learner import Learner, Place
 from fedsim.methods.client import Client
 from fedsim.methods.metrics import SYSTEM
+from fedsim.record.better import rises
 from fedsim.record.store import Record
 from fedsim.rng import stream
 from fedsim.running.checkpoint import Keeper
@@ -29,9 +30,6 @@ from fedsim.world.world import World
 
 Models = Mapping[int, Deferred]
 """Models by node; the server's one model has the key -1."""
-
-HIGH = ("accuracy", "top_k", "macro_f1", "auc")
-"""What is better the higher it is; of all others the highest are the worst."""
 
 PENDING = 25
 """After so many rounds that nobody evaluates, their models are computed all the same, lest what waits grows on."""
@@ -266,7 +264,7 @@ class Observer(Run):
             summary[name] = math.fsum(values) / len(values)
             summary[f"{name}_min"], summary[f"{name}_max"] = values[0], values[-1]
             tenth = math.ceil(len(values) / 10)
-            worst = values[:tenth] if name.startswith(HIGH) else values[-tenth:]
+            worst = values[:tenth] if rises(name) else values[-tenth:]
             summary[f"{name}_worst_decile"] = math.fsum(worst) / tenth
         task, models = self.learner.engine.task, {f"{at}": one for at, one in enumerate(self.models.values())}
         spread = Deferred(Spread(task.trained if task.buffers else None), models)

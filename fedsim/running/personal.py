@@ -9,6 +9,7 @@ from fedsim.learn.buffers import judged
 from fedsim.learn.deferred import Deferred
 from fedsim.learn.learner import Learner, Place
 from fedsim.learn.local import LocalSGD
+from fedsim.record.better import rises
 from fedsim.spec.experiment import Local
 
 OWN, MEASURED = -1, -2
@@ -55,7 +56,7 @@ def shares(values: Mapping[int, float], name: str) -> dict[str, float]:
 
     Args:
         values: by client.
-        name: of the score; more accuracy is better, and less of everything else.
+        name: of the score, which says whether more of it is better: see :func:`fedsim.record.better.rises`.
 
     >>> shares({0: 0.0, 1: 0.5, 2: 1.0}, "accuracy")
     {'_mean': 0.5, '_worst_decile': 0.0, '_gini': 0.4444444444444444}
@@ -63,7 +64,7 @@ def shares(values: Mapping[int, float], name: str) -> dict[str, float]:
     ranked = sorted(values.values())
     count = len(ranked)
     tenth = math.ceil(count / 10)
-    worst = ranked[:tenth] if name == "accuracy" else ranked[-tenth:]
+    worst = ranked[:tenth] if rises(name) else ranked[-tenth:]
     return {
         "_mean": math.fsum(ranked) / count,
         "_worst_decile": math.fsum(worst) / tenth,

@@ -41,6 +41,15 @@ def matching(pattern: str, rule: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+Name = Annotated[
+    str,
+    matching(
+        r"\.*[A-Za-z0-9_-][A-Za-z0-9_.-]*", "may only contain letters, digits, dots, dashes and underscores"
+    ),
+]
+"""A name that is that of a folder, too."""
+
+
 def _bounded(value: Any, info: ValidationInfo) -> Any:
     rule = within(value, info.field_name or "")
     if rule:

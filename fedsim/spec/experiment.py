@@ -29,7 +29,7 @@ from fedsim import parts
 from fedsim.errors import MISSING, BadValue, ConfigError, FedsimError, Problem
 from fedsim.places import of_error
 from fedsim.ranges import Count, Duration, NonNegative, Number, Seed, Threads, Whole
-from fedsim.spec.blocks import Block, Constant, Draw, OpenBlock, Part, matching
+from fedsim.spec.blocks import Block, Constant, Draw, Name, OpenBlock, Part, matching
 from fedsim.spec.explain import explain, locate
 from fedsim.spec.local import Expert, Local
 from fedsim.spec.model import Model
@@ -41,12 +41,6 @@ from fedsim.spec.yamlfile import Document, Steps, read, write
 
 __all__ = ["Constant", "Draw", "Experiment", "Local", "Part", "load"]
 
-Name = Annotated[
-    str,
-    matching(
-        r"\.*[A-Za-z0-9_-][A-Za-z0-9_.-]*", "may only contain letters, digits, dots, dashes and underscores"
-    ),
-]
 Device = Annotated[str, matching(r"auto|cpu|cuda(:\d{1,3})?|mps", "must be auto, cpu, cuda, cuda:N or mps")]
 DEBUG = "fedsim --debug shows the traceback"
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from fedsim import scalars
 from fedsim.errors import BadValue
 from fedsim.ranges import Count, Number, Whole
 from fedsim.spec.blocks import Block
@@ -17,8 +18,22 @@ Axis = Literal["rounds", "sim_time", "bytes", "gradients", "updates", "energy"]
 
 Total = Literal["rounds", "sim_time", "bytes", "gradients", "updates", "energy", "wasted"]
 
+AXES = get_args(Axis)
+
+HIGHER = (
+    "whether more is better; by default where the metric's name says so, as with accuracy, f1, auc, top_k, precision "
+    "or recall, and not as with losses and costs"
+)
+
 Chosen = str | dict[str, Any]
 """Some runs: those of a method by its name, or those with certain settings."""
+
+
+def one_target(target: dict[str, float]) -> dict[str, float]:
+    """Refuse several targets, of which only one would count."""
+    if len(target) > 1:
+        raise ValueError("must be one metric and its value")
+    return target
 
 
 class Compare(Block):
@@ -31,11 +46,19 @@ class Compare(Block):
     target: dict[str, Number] = Field(
         default_factory=dict, description="a metric, and the value that is to be reached"
     )
-    x: list[Axis] = Field(default=["rounds", "sim_time", "bytes"], description="the costs that count")
+    higher: bool | None = Field(default=None, description=HIGHER)
+    x: list[Axis] = Field(
+        default=["rounds", "sim_time", "bytes"], min_length=1, description="the costs that count"
+    )
     totals: list[Total] = Field(
         default=[],
         description="the costs whose amount in the whole run is shown; wasted are gradients that nobody used",
     )
+
+    @field_validator("target")
+    @classmethod
+    def _one_target(cls, target: dict[str, float]) -> dict[str, float]:
+        return one_target(target)
 
 
 class Measure(Block):
@@ -54,6 +77,7 @@ class Measure(Block):
         default=None,
         description="instead of last: the mean over the evaluations of these rounds, both ends included",
     )
+    higher: bool | None = Field(default=None, description=HIGHER)
 
     @model_validator(mode="after")
     def _one_window(self) -> Measure:
@@ -61,7 +85,15 @@ class Measure(Block):
             raise BadValue("rounds", self.rounds, "must go from the first round to the last")
         if (self.share is not None) + (self.rounds is not None) + (self.last != 1) > 1:
             raise BadValue("share", self.share, "may not stand beside last or rounds")
+        if self.metric in AXES:
+            self._refuse_windows("last", "share", "rounds")
         return self
+
+    def _refuse_windows(self, *keys: str) -> None:
+        for key in keys:
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].default:
+                raise BadValue(key, value, "is about what was measured, and here it is a cost that counts")
 
 
 class Compared(Measure):
@@ -76,10 +108,6 @@ class Compared(Measure):
         description="of all compared runs of a seed, only what came before the least has spent all that it does of "
         "this cost",
     )
-    higher: bool | None = Field(
-        default=None,
-        description="whether more is better; by default as with accuracy, or not as with losses and costs",
-    )
     ratio: bool = Field(
         default=False,
         description="whether the two sides are compared as a ratio, as costs always are, and not as a difference",
@@ -87,12 +115,22 @@ class Compared(Measure):
 
     @model_validator(mode="after")
     def _one_target(self) -> Compared:
-        if len(self.target) > 1:
-            raise BadValue("target", self.target, "must be one metric and its value")
-        if self.target and self.metric not in (None, *get_args(Axis)):
-            rule = f"must be a cost where there is a target: one of {', '.join(get_args(Axis))}"
+        if self.target and self.metric not in (None, *AXES):
+            rule = f"must be a cost where there is a target: one of {', '.join(AXES)}"
             raise BadValue("metric", self.metric, rule)
+        if self.is_cost:
+            self._refuse_windows("last", "share", "rounds", "equal")
         return self
+
+    @property
+    def is_cost(self) -> bool:
+        """Whether costs are compared, which is done as a ratio."""
+        return bool(self.target) or self.metric in AXES
+
+    @field_validator("target")
+    @classmethod
+    def _single(cls, target: dict[str, float]) -> dict[str, float]:
+        return one_target(target)
 
 
 class Claim(Compared):
@@ -119,7 +157,7 @@ class Claim(Compared):
             raise BadValue("worse", self.worse, "is empty, so that by must say what is to be reached")
         if self.ratio and not self.worse:
             raise BadValue("worse", self.worse, "is empty, so that there is no ratio")
-        if (self.target or self.ratio) and self.by is not None and self.by <= 0:
+        if (self.is_cost or self.ratio) and self.by is not None and self.by <= 0:
             raise BadValue("by", self.by, "is a factor here, and must be greater than 0")
         return self
 
@@ -173,11 +211,17 @@ def is_meant(value: Any, asked: Any) -> bool:
     """Tell whether a value of a setting is the one that is asked for, in full, as text, or a block by its name alone.
 
     >>> block = {"name": "tree", "branching": 2}
-    >>> [is_meant(block, asked) for asked in ("tree", "tree (branching 2)", block, "ring")], is_meant(True, "true")
-    ([True, True, True, False], True)
+    >>> [is_meant(block, asked) for asked in ("tree", "tree (branching 2)", block, "ring", None)]
+    [True, True, True, False, False]
+    >>> is_meant(True, "true"), is_meant(0.001, "1e-3"), is_meant(None, "null"), is_meant(1, True), is_meant("A", "a")
+    (True, True, True, False, False)
     """
-    name = value.get("name") if isinstance(value, dict) else None
-    return asked == name or text(asked).lower() in (text(value).lower(), str(value).lower())
+    if isinstance(asked, str) and isinstance(value, dict) and asked == value.get("name"):
+        return True
+    meant = scalars.read(asked) if isinstance(asked, str) and not isinstance(value, str) else asked
+    return text(asked) == text(value) or (
+        meant == value and isinstance(meant, bool) == isinstance(value, bool)
+    )
 
 
 def wanted(chosen: Chosen, by: str) -> dict[str, Any]:

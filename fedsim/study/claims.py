@@ -9,14 +9,14 @@ side, and the seeds decide: all of them, more than half, or not.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedsim.errors import ConfigError, Problem, did_you_mean
-from fedsim.study.asked import Chosen, Claim, concerns, text
+from fedsim.study.asked import Chosen, Claim, concerns, text, wanted
 from fedsim.study.interval import Interval, mean
-from fedsim.study.measure import Budget, number, quality, rising, taken
-from fedsim.study.ran import COSTS, Ran
+from fedsim.study.measure import Budget, is_rising, number, quality, taken
+from fedsim.study.ran import COSTS, Ran, rest
 
 NONE = "–"
 HOLDS, PARTLY, NOT, UNKNOWN = "holds", "partly", "does not", "cannot be said"
@@ -49,33 +49,47 @@ class Finding:
         return f"{self.right} of {len(self.gains)}"
 
 
-def findings(claims: Sequence[Claim], runs: Sequence[Ran], by: str = "method") -> list[Finding]:
+def findings(
+    claims: Sequence[Claim], runs: Sequence[Ran], by: str = "method", tuned: Collection[str] = ()
+) -> list[Finding]:
     """Return what the runs say of each claim.
 
     Args:
         claims: what is claimed.
         runs: of one study.
         by: the setting that a claim's bare names are values of.
+        tuned: the settings that were tuned, in which a pair may differ.
+
+    Of a seed count only those runs to which every side has its counterpart: what broke in a hard world would else seem
+    better for it.
 
     Raises:
         ConfigError: if a claim asks for what no run has measured.
     """
-    return [_finding(claim, runs, by) for claim in claims]
+    return [_finding(claim, runs, by, tuned) for claim in claims]
 
 
-def _finding(claim: Claim, runs: Sequence[Ran], by: str) -> Finding:
+def _finding(claim: Claim, runs: Sequence[Ran], by: str, tuned: Collection[str]) -> Finding:
     sides = claim.better, claim.worse
     mine = [ran for ran in runs if any(concerns(one, ran.settings, by) for side in sides for one in side)]
     metric = _metric(claim, mine)
     seeds: dict[str, list[Ran]] = {}
     for ran in mine:
         seeds.setdefault(text(ran.settings.get("seed", 0)), []).append(ran)
-    found = {seed: _gain(claim, metric, some, by) for seed, some in seeds.items()}
+    found = {seed: _gain(claim, metric, _whole(claim, some, by, tuned), by) for seed, some in seeds.items()}
     gains = {seed: gain for seed, gain in found.items() if not math.isnan(gain)}
     here, goal = mean([gain for gain in gains.values() if math.isfinite(gain)]), _goal(claim, metric)
     right = sum(_beyond(gain, goal, claim) for gain in gains.values())
     verdict = _verdict(claim, list(gains.values()), here, goal, right)
     return Finding(claim, gains, _shown(claim, metric, here), verdict, right)
+
+
+def _whole(claim: Claim, runs: Sequence[Ran], by: str, tuned: Collection[str]) -> list[Ran]:
+    """Return those runs of a seed to which all that the claim names has a run that is alike in all else."""
+    chosen = [*claim.better, *claim.worse]
+    named = {"seed", *tuned, *(key for one in chosen for key in wanted(one, by))}
+    there = [{rest(ran, named) for ran in runs if concerns(one, ran.settings, by)} for one in chosen]
+    return [ran for ran in runs if all(rest(ran, named) in some for some in there)]
 
 
 def _metric(claim: Claim, runs: Sequence[Ran]) -> str:
@@ -91,7 +105,7 @@ def _metric(claim: Claim, runs: Sequence[Ran]) -> str:
 def _gain(claim: Claim, metric: str, runs: Sequence[Ran], by: str) -> float:
     """Return by how much a claim is right in one seed; NaN if something is missing."""
     budget = None
-    if claim.equal is not None:
+    if claim.equal is not None and runs:
         budget = (claim.equal, min(ran.total(claim.equal) for ran in runs))
 
     def added(side: Sequence[Chosen]) -> float:
@@ -117,12 +131,11 @@ def _mean(claim: Claim, metric: str, runs: Sequence[Ran], budget: Budget | None)
 
 
 def _is_ratio(claim: Claim) -> bool:
-    return bool(claim.worse) and (bool(claim.target) or claim.ratio)
+    return bool(claim.worse) and (claim.is_cost or claim.ratio)
 
 
 def _sign(claim: Claim, metric: str) -> int:
-    more_is_better = rising(metric) if claim.higher is None else claim.higher
-    return 1 if more_is_better else -1
+    return 1 if is_rising(metric, claim.higher) else -1
 
 
 def _goal(claim: Claim, metric: str) -> float:

@@ -13,8 +13,8 @@ from fedsim.study.asked import METHOD, text
 from fedsim.study.claims import Finding
 from fedsim.study.heat import Heat
 from fedsim.study.interval import Interval, mean
-from fedsim.study.measure import QUALITY, quality, rising, taken
-from fedsim.study.ran import COSTS, Ran, setting
+from fedsim.study.measure import QUALITY, is_rising, quality, taken
+from fedsim.study.ran import COSTS, Ran, rest, setting
 
 STRATEGY = ("strategy", "strategy.name")
 """What says the same as the method, and is no difference between a pair either."""
@@ -69,6 +69,7 @@ class Comparison:
         tuned: the settings that were tuned, which are no difference between a pair.
         findings: what the runs say of the study's claims.
         map: the heat map that the study asks for, or None.
+        higher: whether more of the metric is better; None is what its name says.
     """
 
     by: str
@@ -82,16 +83,20 @@ class Comparison:
     tuned: Sequence[str] = ()
     findings: Sequence[Finding] = ()
     map: Heat | None = None
+    higher: bool | None = None
 
     @property
     def rising(self) -> bool:
         """Whether more of the metric is better."""
-        return rising(self.metric)
+        return is_rising(self.metric, self.higher)
 
     def rows(self) -> list[Row]:
         """Return one row for each value."""
         came = {
-            name: [{} if self.target is None else taken(ran, self.metric, self.target) for ran in group]
+            name: [
+                {} if self.target is None else taken(ran, self.metric, self.target, self.higher)
+                for ran in group
+            ]
             for name, group in self.groups.items()
         }
         return [self._row(name, came) for name in self.groups]
@@ -125,14 +130,13 @@ class Comparison:
         """Return the geometric mean of the ratios to the baseline's runs that are alike in all else."""
         if self.baseline is None or name == self.baseline or self.target is None:
             return {}
-        rest = [self.by, "name", *self.tuned, *([METHOD] if self.by in STRATEGY else [])]
+        but = [self.by, "name", *self.tuned, *([METHOD] if self.by in STRATEGY else [])]
         theirs = {
-            _rest(ran, rest): one
+            rest(ran, but): one
             for ran, one in zip(self.groups[self.baseline], came[self.baseline], strict=True)
         }
         pairs = [
-            (one, theirs.get(_rest(ran, rest)))
-            for ran, one in zip(self.groups[name], came[name], strict=True)
+            (one, theirs.get(rest(ran, but))) for ran, one in zip(self.groups[name], came[name], strict=True)
         ]
         found = {}
         for axis in self.axes:
@@ -154,6 +158,7 @@ def compare(
     tuned: Sequence[str] = (),
     findings: Sequence[Finding] = (),
     map: Heat | None = None,
+    higher: bool | None = None,
 ) -> Comparison:
     """Sort runs by what is compared.
 
@@ -169,6 +174,7 @@ def compare(
         tuned: the settings that were tuned; their values are shown, and a pair may differ in them.
         findings: what the runs say of the study's claims.
         map: the study's heat map, if it asks for one.
+        higher: whether more of the metric is better; None is what its name says.
 
     Raises:
         ConfigError: if the runs cannot be compared so.
@@ -188,7 +194,9 @@ def compare(
         raise ConfigError(
             [Problem("baseline", baseline, f"is no {by}", did_you_mean(baseline, list(groups)))]
         )
-    return Comparison(by, metric, target, tuple(axes), baseline, groups, notes, totals, tuned, findings, map)
+    return Comparison(
+        by, metric, target, tuple(axes), baseline, groups, notes, totals, tuned, findings, map, higher
+    )
 
 
 def _measured(runs: Sequence[Ran], metric: str | None) -> tuple[str, list[Ran]]:
@@ -204,11 +212,6 @@ def _measured(runs: Sequence[Ran], metric: str | None) -> tuple[str, list[Ran]]:
         hint = did_you_mean(metric, runs[0].names()) or "a timing-only run measures nothing"
         raise ConfigError([Problem("metric", metric, f"was not measured by {runs[0].path.name}", hint)])
     return metric, kept
-
-
-def _rest(ran: Ran, but: Sequence[str]) -> str:
-    """Return all settings but some, as text: runs with the same are a pair."""
-    return str(sorted((key, str(value)) for key, value in ran.settings.items() if key not in but))
 
 
 def _worst(ran: Ran) -> float:

@@ -34,7 +34,7 @@ def draw(comparison: Comparison) -> Figure:
         comparison: at least one run of each.
 
     Returns:
-        A figure; lines differ in colour and in dashes.
+        A figure; lines differ in colour and in dashes. Runs that share no part of a panel are dots, each at its end.
     """
     axes = [axis for axis in comparison.axes if axis != "energy"] or ["rounds"]
     across = 2 if len(axes) == 4 else len(axes)
@@ -59,21 +59,31 @@ def _panel(panel: Axes, comparison: Comparison, axis: str) -> None:
     longest = []
     for place, (name, group) in enumerate(comparison.groups.items()):
         curves = [ran.curve(comparison.metric) for ran in group]
-        end = min(float(curve[column][-1]) for curve in curves)
-        x = np.linspace(max(float(curve[column][0]) for curve in curves), end, POINTS)
-        values = np.array([held(x, curve[column], curve["value"]) for curve in curves])
+        begin, end = _shared([curve[column] for curve in curves])
+        longest.append(end)
         colour, dashes = HUES[place % len(HUES)], LINES[place // len(HUES) % len(LINES)]
-        panel.plot(x / unit, values.mean(0), dashes, color=colour, label=f"{name} ({len(group)})")
+        label = f"{name} ({len(group)})"
+        if begin >= end:  # such as one evaluation each: no line would show
+            ends = [(curve[column][-1] / unit, curve["value"][-1]) for curve in curves]
+            panel.plot(*zip(*ends, strict=True), "o", color=colour, markersize=4, label=label)
+            continue
+        x = np.linspace(begin, end, POINTS)
+        values = np.array([held(x, curve[column], curve["value"]) for curve in curves])
+        panel.plot(x / unit, values.mean(0), dashes, color=colour, label=label)
         if len(group) > 1:
             low, high = band(values)
             panel.fill_between(x / unit, low, high, color=colour, alpha=0.18, linewidth=0)
-        longest.append(end)
     if comparison.target is not None:
         panel.axhline(comparison.target, color=FAULT, linewidth=0.8, linestyle=":")
     if min(longest) > 0 and max(longest) > WIDE * min(longest):
         panel.set_xscale("log")
     panel.axvline(0, color=GREY, linewidth=0)
     panel.set_xlabel(title)
+
+
+def _shared(costs: Sequence[Array]) -> tuple[float, float]:
+    """Return from where to where all of some runs were going on, having been evaluated."""
+    return max(float(one[0]) for one in costs), min(float(one[-1]) for one in costs)
 
 
 def held(x: Array, at: Array, values: Array) -> Array:

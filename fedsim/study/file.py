@@ -2,133 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import ValidationError
 
-from fedsim.errors import MISSING, BadValue, ConfigError, Problem, did_you_mean
-from fedsim.ranges import Seed
-from fedsim.spec.blocks import Block
+from fedsim.errors import MISSING, BadValue, ConfigError, Problem
 from fedsim.spec.experiment import Experiment
 from fedsim.spec.experiment import load as load_experiment
 from fedsim.spec.explain import explain, locate
-from fedsim.spec.yamlfile import Document, read, write
+from fedsim.spec.yamlfile import Document, read, set_value, write
 from fedsim.study.asked import (
     METHOD,
     WORLD,
-    Chosen,
-    Claim,
-    Compare,
-    Map,
-    Measure,
     concerns,
-    is_meant,
     text,
     wanted,
 )
+from fedsim.study.checks import check_claims, check_keys, check_seed, check_set
+from fedsim.study.content import ZIP, Study
 
-ZIP = "zip"
 Settings = dict[str, Any]
-
-
-class Study(Block):
-    """A whole study; :func:`load` makes one."""
-
-    name: str = Field(
-        description="the name of the study's folder; by default the file's name without its ending"
-    )
-    base: str | dict[str, Any] = Field(
-        description="the experiment: a path, seen from this file, or the experiment itself"
-    )
-    set: dict[str, Any] = Field(
-        default_factory=dict,
-        description="dotted keys with the values that all runs have instead of the experiment's",
-    )
-    methods: dict[str, dict[str, Any]] = Field(
-        default_factory=dict,
-        description="what is compared, by name: for each the dotted keys that it changes. A strategy that says nothing "
-        "of local training keeps the experiment's",
-    )
-    worlds: dict[str, dict[str, Any]] = Field(
-        default_factory=dict,
-        description="what every method is run in, by name: for each the dotted keys that it changes, such as those of "
-        "the data",
-    )
-    vary: dict[str, Any] = Field(
-        default_factory=dict,
-        description="dotted keys with lists of values, each combined with each; below zip, lists that go in step",
-    )
-    tune: dict[str, list[Any]] = Field(
-        default_factory=dict,
-        description="dotted keys with lists of values, of which each method gets the best, found with the tuning seed",
-    )
-    tune_each: list[str] = Field(
-        default=[], description="those of the keys that vary for whose every value each method is tuned anew"
-    )
-    tune_seed: Seed = Field(
-        default=0, description="the seed that is tuned with; it is none of those that are compared"
-    )
-    tune_by: Measure = Field(default=Measure(), description="what the best value is the best by")
-    compare: Compare = Field(default_factory=Compare, description="what is compared")
-    claims: list[Claim] = Field(default=[], description="what is said of the methods, to be borne out or not")
-    map: Map | None = Field(default=None, description="a heat map of what was found, over two settings")
-    claimed: bool = Field(default=False, description="run only what some claim is about")
-    title: str = Field(default="", description="what the study is called on a page")
-    text: str = Field(default="", description="what it is about, for a page, in Markdown")
-
-    @field_validator("tune")
-    @classmethod
-    def _choices(cls, tune: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        for key, values in tune.items():
-            if not values:
-                raise BadValue(key, values, "is empty, so that there is nothing to choose from")
-        return tune
-
-    @field_validator("vary")
-    @classmethod
-    def _lists(cls, vary: dict[str, Any]) -> dict[str, Any]:
-        for key, values in _axes(vary):
-            if not isinstance(values, list):
-                raise BadValue(key, values, "must be a list of values")
-            if not values:
-                raise BadValue(key, values, "is empty, so that there is nothing to run")
-            if key not in vary.get(ZIP, {}) and (twice := _twice(values)):
-                raise BadValue(
-                    key, twice[0], "is there twice; a run that counts twice makes intervals too narrow"
-                )
-        lengths = {key: len(values) for key, values in vary.get(ZIP, {}).items()}
-        if len(set(lengths.values())) > 1:
-            raise BadValue(ZIP, vary[ZIP], f"its lists go in step, and have different lengths: {lengths}")
-        return vary
-
-    def names(self, key: str) -> list[str]:
-        """Return the values of a setting, as text, whether or not they have run."""
-        known: dict[str, Iterable[Any]] = {METHOD: self.methods, WORLD: self.worlds, **dict(_axes(self.vary))}
-        return [text(value) for value in known.get(key, ())]
-
-
-def _twice(values: Sequence[Any]) -> list[Any]:
-    """Return the values that are there before: ``1`` and ``1.0`` are the same, ``1`` and ``true`` are not.
-
-    >>> _twice([1, True, {"name": "ring"}, 1.0])
-    [1.0]
-    """
-    known = [(isinstance(value, bool), value) for value in values]
-    return [value for place, (_, value) in enumerate(known) if known[place] in known[:place]]
-
-
-def _axes(vary: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    zipped = vary.get(ZIP, {})
-    if not isinstance(zipped, dict):
-        raise BadValue(ZIP, zipped, "must be keys with lists of values")
-    yield from ((key, values) for key, values in vary.items() if key != ZIP)
-    yield from zipped.items()
 
 
 @dataclass(frozen=True)
@@ -209,10 +110,17 @@ class Plan:
             ConfigError: for a mistake in it; it says which run it is of.
         """
         try:
-            return load_experiment(self.source, {**self.more, **point.changes})
+            return load_experiment(self.source, self.overrides(point))
         except ConfigError as error:
             problems = [replace(one, source=self.place(point, one.source)) for one in error.problems]
             raise ConfigError(problems) from error
+
+    def overrides(self, point: Point) -> Settings:
+        """Return what a run changes, for whoever loads its experiment and would read text as YAML once more."""
+        return {
+            key: json.dumps(value, ensure_ascii=False) if isinstance(value, str) else value
+            for key, value in point.changes.items()
+        }
 
     def place(self, point: Point, source: str = "") -> str:
         """Return where a mistake is said to be: in which run of which file, and where that has it from."""
@@ -251,6 +159,7 @@ class Plan:
         changes |= {key: value for key, value in settings.items() if key not in (METHOD, WORLD)}
         if "strategy" in changes:
             changes["strategy"] = self._with_local(changes["strategy"])
+        changes |= {key: value for key, value in self.more.items() if key not in settings}
         # A whole block first, so that what is said of its inside holds.
         return Point(settings, dict(sorted(changes.items(), key=lambda item: item[0].count("."))))
 
@@ -267,7 +176,8 @@ def load(source: str | Path | Mapping[str, Any], more: Mapping[str, Any] | None 
 
     Args:
         source: a YAML file, or the same content as a mapping.
-        more: values of the experiment by dotted key, for all runs.
+        more: values of the experiment by dotted key, for all runs, in the place of the study's own; text is read as
+            YAML.
 
     Raises:
         ConfigError: with every mistake found, one line each.
@@ -289,89 +199,33 @@ def load(source: str | Path | Mapping[str, Any], more: Mapping[str, Any] | None 
         study = Study.model_validate({"name": name, **document.data})
     except ValidationError as error:
         raise ConfigError(explain(Study, document, error)) from None
-    _check_keys(study, document)
-    _check_claims(study, document)
+    check_keys(study, document)
+    check_claims(study, document)
+    check_set(study, more or {})
+    values = _values(more or {})
     folder = Path() if isinstance(source, Mapping) else Path(source).parent
     if isinstance(study.base, dict):
         beside = {} if isinstance(source, Mapping) else {"beside": str(folder.absolute())}
         experiment: str | dict[str, Any] = {"name": study.name, **beside, **study.base}
-        return Plan(study, experiment, document, study.base, dict(more or {}))
+        return _checked(Plan(study, experiment, document, study.base, values))
     path = os.path.relpath(folder / study.base) if not os.path.isabs(study.base) else study.base
     if not Path(path).exists():
         raise ConfigError([locate(Study, document, (), BadValue("base", MISSING, f"{path}: no such file"))])
-    return Plan(study, path, document, read(path).data, dict(more or {}))
+    return _checked(Plan(study, path, document, read(path).data, values))
 
 
-def _check_keys(study: Study, document: Document) -> None:
-    """Refuse settings that no experiment has, before anything runs."""
-    blocks = list(Experiment.model_fields)
-    groups: dict[tuple[str, ...], dict[str, Any]] = {
-        ("set",): study.set,
-        ("vary",): dict(_axes(study.vary)),
-        ("tune",): study.tune,
-    }
-    groups |= {("methods", name): changes for name, changes in study.methods.items()}
-    groups |= {("worlds", name): changes for name, changes in study.worlds.items()}
-    for group, keys in groups.items():
-        for key in keys:
-            block = key.partition(".")[0]
-            if block not in blocks:
-                hint = did_you_mean(block, blocks)
-                error = BadValue("", key, "is no key of an experiment", hint)
-                raise ConfigError([locate(Study, document, group, error)])
-    for place, key in enumerate(study.tune_each):
-        if key == "seed" or key not in groups[("vary",)]:
-            error = BadValue("", key, "must be a key of vary, and not the seed")
-            raise ConfigError([locate(Study, document, ("tune_each", place), error)])
-    if study.tune and "seed" in study.vary and study.tune_seed in study.vary["seed"]:
-        rule = "is one of the seeds that are compared, which would favour what was tuned with it"
-        raise ConfigError([locate(Study, document, (), BadValue("tune_seed", study.tune_seed, rule))])
-    baseline = study.compare.baseline
-    if (
-        baseline is not None
-        and study.methods
-        and study.compare.by == METHOD
-        and baseline not in study.methods
-    ):
-        hint = did_you_mean(baseline, list(study.methods))
-        raise ConfigError(
-            [locate(Study, document, ("compare",), BadValue("baseline", baseline, "is no method", hint))]
-        )
+def _checked(plan: Plan) -> Plan:
+    check_seed(plan.study, plan.document, {**plan.data, **plan.study.set, **plan.more}.get("seed", 0))
+    return plan
 
 
-def _check_claims(study: Study, document: Document) -> None:
-    """Refuse claims, and a map, about runs that the study does not have."""
-    known: dict[str, list[Any]] = {METHOD: list(study.methods), WORLD: list(study.worlds)}
-    known |= dict(_axes(study.vary))
-    known = {key: values for key, values in known.items() if values}
-    for where, one in _chosen(study):
-        for key, value in wanted(one, study.compare.by).items():
-            if key not in known:
-                rule, hint = "is no setting of the study", did_you_mean(key, list(known))
-            elif not any(is_meant(own, value) for own in known[key]):
-                rule = f"is no {key} of the study"
-                hint = did_you_mean(text(value), list(map(text, known[key])))
-            else:
-                continue
-            error = BadValue("", value if key in known else key, rule, hint)
-            raise ConfigError([locate(Study, document, where, error)])
-    axes = () if study.map is None else ("rows", "columns", "panels")
-    for axis in axes:
-        key = getattr(study.map, axis)
-        if key is not None and key not in known:
-            error = BadValue(axis, key, "is no setting of the study", did_you_mean(key, list(known)))
-            raise ConfigError([locate(Study, document, ("map",), error)])
-
-
-def _chosen(study: Study) -> Iterator[tuple[tuple[str | int, ...], Chosen]]:
-    """Yield whom claims and map name, and where they do."""
-    asked: list[tuple[tuple[str | int, ...], Claim | Map]] = [
-        (("claims", number), claim) for number, claim in enumerate(study.claims)
-    ]
-    asked += [] if study.map is None else [(("map",), study.map)]
-    for where, both in asked:
-        for side, chosen in (("better", both.better), ("worse", both.worse)):
-            yield from (((*where, side, place), one) for place, one in enumerate(chosen))
+def _values(given: Mapping[str, Any]) -> Settings:
+    """Return values by dotted key, text read as YAML."""
+    found: Settings = {}
+    for key, value in given.items():
+        data: Any = {}
+        found[key] = functools.reduce(lambda block, step: block[step], set_value(data, key, value), data)
+    return found
 
 
 def said(file: Path) -> Study:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from fedsim.errors import ConfigError, Problem
 from fedsim.record.style import STYLE, WIDE_SPREAD
 from fedsim.study.asked import Chosen, Claim, Map, text, wanted
-from fedsim.study.claims import NONE, Finding, findings, shown
+from fedsim.study.claims import FEWEST, NONE, Finding, findings, shown
 from fedsim.study.measure import quality
 from fedsim.study.ran import Ran, setting
 
@@ -60,10 +60,10 @@ class Heat:
     @property
     def is_ratio(self) -> bool:
         """Whether cells are ratios, of which 1 is neither better nor worse."""
-        return bool(self.asked.worse) and (self.asked.ratio or bool(self.asked.target))
+        return bool(self.asked.worse) and (self.asked.ratio or self.asked.is_cost)
 
 
-def heat(asked: Map, runs: Sequence[Ran], by: str = "method") -> Heat:
+def heat(asked: Map, runs: Sequence[Ran], by: str = "method", tuned: Collection[str] = ()) -> Heat:
     """Return what runs have found in each cell of a map.
 
     Where several are compared, the best of either side, by its mean over seeds, stands for it in each cell.
@@ -72,6 +72,7 @@ def heat(asked: Map, runs: Sequence[Ran], by: str = "method") -> Heat:
         asked: which map.
         runs: of one study.
         by: the setting that bare names are values of.
+        tuned: the settings that were tuned, in which a pair may differ.
 
     Raises:
         ConfigError: if a setting or a metric is unknown.
@@ -85,7 +86,7 @@ def heat(asked: Map, runs: Sequence[Ran], by: str = "method") -> Heat:
         mine: list[Chosen] = [*asked.better] or [{}]
         claims = [[_claim(asked, here, one, other, by) for other in others] for one in mine]
         # Whoever is the hardest to beat stands for the worse side, whoever does that best for the better one.
-        found = [min(_known(findings(some, runs, by)), key=_gain, default=None) for some in claims]
+        found = [min(_known(findings(some, runs, by, tuned)), key=_gain, default=None) for some in claims]
         best = max((one for one in found if one is not None), key=_gain, default=None)
         if best is not None:
             cells[where] = best
@@ -151,17 +152,29 @@ def _told(found: Heat, where: Where) -> str:
 
 
 def _text(cell: Finding) -> str:
-    """Return a cell's number with its interval; ∞ where only one side ever came to a target."""
-    if math.isfinite(cell.here[0]):
-        return shown(cell)
-    return {1: "∞", -1: "−∞"}.get(int(np.sign(_gain(cell))) if cell.claim.worse else 0, NONE)
+    """Return a cell's number with its interval; ∞ where in most seeds only one side came to a target."""
+    side = _without_other(cell)
+    if side:
+        count = sum(gain == side * math.inf for gain in cell.gains.values())
+        told = "" if count == len(cell.gains) else f" in {count} of {len(cell.gains)}"
+        return f"{'∞' if side > 0 else '−∞'}{told}"
+    return shown(cell) if math.isfinite(cell.here[0]) else NONE
+
+
+def _without_other(cell: Finding) -> int:
+    """Return 1 where the better side alone came to a target in most seeds, -1 where the worse one did, or else 0."""
+    sides = [int(np.sign(gain)) for gain in cell.gains.values() if math.isinf(gain)]
+    if not cell.claim.worse or 2 * len(sides) <= len(cell.gains):
+        return 0
+    return int(np.sign(sum(sides)))
 
 
 @rc_context(STYLE)
 def draw(found: Heat) -> Figure:
     """Draw a panel for each value of the third setting, or one: colours are numbers, bold ones are not zero by chance.
 
-    Blue is where the better side is better, red where it is worse; a number is bold where its interval is on one side.
+    Blue is where the better side is better, red where it is worse; a number is bold where its interval, of three seeds
+    or more, is on one side.
     """
     panels, rows, columns = (found.values(place) for place in range(3))
     wide, high = 1.1 * len(columns) + 1.4, 0.5 * len(rows) + 0.9
@@ -235,9 +248,8 @@ def _shade(found: Heat, where: Where, norm: Normalize) -> float:
     cell = found.cells.get(where)
     if cell is None:
         return math.nan
-    if math.isfinite(cell.here[0]) or not cell.claim.worse or not _gain(cell):
-        return cell.here[0]
-    return float(norm.vmax if _gain(cell) > 0 else norm.vmin)  # type: ignore[arg-type]
+    side = _without_other(cell)
+    return cell.here[0] if not side else float(norm.vmax if side > 0 else norm.vmin)  # type: ignore[arg-type]
 
 
 def _is_light(colour: Any) -> bool:
@@ -246,9 +258,10 @@ def _is_light(colour: Any) -> bool:
 
 
 def _is_sure(found: Heat, cell: Finding) -> bool:
-    """Tell whether an interval leaves out what would be neither better nor worse."""
+    """Tell whether an interval of enough seeds leaves out what would be neither better nor worse."""
     even, (_, low, high) = (1.0 if found.is_ratio else 0.0), cell.here
-    return bool(found.asked.worse) and (low > even or high < even)
+    enough = sum(map(math.isfinite, cell.gains.values())) >= FEWEST and not _without_other(cell)
+    return bool(found.asked.worse) and enough and (low > even or high < even)
 
 
 def _measured(found: Heat) -> str:

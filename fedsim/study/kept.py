@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from fedsim.beside import place
-from fedsim.errors import FedsimError
+from fedsim.errors import ConfigError, FedsimError
 from fedsim.record.store import FILE, facts
-from fedsim.spec.experiment import Experiment
+from fedsim.spec.experiment import Experiment, load
 from fedsim.spec.objects import sources
+from fedsim.spec.yamlfile import read
 
 POINTS, STUDY = "points.json", "study.yaml"
+FREE = {"stop", "record", "evaluate"}
+"""The blocks that may change when a run goes on."""
+
 DONE, FAILED, WAITING = "done", "failed", "waiting"
 
 
@@ -46,15 +51,27 @@ def stopped(out: Path, experiment: Experiment) -> Path | None:
 
 def _folders(out: Path, experiment: Experiment) -> Iterator[Path]:
     for path in sorted(out.glob(f"{experiment.name}-{experiment.digest()[:8]}*")):
-        if not path.name.endswith("-timing"):
+        if not re.search(r"-timing(-\d+)?$", path.name):
             yield path
 
 
 def _is_of_today(path: Path, experiment: Experiment) -> bool:
-    """Tell whether own modules, and what the running script defines, are as they were when a run began."""
+    """Tell whether a run is still of this experiment, with the own modules and the script's objects of today."""
+    if not _is_of(path, experiment):
+        return False
     file = path / "objects.py"
     written = file.read_text(encoding="utf-8") if file.exists() else ""
     return written == sources(experiment.model_dump()) and is_same(code_of(path), experiment)
+
+
+def _is_of(path: Path, experiment: Experiment) -> bool:
+    """Tell whether a run is still of this experiment, as its folder's name says, in what may change on the way."""
+    try:
+        document = read(path / "experiment.yaml")
+        document.data.pop("beside", None)  # where it has begun may be gone by now
+        return load(document).model_dump(include=FREE) == experiment.model_dump(include=FREE)
+    except ConfigError:  # of an earlier version
+        return False
 
 
 def code_of(path: Path) -> dict[str, str]:

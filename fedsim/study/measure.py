@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 
 import numpy as np
 
+from fedsim.record.better import rises
 from fedsim.study.asked import Measure
 from fedsim.study.ran import COSTS, Ran
-
-RISING = ("accuracy", "f1", "auc", "top5", "test_accuracy")
-"""Metrics of which more is better, as their names begin; of all others less is."""
-
-OWN = re.compile("^(client|personal|tuned)_")
-"""How the names of scores on what clients have held out begin."""
-
-UNEVEN = "_gini"
 
 QUALITY = ("accuracy", "distance", "loss")
 """What is compared where nobody says it: the first of these that all runs have."""
 
 Budget = tuple[str, float]
 """A cost, and how much of it may have been spent."""
-
-
-def rising(metric: str) -> bool:
-    """Tell whether more of a metric is better.
-
-    >>> rising("accuracy_worst_decile"), rising("distance")
-    (True, False)
-    """
-    return OWN.sub("", metric).startswith(RISING) and not metric.endswith(UNEVEN)
 
 
 def quality(runs: Iterable[Ran]) -> str | None:
@@ -69,24 +52,27 @@ def number(ran: Ran, asked: Measure, metric: str, budget: Budget | None = None) 
     return float(np.mean(values)) if len(values) else math.nan
 
 
-def taken(ran: Ran, metric: str, target: float) -> dict[str, float]:
+def is_rising(metric: str, higher: bool | None) -> bool:
+    """Tell whether more of a metric is better: as it is said, or else as its name says.
+
+    >>> is_rising("distance", None), is_rising("distance", True)
+    (False, True)
+    """
+    return rises(metric) if higher is None else higher
+
+
+def taken(ran: Ran, metric: str, target: float, higher: bool | None = None) -> dict[str, float]:
     """Return what a run took to a target, by cost; nothing if it has not come there.
 
     Args:
         ran: the run.
         metric: what is to reach the target.
         target: from below, or from above if less of the metric is better.
+        higher: whether more is better; None is what the metric's name says.
     """
     curve = ran.curve(metric)
-    good = curve["value"] >= target if rising(metric) else curve["value"] <= target
+    good = curve["value"] >= target if is_rising(metric, higher) else curve["value"] <= target
     if not good.any():
         return {}
     place = int(good.argmax())
-    costs = {
-        axis: float(curve[column][place]) / unit
-        for axis, (column, unit, _) in COSTS.items()
-        if column in curve
-    }
-    # Energy is counted in all, and not by round: its share goes with the simulated time.
-    all_s = max(ran.total("sim_time"), 1e-6)
-    return {**costs, "energy": ran.total("energy") * min(1.0, costs["sim_time"] / all_s)}
+    return {axis: float(curve[column][place]) / unit for axis, (column, unit, _) in COSTS.items()}

@@ -17,11 +17,12 @@ from fedsim.spec.blocks import Block
 from fedsim.spec.explain import explain
 from fedsim.spec.yamlfile import read
 from fedsim.study import heat
-from fedsim.study.asked import WORLD
+from fedsim.study.asked import WORLD, text
 from fedsim.study.claims import FEWEST, Finding, findings
 from fedsim.study.compare import Comparison, compare
+from fedsim.study.content import Study
 from fedsim.study.figure import draw
-from fedsim.study.file import Plan, Study, load
+from fedsim.study.file import Plan, load
 from fedsim.study.ran import Ran
 from fedsim.study.results import runs
 from fedsim.study.sweep import Outcome
@@ -149,16 +150,16 @@ def section(file: Path, out: Path, outcomes: Sequence[Outcome]) -> Section:
     some = runs(out / study.name)
     said, by = study.compare, study.compare.by
     metric, target = next(iter(said.target.items()), (None, None))
-    asked: dict[str, Any] = {"totals": said.totals, "tuned": list(study.tune)}
+    asked: dict[str, Any] = {"totals": said.totals, "tuned": list(study.tune), "higher": said.higher}
     parts = {}
     for world in study.worlds or [""]:
         here = [one for one in some if one.settings.get(WORLD, "") == world]
         if here:
-            present = {str(one.settings.get(by)) for one in here}
+            present = {text(one.settings.get(by)) for one in here}
             base = said.baseline if said.baseline in present else None
             parts[world] = compare(here, by, metric, target, said.x, base, **asked)
-    found = findings(study.claims, some, by)
-    map = None if study.map is None else heat.heat(study.map, some, by)
+    found = findings(study.claims, some, by, study.tune)
+    map = None if study.map is None else heat.heat(study.map, some, by, study.tune)
     return Section(study, parts, found, list(_hashes(some)), failed, map)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -88,6 +88,8 @@ def remarks(runs: Sequence[Ran], by: str) -> list[str]:
         [] if known & {"data", "data.name"} else [f"{key} is {' or '.join(values)}" for key, values in apart]
     )
     said = [f"these runs have other data: {', '.join(data[:3])}"] if data else []
+    longer = [one.path.name for one, block in zip(runs, given, strict=True) if _is_longer(one, block)]
+    said += [f"went on for longer than when they began: {', '.join(longer)}"] if longer else []
     groups: dict[str, list[dict[str, Any]]] = {}
     for one, block in zip(runs, given, strict=True):
         if "name" in one.settings:  # of no study, which would have said what it averages over
@@ -98,6 +100,11 @@ def remarks(runs: Sequence[Ran], by: str) -> list[str]:
                 f"averaged within {name}, though {key} is {' or '.join(values)}; --by {key} keeps them apart"
             )
     return said[:MOST]
+
+
+def _is_longer(one: Ran, begun: Mapping[str, Any]) -> bool:
+    ends = ((one.summary.get(key), begun.get(f"stop.{key}")) for key in ("rounds", "sim_time_s"))
+    return any(came is not None and end is not None and came > end for came, end in ends)
 
 
 def _apart(blocks: Sequence[dict[str, Any]], counts: Callable[[str], bool]) -> list[tuple[str, list[str]]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from fedsim.errors import ConfigError, Problem
 from fedsim.spec.schema import DRAFT, experiment
-from fedsim.study.file import Study
+from fedsim.study.content import Study
 
 
 def schema(kind: str = "experiment") -> dict[str, Any]:

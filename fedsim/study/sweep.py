@@ -13,10 +13,19 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from fedsim.errors import BadValue, ConfigError, FedsimError, NotFiniteError, Problem, StalledError
+from fedsim.errors import (
+    BadValue,
+    ConfigError,
+    FedsimError,
+    NotFiniteError,
+    Problem,
+    StalledError,
+    did_you_mean,
+)
 from fedsim.record.files import to_json, write_text
 from fedsim.study.asked import METHOD, WORLD, Measure, is_meant, text
-from fedsim.study.file import Plan, Point, Settings, Study, dump, said
+from fedsim.study.content import Study
+from fedsim.study.file import Plan, Point, Settings, dump, said
 from fedsim.study.kept import (
     DONE,
     FAILED,
@@ -29,8 +38,8 @@ from fedsim.study.kept import (
     is_same,
     stopped,
 )
+from fedsim.study.measure import is_rising, quality
 from fedsim.study.measure import number as number_of
-from fedsim.study.measure import quality, rising
 from fedsim.study.ran import ran
 from fedsim.study.ways import Advance, Call, Run, Spread, Ways, done_by, processes
 
@@ -105,9 +114,10 @@ def sweep(
     with _alone(folder):
         write_text(folder / STUDY, dump(plan.study))
         if not any(has(point.settings, only or {}) for point in plan.points()):
-            raise ConfigError(
-                [Problem("only", str(dict(only or {})), "no run of the study has these settings")]
-            )
+            near = ((str(value), plan.study.names(key)) for key, value in (only or {}).items())
+            hint = next((did_you_mean(*one) for one in near if one[0] not in one[1]), "")
+            rule = "no run of the study has these settings"
+            raise ConfigError([Problem("only", str(dict(only or {})), rule, hint)])
         ways = run, resume
         how = _How(ways, jobs, together, spread, retry, told)
         best = _tune(plan, how, folder)
@@ -166,7 +176,7 @@ def _score(outcome: Outcome, asked: Measure) -> float | None:
     if metric is None:
         return None
     value = number_of(done, asked, metric)
-    return None if math.isnan(value) else value if rising(metric) else -value
+    return None if math.isnan(value) else value if is_rising(metric, asked.higher) else -value
 
 
 class _Sweep:
@@ -251,7 +261,7 @@ class _Sweep:
         """Return what runs a point, or goes on with it where it has been begun by now."""
         experiment = self.plan.experiment(point)
         begun = None if experiment.digest() in self.before else stopped(self.folder, experiment)
-        changes = {**self.plan.more, **point.changes}
+        changes = self.plan.overrides(point)
         left = None if begun is None else str(begun)
         return functools.partial(done_by, *self.how.ways, self.plan.source, changes, str(self.folder), left)
 

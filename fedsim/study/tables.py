@@ -16,6 +16,17 @@ LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 )
 
+PLAIN = {
+    "rounds": ("rounds", 1.0),
+    "sim_time": ("sim_time_s", 1.0),
+    "bytes": ("bytes", 1e6),
+    "gradients": ("gradients", 1e3),
+    "updates": ("updates", 1.0),
+    "energy": ("joules", 1.0),
+    "wasted": ("wasted_gradients", 1e3),
+}
+"""What costs are called in a table for programs, and how many of that are in what people read."""
+
 Grid = tuple[list[str], list[list[str]]]
 """Titles, and the cells of each row."""
 
@@ -105,22 +116,33 @@ def _latex(text: str) -> str:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """Return the numbers as CSV: mean, low and high of everything in columns of their own."""
+    """Return the numbers as CSV: mean, low and high of everything in columns of their own.
+
+    Costs are in seconds, bytes, gradients and joules, whatever people read; a client's traffic is in MB.
+    """
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
     axes = comparison.axes if comparison.target is not None else ()
-    names = [*axes, *(f"{axis}_ratio" for axis in axes), "final", "best", "last_ten", "worst_decile"]
-    names += [f"{cost}_in_all" for cost in comparison.totals]
+    names = [*(PLAIN[axis][0] for axis in axes), *(f"{axis}_ratio" for axis in axes)]
+    names += ["final", "best", "last_ten", "worst_decile"]
+    names += [f"{PLAIN[cost][0]}_in_all" for cost in comparison.totals]
     ends = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
     writer.writerow(
         [comparison.by, *comparison.tuned, "runs", "reached", *ends, "node_mb_least", "node_mb_most"]
     )
     for row in comparison.rows():
         nothing = (math.nan,) * 3
-        values = [row.costs.get(axis, nothing) for axis in axes]
+        values = [_plain(axis, row.costs.get(axis, nothing)) for axis in axes]
         values += [row.ratios.get(axis, nothing) for axis in axes]
-        values += [row.final, row.best, row.late, row.worst, *row.totals.values()]
+        values += [row.final, row.best, row.late, row.worst]
+        values += [_plain(cost, total) for cost, total in row.totals.items()]
         numbers = [number for value in values for number in value] + [*row.node_mb]
         shown = ["" if math.isnan(number) else repr(number) for number in numbers]
         writer.writerow([row.name, *row.tuned.values(), row.runs, row.reached, *shown])
     return written.getvalue()
+
+
+def _plain(cost: str, value: Interval) -> Interval:
+    unit = PLAIN[cost][1]
+    middle, low, high = value
+    return middle * unit, low * unit, high * unit

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.collections import LineCollection, PolyCollection
 
+import fedsim
 from fedsim.errors import BadValue
 from fedsim.record import Record, figures, read
 from fedsim.record.spans import count_open, sessions
@@ -424,3 +425,22 @@ def test_hours_stack_up_to_the_time_online_the_busiest_node_first():
 def test_hours_of_nobody_are_refused():
     with pytest.raises(BadValue, match="there is no node to draw"):
         figures.hours(table("nodes", [(0, "server", *[0] * 10)]))
+
+
+@pytest.mark.parametrize(("share", "on"), [(0.25, "validation"), (0.0, "test")])
+def test_the_axis_says_on_what_models_were_evaluated(share, on, tmp_path):
+    experiment = {
+        "data": {"name": "digits", "clients": 3, "val_share": share},
+        "model": "softmax",
+        "strategy": {"name": "fedprox", "participants": 2, "mu": 0.0, "local": {"steps": 1}},
+        "stop": {"rounds": 2},
+        "record": {"report": False},
+    }
+    result = fedsim.run(experiment, out=tmp_path)
+    drawn = figures.draw_all(result.path)
+    assert f"<!-- {on} accuracy -->" in drawn["curves"].with_suffix(".svg").read_text()
+    page = fedsim.report(result.path).read_text()
+    assert ("final validation accuracy" in page) is (share > 0)
+    assert ("looked at when the run was over" in page) is (share > 0)
+    if share:
+        assert f"{result.summary['test_accuracy']:.2%}" in page

@@ -284,6 +284,9 @@ def test_what_cannot_go_on_is_refused(tmp_path: Path, whole: fedsim.Result) -> N
     assert resumed(tmp_path).endswith("holds no run: there is no experiment.yaml in it")
     assert "has ended; there is nothing to go on with; let it be longer" in resumed(whole.path)
     assert "--extend: rounds=50: must say by how much" in resumed(whole.path, "--extend", "rounds=50")
+    assert "extend.rounds: 0.5: must be a whole number above 0" in resumed(
+        whole.path, "--extend", "rounds=+0.5"
+    )
     assert "extend: sim_time_s: is not among what ends this run" in resumed(
         whole.path, "--extend", "sim_time_s=+5"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -142,6 +143,55 @@ def test_an_equal_budget_leaves_away_what_came_after_it():
     assert at_updates.here[0] == pytest.approx((0.2 + 0.3) / 2 - (0.2 + 0.35) / 2)
 
 
+@pytest.mark.parametrize(("there", "seeds"), [((), "0 of 3"), ((2,), "0 of 3"), ((1, 2, 3), "0 of 3")])
+def test_what_broke_in_a_hard_world_is_not_better_for_it(there, seeds):
+    """In both worlds a is 0.1 below b; in the hard one it broke, but for some seeds."""
+    worlds = {"easy": {"a": 0.8, "b": 0.9}, "hard": {"a": 0.4, "b": 0.5}}
+    runs = [
+        replace(ran([0, end], seed, method), settings={"method": method, "world": world, "seed": seed})
+        for seed in (1, 2, 3)
+        for world, ends in worlds.items()
+        for method, end in ends.items()
+        if (method, world) != ("a", "hard") or seed in there
+    ]
+    [found] = findings([claim()], runs)
+    assert (found.verdict, found.seeds) == (NOT, seeds)
+    assert found.here == pytest.approx((-0.1, -0.1, -0.1))
+
+
+def test_a_pair_may_differ_in_what_was_tuned():
+    runs = [
+        replace(
+            ran([0, end], seed, method), settings={"method": method, "strategy.local.lr": rate, "seed": seed}
+        )
+        for seed in (1, 2, 3)
+        for method, end, rate in (("a", 0.8, 0.1), ("b", 0.5, 0.2))
+    ]
+    [found] = findings([claim()], runs, tuned=["strategy.local.lr"])
+    assert (found.verdict, found.seeds) == (HOLDS, "3 of 3")
+
+
+def test_what_whole_runs_cost_is_compared_as_a_ratio_too():
+    """Two rounds of 1 MB against four."""
+    [found] = findings(
+        [claim(metric="bytes", by=2)],
+        [
+            ran([0.0] * (rounds + 1), seed, name)
+            for name, rounds in (("a", 2), ("b", 4))
+            for seed in (1, 2, 3)
+        ],
+    )
+    assert (shown(found), found.verdict) == ("2 times [2, 2]", HOLDS)
+
+
+def test_an_equal_budget_may_be_one_of_energy():
+    """Three rounds of a cost 2 J each; b spends 4 J in two rounds: of a, what came in those two counts."""
+    runs = [ran([0, 0.5, 0.6, 0.9], seed, "a", joules=6.0) for seed in (1, 2, 3)]
+    runs += [ran([0, 0.5, 0.5], seed, "b", joules=4.0) for seed in (1, 2, 3)]
+    [found] = findings([claim(equal="energy")], runs)
+    assert found.here == pytest.approx((0.1, 0.1, 0.1))
+
+
 @pytest.mark.parametrize(
     ("asked", "value"),
     [
@@ -271,6 +321,18 @@ def test_a_study_with_claims_that_is_written_down_can_be_read_again(tmp_path):
         (
             "{better: [a], worse: [b], target: {accuracy: 1}, by: 0}",
             "by: 0.0: is a factor here, and must be greater",
+        ),
+        (
+            "{better: [a], worse: [b], metric: bytes, share: 0.2}",
+            "claims.0.share: 0.2: is about what was measured, and here it is a cost that counts",
+        ),
+        (
+            "{better: [a], worse: [b], target: {accuracy: 1}, equal: bytes}",
+            "claims.0.equal: bytes: is about what was measured",
+        ),
+        (
+            "{better: [a], worse: [b], target: {accuracy: 1, loss: 2}}",
+            "claims.0.target: {'accuracy': 1, 'loss': 2}: must be one metric and its value",
         ),
         ("{better: [a], worse: [b], equal: steps}", "claims.0.equal: steps: must be "),
     ],

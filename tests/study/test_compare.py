@@ -21,6 +21,7 @@ from fedsim.cli.app import app
 from fedsim.errors import ConfigError
 from fedsim.study.compare import Comparison, compare
 from fedsim.study.figure import band, held
+from fedsim.study.figure import draw as figure
 from fedsim.study.interval import mean
 from fedsim.study.page import Shown, page, write
 from fedsim.study.ran import Ran
@@ -232,6 +233,17 @@ def test_a_table_for_programs(two):
     assert (second["rounds"], second["rounds_low"], second["final_low"]) == ("", "", "")
 
 
+def test_a_table_for_programs_has_units_of_one():
+    """A round takes 2.5 s, 3 MB and 4,000 gradients; the whole run has two rounds, and 6 J."""
+    group = [ran([0.1, 0.6, 0.7], time_us=2_500_000, size=3 * 10**6, work=4000)]
+    group = [replace(one, summary={"wasted_samples": 500.0}) for one in group]
+    asked = {"axes": ["sim_time", "bytes", "gradients", "updates"], "totals": ["bytes", "energy", "wasted"]}
+    [row] = csv.DictReader(io.StringIO(as_csv(compare(group, target=0.5, **asked))))
+    names = ["sim_time_s", "bytes", "gradients", "updates"]
+    names += ["bytes_in_all", "joules_in_all", "wasted_gradients_in_all"]
+    assert [float(row[name]) for name in names] == [2.5, 3e6, 4e3, 2, 6e6, 6.0, 500.0]
+
+
 # what runs really leave
 
 
@@ -323,6 +335,15 @@ def test_the_command_prints_the_table_and_says_where_the_rest_is(folder, tmp_pat
     )
 
 
+@pytest.mark.parametrize(
+    "target", ["accuracy=nan", "accuracy=inf", "=0.9", "accuracy", "accuracy=", "accuracy=true"]
+)
+def test_a_target_is_a_metric_and_a_number(target, folder):
+    done = CliRunner().invoke(app, ["compare", str(folder), "--target", target])
+    assert done.exit_code == 2
+    assert done.output == f"--target: {target}: must be METRIC=NUMBER, such as accuracy=0.9\n"
+
+
 def test_names_are_written_as_text(tmp_path):
     evil = compare([ran([0, 1.0], method="<script>alert(1)</script>")])
     assert page(evil).count("<script>") == 1  # our own, which sorts tables
@@ -381,6 +402,12 @@ def test_the_worst_clients_are_those_that_do_worst_on_what_they_hold_out(tmp_pat
         ("client_accuracy_worst_decile", True),
         ("personal_accuracy_mean", True),
         ("tuned_accuracy", True),
+        ("macro_f1", True),
+        ("top_k", True),
+        ("top_k_3", True),
+        ("client_top_k_worst_decile", True),
+        ("binary_recall", True),
+        ("perplexity", False),
         ("personal_accuracy_gini", False),
         ("personal_loss_mean", False),
         ("loss", False),
@@ -391,6 +418,59 @@ def test_what_is_better_the_more_of_it_there_is(metric, rising):
     [row] = compare([ran(values, metric=metric)], metric=metric, target=0.5).rows()
     assert row.best[0] == (0.6 if rising else 0.2)
     assert row.costs["rounds"][0] == (1 if rising else 0)
+
+
+def test_a_study_says_whether_more_of_an_own_metric_is_better():
+    curve = ran([0.2, 0.6, 0.4], metric="kappa")
+    [row] = compare([curve], metric="kappa", target=0.5, higher=True).rows()
+    assert (row.best[0], row.costs["rounds"][0]) == (0.6, 1)
+
+
+def test_a_run_that_never_measured_a_number_is_left_out():
+    found = compare([ran([math.nan, math.nan], method="a"), ran([0.1, 0.2], method="b")], metric="accuracy")
+    assert [row.name for row in found.rows()] == ["b"]
+    assert found.notes == ["left out, as accuracy was not measured: a-1"]
+
+
+def test_a_mean_is_drawn_only_where_all_runs_had_been_evaluated():
+    """The runs of gap are evaluated from 0 to 1 s, and from 3 to 4 s; that of single once, at the start."""
+    late = ran([0.5, 0.45], 2, "gap")
+    late = replace(late, metrics={**late.metrics, "time_us": late.metrics["time_us"] + 3_000_000})
+    groups = [ran([0.3, 0.4], 1, "gap"), late, ran([0.8], method="single"), ran([0.5, 0.6], method="line")]
+    [panel] = figure(compare(groups, axes=["sim_time"])).axes
+    gap, single, line = panel.get_lines()[:3]
+    assert (gap.get_xydata().tolist(), single.get_xydata().tolist()) == (
+        [[1.0, 0.4], [4.0, 0.45]],
+        [[0.0, 0.8]],
+    )
+    assert {gap.get_marker(), single.get_marker()} == {"o"}
+    assert (line.get_xdata()[0], line.get_xdata()[-1], line.get_marker()) == (0.0, 1.0, "None")
+
+
+def test_totals_are_those_of_the_whole_run():
+    """Two rounds of 1 MB and 1,000 gradients; the run ended half a round, 0.5 MB and 250 gradients later."""
+    whole = ran([0.1, 0.2, 0.3])
+    more = {"bytes_up": 2_500_000, "work_samples": 2250.0, "wasted_samples": 250.0, "sim_time_s": 2.5}
+    whole = replace(whole, summary=more)
+    found = {cost: whole.total(cost) for cost in (*AXES, "wasted")}
+    assert found == {
+        "rounds": 2.0,
+        "sim_time": 2.0,
+        "bytes": 2.5,
+        "gradients": 2.25,
+        "energy": 6.0,
+        "wasted": 0.25,
+    }
+    # 6 J in 2.5 s: 2.4 J in the first second, in which the target was reached.
+    [row] = compare([whole], target=0.2, axes=["energy"]).rows()
+    assert row.costs["energy"][0] == pytest.approx(2.4)
+
+
+def test_a_server_without_a_battery_does_not_hide_what_clients_spend():
+    whole = ran([0.1, 0.2])
+    nodes = {**whole.nodes, "joules": np.array([2.0, 3.0, math.nan])}
+    assert replace(whole, nodes=nodes).total("energy") == 5.0
+    assert math.isnan(replace(whole, nodes={**nodes, "joules": np.full(3, math.nan)}).total("energy"))
 
 
 def test_the_worst_tenth_is_that_of_the_models_that_clients_use():

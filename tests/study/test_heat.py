@@ -101,6 +101,37 @@ def test_whoever_never_comes_to_a_target_is_told_apart_from_nothing():
     heat.draw(found)
 
 
+def test_most_seeds_decide_where_some_never_come_to_a_target():
+    """To 0.55, a and b come in the first seed, after a round each; in the other two one of them alone."""
+    ends = {
+        ("10", "0.2"): {"a": [0.6, 0.6, 0.6], "b": [0.6, 0.5, 0.5]},
+        ("10", "1"): {"a": [0.6, 0.5, 0.5], "b": [0.6, 0.6, 0.6]},
+        ("80", "0.2"): {"a": [0.6, 0.6, 0.6], "b": [0.6, 0.6, 0.5]},
+    }
+    found = heat.heat(asked(better=["a"], worse=["b"], target={"accuracy": 0.55}), some(ends))
+    assert heat.table(found)[1] == [
+        ["10", "∞ in 2 of 3", "−∞ in 2 of 3"],
+        ["80", "1 times [1, 1] in 2 of 3", "–"],
+    ]
+    figure = heat.draw(found)
+    assert [one.get_text() for one in figure.axes[0].texts] == ["∞", "−∞", "1", "–"]
+    norm, _ = heat._colours(found)
+    shades = [heat._shade(found, ("", "10", share), norm) for share in ("0.2", "1")]
+    assert shades == [norm.vmax, norm.vmin]
+
+
+def test_two_seeds_make_nothing_bold():
+    ends = {
+        ("10", "0.2"): {"a": [0.6, 0.7], "b": [0.5, 0.5]},
+        ("80", "0.2"): {"a": [0.6] * 3, "b": [0.5] * 3},
+    }
+    figure = heat.draw(heat.heat(asked(better=["a"], worse=["b"]), some(ends)))
+    assert [(one.get_text(), one.get_weight()) for one in figure.axes[0].texts] == [
+        ("+0.15", "normal"),
+        ("+0.1", "bold"),
+    ]
+
+
 def test_a_third_setting_makes_panels_and_empty_cells_stay_empty():
     runs = [
         replace(one, settings={**one.settings, "sf": sf})
@@ -185,7 +216,7 @@ def test_a_sweep_leaves_a_map_and_a_page_shows_it(tmp_path):
     file, again = fedsim.reproduce(str(tmp_path / "ours.yaml"), **{**asked, "out": tmp_path / "alone"})
     assert not any(one.new for one in again)
     assert "](s.png)" not in file.read_text()
-    assert {one.name for one in file.parent.iterdir()} == {"ours.md", "s-map.png"}
+    assert {one.name for one in file.parent.iterdir()} == {"ours-quick.md", "s-map.png"}
 
 
 @pytest.mark.parametrize(

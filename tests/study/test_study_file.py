@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fedsim.errors import ConfigError
 from fedsim.running.build import prepare
+from fedsim.study.asked import is_meant
 from fedsim.study.file import Point, dump, load
 
 BASE = {
@@ -52,6 +53,48 @@ def test_lists_are_combined_each_with_each_and_what_is_zipped_goes_in_step():
 def test_there_are_as_many_runs_as_combinations(vary):
     found = [tuple(point.settings.values()) for point in load(study(vary=vary)).points()]
     assert found == list(itertools.product(*vary.values()))
+
+
+def test_what_the_command_sets_holds_for_all_runs_whatever_the_study_says():
+    methods = {"plain": {"strategy": {"name": "fedavg", "participants": 2}}, "few": {"stop.rounds": 3}}
+    worlds = {"w": {"data.clients": 6}}
+    said = study(set={"stop.rounds": 2}, methods=methods, worlds=worlds, vary={"seed": [1, 2]})
+    more = {"stop.rounds": "7", "strategy.participants": "5", "data.clients": "8"}
+    plan = load(said, more)
+    found = [plan.experiment(point) for point in plan.points()]
+    assert [(one.stop.rounds, one.data.clients, one.strategy.params["participants"]) for one in found] == [
+        (7, 8, 5)
+    ] * 4
+    assert [one.strategy.name for one in found] == ["fedavg", "fedavg", "fedprox", "fedprox"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"vary": {"seed": [1, 2]}}, "varies"),
+        ({"vary": {"zip": {"seed": [1, 2], "data.clients": [4, 5]}}}, "varies"),
+        ({"tune": {"seed": [1, 2]}}, "tunes"),
+    ],
+)
+def test_what_differs_between_the_runs_cannot_be_set_for_all(more, said):
+    with pytest.raises(ConfigError, match=rf"^--set seed=3: seed: is what the study {said}, "):
+        load(study(**more), {"seed": "3"})
+
+
+@given(st.sampled_from(["/data/run #3", "0123", "null", "a: b", "[", "'", '"', "\\", " x ", "é"]))
+def test_text_of_a_study_is_text(text):
+    for said in ({"set": {"data.root": text}}, {"vary": {"data.root": [text]}}):
+        plan = load(study(**said))
+        assert plan.experiment(plan.points()[0]).data.root == text
+
+
+def test_null_chooses_null_alone():
+    assert [is_meant(value, None) for value in (None, 5, "x", {"name": "ring"})] == [
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_nothing_that_varies_is_one_run():
@@ -146,6 +189,38 @@ def test_what_is_written_down_can_be_read_again(tmp_path):
         (
             "tune: {strategy.local.lr: [0.1]}\nvary: {seed: [0, 1]}",
             "s.yaml:1: tune_seed: 0: is one of the seeds that are compared, which would favour what was tuned with it",
+        ),
+        ("tune: {strategy.local.lr: [0.1]}", "s.yaml:1: tune_seed: 0: is one of the seeds that are compared"),
+        (
+            "tune: {strategy.local.lr: [0.1]}\nvary: {zip: {seed: [0, 1], data.clients: [3, 4]}}",
+            "s.yaml:1: tune_seed: 0: is one of the seeds that are compared",
+        ),
+        (
+            "name: ../out",
+            "s.yaml:2: name: ../out: may only contain letters, digits, dots, dashes and underscores",
+        ),
+        (
+            "compare: {target: {accuracy: 0.8, loss: 1}}",
+            "s.yaml:2: compare.target: {'accuracy': 0.8, 'loss': 1}: must be one metric and its value",
+        ),
+        ("compare: {x: []}", "s.yaml:2: compare.x: []: must have a length of at least 1, not 0"),
+        ("tune_by: {metric: bytes, last: 3}", "s.yaml:2: tune_by.last: 3: is about what was measured"),
+        ("name: ''", "s.yaml:2: name: : may only contain letters"),
+        (
+            "vary: {seed: [1, 2], zip: {seed: [1, 2]}}",
+            "s.yaml:2: vary.seed: [1, 2]: is below zip, too; give it once",
+        ),
+        (
+            "vary: {zip: {seed: [1, 2, 1], data.clients: [3, 3, 3]}}",
+            "s.yaml:2: vary.zip: [1, 3]: is there twice; a run that counts twice makes intervals too narrow",
+        ),
+        (
+            "vary: {seed: [1, 2]}\nmethods: {a: {seed: 5}}",
+            "s.yaml:3: methods.a: seed: is what the study varies, which counts",
+        ),
+        (
+            "tune: {strategy.local.lr: [0.1]}\nvary: {seed: [1]}\nset: {strategy.local.lr: 0.2}",
+            "s.yaml:4: set: strategy.local.lr: is what the study tunes, which counts",
         ),
         ("methods: {a: {}}\ncompare: {baseline: b}", "s.yaml:3: compare.baseline: b: is no method"),
         ("compare: {x: [round]}", "s.yaml:2: compare.x.0: round: must be "),

@@ -19,6 +19,7 @@ from fedsim.cli.app import app
 from fedsim.errors import ConfigError, RunError
 from fedsim.study.file import load
 from fedsim.study.kept import DONE, FAILED, finished, stopped
+from fedsim.study.results import runs
 from fedsim.study.sweep import only_of, sweep
 
 BASE = {
@@ -189,6 +190,31 @@ def test_a_timing_only_run_is_not_the_same_run(tmp_path):
     assert finished(tmp_path, experiment) == path
     (path / "summary.json").unlink()
     assert finished(tmp_path, experiment) is None
+
+
+def test_none_of_several_timing_only_runs_is_the_same_run(tmp_path):
+    for _ in range(2):
+        fedsim.run(BASE, out=tmp_path, timing_only=True)
+    assert len(list(tmp_path.glob("*-timing*"))) == 2
+    assert finished(tmp_path, fedsim.load(BASE)) is None
+
+
+def test_a_run_that_was_let_run_longer_is_none_of_the_study_any_more(tmp_path):
+    study = {**STUDY, "vary": {"seed": [1, 2]}}
+    first, second = fedsim.sweep(study, out=tmp_path)
+    fedsim.resume(first.folder, extend={"rounds": 2})
+    rounds = [int(run.total("rounds")) for run in runs(first.folder.parent)]
+    assert sorted(rounds) == [1, 3]
+    assert (
+        f"went on for longer than when they began: {first.folder.name}"
+        in fedsim.compare(first.folder.parent).notes
+    )
+    again = fedsim.sweep(study, out=tmp_path)
+    assert [(one.new, one.folder == old.folder) for one, old in zip(again, (first, second), strict=True)] == [
+        (True, False),
+        (False, True),
+    ]
+    assert [run.total("rounds") for run in runs(first.folder.parent)] == [1, 1]
 
 
 def test_a_kill_loses_what_was_under_way_and_nothing_else(tmp_path):
