@@ -111,6 +111,8 @@ def backbone(
         sites.nodes[site]["name"] = net.names.get(label, label)
     for a, b, data in sites.edges(data=True):
         if "latency_ms" not in data:
+            if net.places and not places and net.geographic is not False:
+                check_places(path, net.places, "path")
             data["latency_ms"] = _length(path, labels[a], labels[b], places) * us_per_km / 1000
         data.setdefault("mbps", mbps) if mbps is not None else None
     how: dict[str, Any] = {"spread": spread, "server": server, "clients_per_site": clients_per_site}

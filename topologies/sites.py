@@ -8,6 +8,7 @@ their own site and at the neighbouring ones; sites without peers are passed thro
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import networkx as nx
@@ -44,16 +45,21 @@ def distance_km(a: tuple[float, float], b: tuple[float, float]) -> float:
     return 2 * EARTH_KM * math.asin(math.sqrt(min(1.0, half)))
 
 
-def check_places(name: str, places: dict[str, tuple[float, float]]) -> None:
+def check_places(name: str, places: Mapping[str, tuple[float, float]], key: str = "key") -> None:
     """Refuse a network whose coordinates are none on Earth: its kilometres would be of nowhere.
 
+    Args:
+        name: the network's, or its file's.
+        places: longitude and latitude of each site.
+        key: what gives the name.
+
     Raises:
-        BadValue: with the key ``key``.
+        BadValue: naming the first such site.
     """
     for label, (east, north) in places.items():
         if not (abs(north) <= 90 and abs(east) <= 360):
             rule = f"puts {label} at latitude {north:g}, longitude {east:g}, which is nowhere on Earth"
-            raise BadValue("key", name, rule, "its coordinates are those of a picture; take another network")
+            raise BadValue(key, name, rule, "its coordinates are those of a picture; take another network")
 
 
 def attach(

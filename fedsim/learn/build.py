@@ -270,6 +270,18 @@ def make_task(experiment: Experiment, dataset: Dataset, notes: list[str] | None 
 
 def make_loss(experiment: Experiment, dataset: Dataset) -> Loss:
     """Return the loss that the experiment names, or the dataset's own, and refuse one that its targets do not fit."""
+    loss = _named_loss(experiment, dataset)
+    with experiment.blame("data"):
+        for key, y in (("y", dataset.y), ("y_test", dataset.y_test)):
+            if loss.function is bce:
+                check_shares(key, y)
+            if loss.ignored is not None and not bool((y != loss.ignored).any()):
+                rule = f"there is nothing but padding, the label {loss.ignored}, and so nothing to learn or to measure"
+                raise BadValue(key, MISSING, rule)
+    return loss
+
+
+def _named_loss(experiment: Experiment, dataset: Dataset) -> Loss:
     block, labels = experiment.loss, dataset.classes > 0 and not dataset.y.is_floating_point()
     if block is None:
         return loss_of(dataset.loss, labels=labels)
@@ -281,10 +293,6 @@ def make_loss(experiment: Experiment, dataset: Dataset) -> Loss:
         if loss.known and loss.function is not cross_entropy and labels:
             rule = f"needs numbers to predict, and {dataset.name} has labels"
             raise BadValue("name", block.name, rule, "take cross_entropy")
-    if loss.function is bce:
-        with experiment.blame("data"):
-            check_shares("y", dataset.y)
-            check_shares("y_test", dataset.y_test)
     return loss
 
 

@@ -188,6 +188,9 @@ def test_a_file_has_lengths_where_it_has_no_latencies(tmp_path):
     path.write_text(ZOO.replace(" latency_ms 3", "").replace("Latitude 0.0 ] edge", "] edge"))
     with pytest.raises(BadValue, match="link 1 - 2 has no latency, and its ends no latitude and longitude"):
         backbone(4, path=str(path), servers=1, seed=0)
+    path.write_text(ZOO.replace("Latitude 0.0 ] edge", "Latitude 248 ] edge"))
+    with pytest.raises(BadValue, match=r"path: .*: puts 2 at latitude 248, longitude 2, which is nowhere"):
+        backbone(4, path=str(path), servers=1, seed=0)
 
 
 BASE = {

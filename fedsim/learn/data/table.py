@@ -51,7 +51,8 @@ def table(
             row names the columns.
         label: the column to be predicted: whole numbers or text are classes, other numbers are targets.
         features: the columns that are inputs, in this order; null is all but the label and the group.
-        group: the column that says whose a row is, for ``partition: natural``.
+        group: the column that says whose a row is, for ``partition: natural``; where the second file has it, too, it
+            says whose test a row is.
         types: columns that are not what they look like, as number or category: ``{postcode: category}``; a label of
             whole numbers that is to be predicted as a number is ``number``.
         standardise: whether to subtract the training rows' mean from each column of numbers, and divide by their
@@ -94,9 +95,11 @@ def table(
     if kinds.get(label) == "category":
         _require_alike(known, label, [column.dtype.kind for column in labels])
     labels = [_label(values, label, kinds.get(label)) for values in labels]
-    groups = known[0].column(group) if group else None
-    parts = [Samples(x, y) for x, y in zip(inputs, labels, strict=True)]
-    train, test = parts[0]._replace(groups=groups), parts[1] if parts[1:] else None
+    groups = [one.column(group) if group in one.names else None for one in known]
+    if group and groups[-1] is not None:
+        _require_alike(known, group, [values.dtype.kind for values in groups if values is not None])
+    parts = [Samples(x, y, whose) for x, y, whose in zip(inputs, labels, groups, strict=True)]
+    train, test = parts[0], parts[1] if parts[1:] else None
     made = dataset(Path(path).stem, train, test, test_share=test_share, seed=seed)
     return _standardised(made, numbers) if standardise else made
 

@@ -237,6 +237,16 @@ CASES = {
         {"data": TOKENS, "model": {"name": "transformer", "words": 12, "width": 8}},
         r"transformer: does not fit d \(samples of shape \(2,\), whole numbers from -1 to 8\): IndexError",
     ),
+    "a test of padding alone": (
+        {"d.npz": npz(**(EVEN | {"y": WORDS, "x_test": WORDS, "y_test": np.full((40, 2), -100)}))},
+        {"data": TOKENS, "model": "gru"},
+        r"data\.y_test: there is nothing but padding, the label -100, and so nothing to learn or to measure",
+    ),
+    "labels that the loss takes for padding": (
+        {"d.npz": npz(y=np.ones(10, int))},
+        {"data": ARRAYS, "loss": {"name": "cross_entropy", "ignore_index": 1}},
+        r"data\.y: there is nothing but padding, the label 1,",
+    ),
     "targets that are no shares": (
         {"d.npz": npz(y=np.where(np.arange(20).reshape(10, 2) == 9, 3.0, 1.0))},
         {"data": ARRAYS, "model": f"{HERE}:Two", "loss": "bce"},

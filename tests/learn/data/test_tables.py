@@ -101,6 +101,16 @@ def test_a_test_of_another_kind_than_training_is_refused(csv, train, test, given
     assert words in str(refusal("table", label="y", **paths, **given))
 
 
+def test_the_test_says_whose_its_rows_are_where_it_can(csv):
+    path = csv("a,who,y", "1,v,0", "2,u,1", "3,v,1")
+    given = {"path": path, "label": "y", "group": "who", "features": ["a"]}
+    data = make("table", test_path=csv("a,who,y", "5,u,0", "6,w,1", "7,v,1", name="t.csv"), **given)
+    # u is 0 and v is 1; of w there is nothing in training
+    assert (data.groups.tolist(), data.test_groups.tolist()) == ([1, 0, 1], [0, -1, 1])
+    data = make("table", test_path=csv("a,y", "5,0", name="t.csv"), **given)
+    assert (data.groups.tolist(), data.test_groups) == ([1, 0, 1], None)
+
+
 def test_decimals_are_numbers_and_bytes_are_text(tmp_path):
     arrow, parquet = library("pyarrow"), library("pyarrow.parquet")
     held = {
