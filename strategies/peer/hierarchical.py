@@ -38,8 +38,9 @@ class Hierarchical(PeerStrategy):
         local: the local training of a round.
         edges: how many edge servers there are.
         cloud_every: how many averages at the edge there are for each in the cloud, κ2.
-        timeout_s: how long to wait for the models of a round, in seconds; who is not heard in time is left out, and who
-            hears nothing goes on with its own model. None waits for all.
+        timeout_s: how long to wait for the models of a round, in seconds; who is not heard in time is left out, a
+            client that hears nothing goes on with its own model, and a server with the next round that it hears of.
+            None waits for all.
     """
 
     def __init__(
