@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from fedsim.spec.yamlfile import flat
 from fedsim.spec.yamlfile import read as read_yaml
 from fedsim.study.file import Point
 from fedsim.study.kept import DONE, FAILED, POINTS
-from fedsim.study.ran import Ran, ran, setting
+from fedsim.study.ran import Ran, ran, rest, setting
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -65,12 +66,31 @@ def found(*folders: str | Path) -> tuple[list[Ran], list[str]]:
                 why = problem.rule if problem.key == "runs" else f"its settings cannot be read ({problem})"
             if why is not None:
                 left.setdefault(f"{how}, as {why}", []).append(one.name)
+    whole, twice = _once(whole)
+    if twice:
+        left["left out, as the same run is there already"] = twice
     notes = [f"{why}: {', '.join(names)}" for why, names in left.items()]
     if not whole:
         shown = ", ".join(map(str, folders))
         hint = "; ".join(notes) or "fedsim run or fedsim sweep makes some"
         raise ConfigError([Problem("runs", shown, "there is no finished run", hint)])
     return whole, notes
+
+
+def _once(runs: Sequence[Ran]) -> tuple[list[Ran], list[str]]:
+    """Return each run once, and the names of others of the same experiment that came to the same, bit for bit."""
+    places = list({one.path.resolve(): one for one in runs}.values())
+    known: set[str] = set()
+    kept, twice = [], []
+    for one in places:
+        experiment = re.sub(r"(-[0-9a-f]{8}(-timing)?)-\d+$", r"\1", one.path.name)
+        what = f"{experiment} {one.summary.get('run_hash') or one.path.resolve()} {rest(one, ())}"
+        if what in known:
+            twice.append(one.path.name)
+        else:
+            known.add(what)
+            kept.append(one)
+    return kept, twice
 
 
 def remarks(runs: Sequence[Ran], by: str) -> list[str]:

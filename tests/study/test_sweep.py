@@ -217,6 +217,17 @@ def test_a_run_that_was_let_run_longer_is_none_of_the_study_any_more(tmp_path):
     assert [run.total("rounds") for run in runs(first.folder.parent)] == [1, 1]
 
 
+def test_a_run_counts_once(tmp_path):
+    first, again = (fedsim.run({**BASE, "seed": 1}, out=tmp_path).path for _ in range(2))
+    other = fedsim.run({**BASE, "seed": 2}, out=tmp_path).path
+    found = fedsim.compare(tmp_path, tmp_path, first)
+    assert [row.runs for row in found.rows()] == [2]
+    assert [one.path.name for group in found.groups.values() for one in group] == sorted(
+        [first.name, other.name]
+    )
+    assert f"left out, as the same run is there already: {again.name}" in found.notes
+
+
 def test_a_kill_loses_what_was_under_way_and_nothing_else(tmp_path):
     study = {**STUDY, "vary": {"seed": list(range(1, 60))}}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
