@@ -284,11 +284,13 @@ def test_what_cannot_go_on_is_refused(tmp_path: Path, whole: fedsim.Result) -> N
     assert resumed(tmp_path).endswith("holds no run: there is no experiment.yaml in it")
     assert "has ended; there is nothing to go on with; let it be longer" in resumed(whole.path)
     assert "--extend: rounds=50: must say by how much" in resumed(whole.path, "--extend", "rounds=50")
-    assert "extend: sim_time_s: is not among what ends this run; extend rounds" == resumed(
-        whole.path, "--extend", "sim_time_s=+5"
+    assert (
+        resumed(whole.path, "--extend", "sim_time_s=+5")
+        == "extend: sim_time_s: is not among what ends this run; extend rounds"
     )
-    assert "extend: rounds=+2.5: must be a whole number of rounds" == resumed(
-        whole.path, "--extend", "rounds=+2.5"
+    assert (
+        resumed(whole.path, "--extend", "rounds=+2.5")
+        == "extend: rounds=+2.5: must be a whole number of rounds"
     )
 
 
