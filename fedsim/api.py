@@ -275,7 +275,10 @@ def _longer(experiment: Experiment, key: str, more: float) -> float:
         rule, hint = "an app's own code says how many rounds it has", "begin it anew, as with --run-config"
         raise BadValue("extend", key, rule, hint)
     if key not in ("rounds", "sim_time_s") or now is None:
-        raise BadValue("extend", key, "is not among what ends this run", "extend rounds or sim_time_s")
+        ends = [name for name in ("rounds", "sim_time_s") if getattr(experiment.stop, name, None) is not None]
+        raise BadValue(
+            "extend", key, "is not among what ends this run", f"extend {' or '.join(ends)}" * bool(ends)
+        )
     if not more > 0 or (key == "rounds" and more % 1):
         rule = "must be a whole number above 0" if key == "rounds" else "must be above 0"
         raise BadValue(f"extend.{key}", more, rule)

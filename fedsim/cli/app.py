@@ -24,6 +24,7 @@ from fedsim.cli import trace as tracecli
 from fedsim.cli.options import StoreOf, StoreSize
 from fedsim.errors import ConfigError, Problem, did_you_mean
 from fedsim.machine import keep_freed_memory
+from fedsim.running import signals
 from fedsim.running.garbage import over, settled
 from fedsim.running.shown import also_live, shown
 from fedsim.version import __version__
@@ -59,6 +60,7 @@ def main() -> None:
         with settled():  # libraries make a million objects while they are loaded, and none of them is garbage
             app()
     except SystemExit as end:
+        signals.leave_at_once()
         sys.exit(output.judged(end.code, streams, wanted=_asks_for_text(sys.argv[1:])))
     finally:
         over()

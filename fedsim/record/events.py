@@ -18,6 +18,9 @@ UNITS = {
     "delay": "us",
 }
 
+Told = tuple[int, int, tuple[int, int], str]
+"""Time, round, the nodes that had to do with it, and what happened."""
+
 LEAST_DIGITS = 8
 """No identity is written with fewer digits."""
 
@@ -41,12 +44,31 @@ def happened(
         to_s: not after; None is the end.
 
     Raises:
-        BadValue: if the folder holds no record, or one without events.
+        BadValue: if the folder holds no record, one without events, or nothing of what is asked for.
     """
+    told = _told(run)
+    chosen = [
+        (time_us / 1e6, of, text)
+        for time_us, of, nodes, text in told
+        if round in (None, of)
+        and (node is None or node in nodes)
+        and (from_s is None or time_us / 1e6 >= from_s)
+        and (to_s is None or time_us / 1e6 <= to_s)
+    ]
+    if not chosen:
+        asked = {"round": round, "node": node, "from-s": from_s, "to-s": to_s}
+        given = ", ".join(f"{name} {value}" for name, value in asked.items() if value is not None)
+        raise BadValue("show", given, f"nothing has happened there: the run has {_extent(told)}")
+    for time_s, of, text in chosen:
+        yield f"{time_s:14.6f} s  {f'round {of}' if of >= 0 else '':<10}  {text}"
+
+
+def _told(run: str | Path) -> list[Told]:
+    """Return all that happened in a run and was measured, in the order of simulated time."""
     events, metrics, jobs = (read(run, table) for table in ("events", "metrics", "jobs"))
     if not len(events["time_us"]) and not len(jobs["time_us"]):
         raise BadValue("run", str(run), "has recorded no events", "set record.events to true")
-    told = [
+    told: list[Told] = [
         (time_us, of, (own, peer), told_of(kind, own, peer, size, of))
         for time_us, kind, own, peer, size, of in _rows(events)
     ]
@@ -55,11 +77,21 @@ def happened(
     digits = enough(jobs["identity"].tolist())
     for time_us, identity, own, of, _ in _rows(jobs):
         told.append((time_us, of, (own, own), f"node {own}: job {identity[:digits]}"))
-    for time_us, of, nodes, text in sorted(told, key=lambda one: one[0]):
-        time_s = time_us / 1e6
-        early, late = from_s is not None and time_s < from_s, to_s is not None and time_s > to_s
-        if round in (None, of) and (node is None or node in nodes) and not (early or late):
-            yield f"{time_s:14.6f} s  {f'round {of}' if of >= 0 else '':<10}  {text}"
+    return sorted(told, key=lambda one: one[0])
+
+
+def _extent(told: Sequence[Told]) -> str:
+    """Return from when to when something happened, in words.
+
+    >>> _extent([(0, 0, (-1, -1), ""), (1_500_000, 2, (3, 4), "")])
+    'rounds 0 to 2 and nodes 3 to 4, from 0 s to 1.5 s'
+    """
+    rounds = [of for _, of, _, _ in told if of >= 0]
+    nodes = [one for _, _, both, _ in told for one in both if one >= 0]
+    spans = [
+        f"{name} {min(one)} to {max(one)}" for name, one in (("rounds", rounds), ("nodes", nodes)) if one
+    ]
+    return f"{' and '.join(spans)}, from {told[0][0] / 1e6:.6g} s to {told[-1][0] / 1e6:.6g} s"
 
 
 def _rows(table: Table) -> Iterator[tuple[Any, ...]]:

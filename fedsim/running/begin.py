@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.beside import place
-from fedsim.errors import MISSING, BadValue, ConfigError, Problem, RunError, short
+from fedsim.errors import MISSING, BadValue, ConfigError, DiskError, Problem, RunError, short
 from fedsim.learn.book import Book
 from fedsim.learn.engines.device import find_device
 from fedsim.learn.identity import FORMAT
@@ -209,6 +209,9 @@ def _kept(path: Path, experiment: Experiment, began: float, setup: Setup) -> Ite
     try:
         with ending.early():
             yield ending
+    except DiskError as error:  # once there is room again
+        error.go_on = f"fedsim resume {path}"  # type: ignore[attr-defined]
+        raise
     finally:
         setup.learner.engine.close()
         garbage.leave(setup.learner.nbytes)

@@ -15,6 +15,12 @@ class Terminated(KeyboardInterrupt):
     exit_code = 128 + signal.SIGTERM
 
 
+def leave_at_once() -> None:
+    """Let Ctrl-C end a process that is about to end anyway: without a word, wherever it is by then."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def terminable() -> Iterator[None]:
     """Let SIGTERM stop what runs inside as Ctrl-C does, unless the program handles it in its own way."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -345,3 +346,19 @@ def test_the_shell_completes_commands():
     )
     assert {"resume", "retime", "report"} <= set(done.stdout.split())
     assert "run" not in done.stdout.split()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals")
+def test_ctrl_c_while_a_command_ends_says_nothing() -> None:
+    """Somebody presses it twice: the second time all is said and saved, and Python is about to leave."""
+    code = (
+        "import atexit, os, signal, sys, time\n"
+        "from fedsim.cli.app import main\n"
+        "atexit.register(lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(60)))\n"
+        "sys.argv = ['fedsim', '--version']\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGINT
+    assert done.stdout.startswith("fedsim ")
+    assert done.stderr == ""

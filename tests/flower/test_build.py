@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from flwr.app import MetricRecord
 from flwr.serverapp.strategy import FedAvg
 from torch.nn.functional import cross_entropy
 
+import fedsim
 from fedsim import api
 from fedsim.errors import ConfigError
 from fedsim.record import read
@@ -356,3 +358,33 @@ def test_too_few_replies_in_a_run_are_said_once(name, text, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert api.run(given, out=tmp_path).summary["rounds"] == 3  # and 6 have replied in each
     assert [text in record.getMessage() for record in caplog.records].count(True) == 1
+
+
+class Drawing(FedAvg):
+    """Keeps what no file can hold."""
+
+    def __init__(self, **more):
+        super().__init__(**more)
+        self.dice = random.Random(3)
+
+
+def test_a_strategy_that_cannot_be_saved_is_refused_only_where_that_was_asked_for(tmp_path, caplog):
+    """The file in a run's folder says every default, and nobody has asked for these."""
+    given = experiment({"name": f"{__name__}:Drawing"}, stop={"rounds": 3}, record={"report": False})
+    refusal = "the strategy Drawing cannot be saved: its attribute dice holds a Random"
+    with pytest.raises(ConfigError, match=refusal):
+        fedsim.run(given, out=tmp_path / "asked", overrides={"record.checkpoint": {"every_rounds": 1}})
+
+    def stop(now):
+        if now.round == 2:
+            raise KeyboardInterrupt
+
+    with caplog.at_level(logging.INFO, "fedsim"):
+        whole = fedsim.run(given, out=tmp_path / "whole")
+        with pytest.raises(KeyboardInterrupt):
+            fedsim.run(given, out=tmp_path / "stopped", progress=stop)
+    assert caplog.text.count(f"this run makes no checkpoints: {refusal}") == 2
+    [folder] = (tmp_path / "stopped").iterdir()
+    assert fedsim.resume(folder).summary["run_hash"] == whole.summary["run_hash"]
+    again = fedsim.run(folder / "experiment.yaml", out=tmp_path / "again")
+    assert again.summary["run_hash"] == whole.summary["run_hash"]

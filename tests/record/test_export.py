@@ -106,6 +106,24 @@ def test_parts_of_a_run_can_be_shown(run: Path) -> None:
     assert done.stdout.splitlines() == list(happened(run, round=1, node=0))
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--round", "3"], "round 3"),
+        (["--node", "7"], "node 7"),
+        (["--from-s", "900"], "from-s 900.0"),
+        (["--from-s", "2", "--to-s", "1"], "from-s 2.0, to-s 1.0"),
+        (["--round", "1", "--node", "7"], "round 1, node 7"),
+    ],
+)
+def test_where_nothing_happened_it_is_said_what_there_is(asked: list[str], said: str, run: Path) -> None:
+    last_us = max(max(read(run, table)["time_us"]) for table in ("events", "metrics", "jobs"))
+    done = CliRunner().invoke(app, ["show", str(run), *asked])
+    has = f"rounds 0 to 2 and nodes 0 to 2, from 0 s to {last_us / 1e6:.6g} s"
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == f"show: {said}: nothing has happened there: the run has {has}\n"
+
+
 def test_a_run_without_events_says_so(tmp_path: Path) -> None:
     path = fedsim.run(GIVEN, out=tmp_path, record__events=False).path
     assert {line.split(": ")[-1].split()[0] for line in happened(path) if "node" in line} >= {"job"}

@@ -128,6 +128,7 @@ def test_a_record_for_which_there_is_no_room_ends_the_run_and_can_be_gone_on_wit
     with pytest.raises(RunError, match=r"record\.sqlite cannot be written") as caught:
         fedsim.run(GIVEN, out=place, progress=at(3, lambda: fill(place, 0)))
     run: Path = caught.value.run_path  # type: ignore[attr-defined]
+    assert caught.value.go_on == f"fedsim resume {run}"  # type: ignore[attr-defined]
     check_whole(run)
     assert max(read(run, "rounds")["round"]) >= 2
     (place / "filler").unlink()

@@ -287,8 +287,9 @@ def test_what_cannot_go_on_is_refused(tmp_path: Path, whole: fedsim.Result) -> N
     assert "extend.rounds: 0.5: must be a whole number above 0" in resumed(
         whole.path, "--extend", "rounds=+0.5"
     )
-    assert "extend: sim_time_s: is not among what ends this run" in resumed(
-        whole.path, "--extend", "sim_time_s=+5"
+    assert (
+        resumed(whole.path, "--extend", "sim_time_s=+5")
+        == "extend: sim_time_s: is not among what ends this run; extend rounds"
     )
 
 

@@ -141,7 +141,7 @@ class Saves:
     Args:
         strategy: any, with what is around it.
         keeper: the run's, or None.
-        experiment: says whether checkpoints were asked for.
+        experiment: says whether other checkpoints than usual were asked for.
 
     Raises:
         ConfigError: if they were, and the strategy cannot be saved.
@@ -156,7 +156,8 @@ class Saves:
         try:
             state.check(strategy)
         except BadValue as error:
-            if "checkpoint" in experiment.record.model_fields_set:
+            # The file in a run's folder says everything, so that what is there may be nobody's wish.
+            if experiment.record.checkpoint != type(experiment.record)().checkpoint:
                 raise experiment.problem(("strategy",), error) from error
             log.info("this run makes no checkpoints: %s", error.rule)
             keeper.stop()
