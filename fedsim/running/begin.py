@@ -246,10 +246,15 @@ def origin_in(run: Path) -> Mapping[str, Any] | None:
     if not isinstance(found, dict) or not {"format", "version", "experiment", "timing_only"} <= found.keys():
         raise BadValue("run", str(run), "was begun by a version of fedsim whose runs cannot be resumed")
     if found["format"] != FORMAT:
-        rule = (
-            f"was begun by fedsim {found['version']}, whose runs this version ({__version__}) cannot resume"
-        )
-        raise BadValue("run", str(run), rule, f"install fedsim {found['version']}")
+        then = found["version"]
+        rule = f"was begun by fedsim {then}, whose runs this version ({__version__}) cannot resume"
+        hint = f"install fedsim {then}"
+        if then == __version__:  # its code has changed since, as in a clone
+            rule, hint = (
+                f"was begun by an earlier fedsim {then}, which named values otherwise",
+                "begin a new run",
+            )
+        raise BadValue("run", str(run), rule, hint)
     return found
 
 

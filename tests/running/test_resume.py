@@ -26,6 +26,7 @@ from fedsim.record.store import facts
 from fedsim.running.checkpoint import files
 from fedsim.running.lock import locked
 from fedsim.running.signals import Terminated
+from fedsim.version import __version__
 
 GIVEN: dict[str, Any] = {
     "name": "long",
@@ -307,10 +308,15 @@ def test_another_experiment_is_refused_by_its_blocks(tmp_path: Path) -> None:
 def test_a_run_of_another_format_is_refused_with_its_version(tmp_path: Path) -> None:
     folder = stopped(tmp_path, 3)
     origin = facts(folder)["origin"]
-    with closing(sqlite3.connect(folder / "record.sqlite")) as db, db:
-        text = json.dumps({**origin, "format": 0, "version": "0.0.7"})
-        db.execute("UPDATE facts SET value = ? WHERE key = 'origin'", (text,))
-    assert "was begun by fedsim 0.0.7, whose runs this version" in resumed(folder)
+    earlier = f"was begun by an earlier fedsim {__version__}, which named values otherwise; begin a new run"
+    for version, said in {
+        "0.0.7": "was begun by fedsim 0.0.7, whose runs this version",
+        __version__: earlier,
+    }.items():
+        with closing(sqlite3.connect(folder / "record.sqlite")) as db, db:
+            text = json.dumps({**origin, "format": 0, "version": version})
+            db.execute("UPDATE facts SET value = ? WHERE key = 'origin'", (text,))
+        assert said in resumed(folder)
     with closing(sqlite3.connect(folder / "record.sqlite")) as db, db:
         db.execute("DELETE FROM facts WHERE key = 'origin'")
     assert "whose runs cannot be resumed" in resumed(folder)
