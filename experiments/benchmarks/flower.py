@@ -4,7 +4,8 @@ The app is ``flower_app``: FedAvg with plain PyTorch training. ``plain`` does th
 Flower, ``pool`` in a pool of two processes; ``fedsim`` runs the app as it does by default, ``fedsim-1`` in one
 process, ``fedsim-2`` with two worker processes, and ``flwr`` in Flower's simulation engine on two cores, where
 ``flwr[simulation]`` is installed. Every repeat is a process of its own: ``startup_s`` is from its start to the first
-round, imports included, and ``cpu_s`` the processor time of all its processes, from the start to the end.
+round, imports included, and ``cpu_s`` the processor time of all its processes, from the start to the end. ``others``
+says how many cores other programs took meanwhile: where they take one of two, two processes are no faster than one.
 ``overhead_us`` is the processor time that a message and its reply take in SimGrid when a ClientApp does nothing,
 ClientApp included; ``overhead_single_us`` is the same where the server takes the replies one at a time, as an
 asynchronous one does.
@@ -37,6 +38,7 @@ import numpy as np
 
 APP = Path(__file__).parent / "flower_app"
 SETTING = "FEDSIM_FLOWER_BENCH"
+TICKS = os.sysconf("SC_CLK_TCK")
 CASES = {
     "lenet5": {"model": "lenet5", "clients": 100, "per_round": 10, "samples": 600},
     "mlp": {"model": "mlp", "clients": 1000, "per_round": 100, "samples": 60},
@@ -121,13 +123,15 @@ def measure(engine: str, case: dict[str, Any], given: argparse.Namespace) -> dic
         "round_s": statistics.median(rounds[1:]),
         "total_s": marks[-1] - began,
         "cpu_s": used.seconds,
+        "others": used.others,
     }
 
 
 class Used:
     """Adds up the processor time of all processes that have a text in their environment, whoever started them.
 
-    It looks four times a second, on Linux alone; what a process does after the last look is missed.
+    It looks four times a second, on Linux alone; what a process does after the last look is missed. ``others`` is how
+    many cores all other processes took meanwhile.
     """
 
     def __init__(self, text: str) -> None:
@@ -135,16 +139,19 @@ class Used:
         self._over, self._thread = threading.Event(), threading.Thread(target=self._watch)
 
     def __enter__(self) -> Used:
+        self._began_s, self._busy = time.monotonic(), busy_ticks()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+        taken = busy_ticks() - self._busy - sum(self._ticks.values())
+        self.others = max(0.0, taken / TICKS / (time.monotonic() - self._began_s))
 
     @property
     def seconds(self) -> float:
-        return sum(self._ticks.values()) / os.sysconf("SC_CLK_TCK")
+        return sum(self._ticks.values()) / TICKS
 
     def _watch(self) -> None:
         while not self._over.wait(0.25):
@@ -158,6 +165,12 @@ class Used:
         if self._own[place.name]:
             fields = (place / "stat").read_text().rpartition(")")[2].split()
             self._ticks[place.name] = int(fields[11]) + int(fields[12])
+
+
+def busy_ticks() -> int:
+    """Return how long all cores of the machine have been at work since it started."""
+    user, nice, system, _, _, *interrupts = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+    return sum(map(int, (user, nice, system, *interrupts)))
 
 
 def write_images(case: dict[str, Any], mnist: bool) -> None:
@@ -310,6 +323,7 @@ COLUMNS = {
     "round_s": "a later round",
     "total_s": "in all",
     "cpu_s": "of processor time",
+    "others": "cores taken by others",
 }
 TITLES = {
     "plain": "plain loop",
