@@ -49,9 +49,16 @@ def visit(clients, client, round=None, action="train"):
     return unpack(clients.answer(client, message, 0.0)["arrays"]).value()
 
 
-def test_every_visit_draws_batches_of_its_own(learner):
+@pytest.mark.parametrize(
+    "rounds",
+    [
+        [3, 3, 2, 3, 4, 4, 3],  # as they may come in when nobody waits for anybody
+        [3, 3, 4, 3],  # the last is no second visit of round 3
+        [1, 1, 1, 2, 1, 3, 1, 2, 2, 3],
+    ],
+)
+def test_every_visit_draws_batches_of_its_own(rounds, learner):
     clients = BuiltinClients(learner, {"train": LocalSGD(LOCAL)})
-    rounds = [3, 3, 2, 3, 4, 4, 3]  # as they may come in when nobody waits for anybody
     results = [visit(clients, 1, round) for round in rounds]
     for i, one in enumerate(results):
         assert not any(torch.equal(one, other) for other in results[i + 1 :])
