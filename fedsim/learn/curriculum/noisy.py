@@ -17,6 +17,9 @@ from fedsim.learn.data.datasets import Dataset
 from fedsim.parts import NotNegative, Share
 from fedsim.rng import stream
 
+NOISY = "noisy "
+"""How the names of such data begin."""
+
 
 def noisy(
     *,
@@ -45,8 +48,8 @@ def noisy(
         where the label is wrong.
 
     Raises:
-        BadValue: if there is no level, wrong labels are asked of data without classes, or the other dataset is unknown
-            or refuses its parameters.
+        BadValue: if there is no level, wrong labels are asked of data without classes, or the other dataset is unknown,
+            refuses its parameters, or has such noise already.
 
     >>> data = noisy(of="digits", levels=[0.0, 0.5], clients=2, seed=0)
     >>> sorted(set(data.difficulty.tolist())), data.name
@@ -66,6 +69,8 @@ def noisy(
     except BadValue as error:
         key = "of" if error.key == "name" else f"of.{error.key}"
         raise BadValue(key, error.value, error.rule, error.hint) from error
+    if source.name.startswith(NOISY):  # both would draw the same noise, and only one be told of
+        raise BadValue("of", name, "has noise already", "give all levels to one")
     if not isinstance(source.x, Tensor):
         raise BadValue("of", name, "has several inputs, and noise is for one")
     draw = stream(seed, "noise")
@@ -76,7 +81,7 @@ def noisy(
     if wrong:
         y, false = _mistaken(source, wrong, stream(seed, "wrong labels"))
         difficulty[false] = max(levels) + 1
-    noised: Dataset = replace(source, name=f"noisy {source.name}", x=x, y=y, difficulty=difficulty)
+    noised: Dataset = replace(source, name=f"{NOISY}{source.name}", x=x, y=y, difficulty=difficulty)
     return noised
 
 

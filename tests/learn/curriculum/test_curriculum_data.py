@@ -175,6 +175,9 @@ def test_parameters_of_the_inner_dataset_are_its_own():
         assert caught.value.key == key
     with pytest.raises(BadValue, match="at least 1 level"):
         noisy(of="digits", levels=[], clients=1, seed=0)
+    again = {"name": "noisy", "of": "digits", "levels": [0.1]}
+    with pytest.raises(BadValue, match=r"has noise already; give all levels to one"):
+        noisy(of=again, levels=[0.2], clients=1, seed=0)
 
 
 def test_an_experiment_sorts_by_what_is_known_or_by_the_expert():
