@@ -321,8 +321,8 @@ def test_a_run_that_time_has_ended_can_be_longer(app, tmp_path):
     assert done.exit_code == 0, done.output
     assert read(short.path, "rounds")["time_us"].tolist() == read(long.path, "rounds")["time_us"].tolist()
     assert left(short.path)["weights"] == left(long.path)["weights"]
-    less = {"stop.sim_time_s": 0.03, "record.checkpoint": None}
-    found = fedsim.resume(short.path, extend={"sim_time_s": 0}, overrides=less)
+    less = {"stop.sim_time_s": 0.02, "record.checkpoint": None}
+    found = fedsim.resume(short.path, extend={"sim_time_s": 0.01}, overrides=less)
     assert found.summary["sim_time_s"] == 0.03  # what came later is still kept, and nothing of it is wrong
 
 

@@ -193,7 +193,7 @@ def test_a_record_that_cannot_grow_ends_the_run_in_one_line(tmp_path, strategy, 
     run = ("run", file, "--out", str(out), "--quiet")
     code, told = command(tmp_path, *run, before=limit)
     assert (code, told.splitlines()[0]) == (3, "run: record.sqlite cannot be written (disk I/O error)")
-    assert len(told.splitlines()) == 4  # and what is kept, how to look at it, and how to start again
+    assert len(told.splitlines()) == 5  # and what is kept, how to look at it, to go on, and to start again
     rounds = read(one(out), "rounds")["round"]
     assert rounds.tolist() == list(range(len(rounds)))
     assert 1 < len(rounds) < 2000
