@@ -188,7 +188,7 @@ class LocalClients:
         self._visits[client] += 1
         round = order.round if order.round >= 0 else self._visits[client]
         latest, visit = self._lately.get(client, (round, 0))
-        if round < latest:  # more visits than there can have been in that round: no two of them have one number
+        if round < latest:  # a number above those of all visits there have been, so that no two are alike
             return Place(client, round, sim_time_s, self._visits[client])
         self._lately[client] = (round, 1) if round > latest else (latest, visit + 1)
         return Place(client, round, sim_time_s, self._lately[client][1])
