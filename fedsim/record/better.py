@@ -4,22 +4,11 @@ from __future__ import annotations
 
 import re
 
-RISING = {
-    *(
-        "accuracy",
-        "acc",
-        "top",
-        "f1",
-        "auc",
-        "auroc",
-        "auprc",
-        "precision",
-        "recall",
-        "sensitivity",
-        "specificity",
-    ),
-    *("r2", "iou", "jaccard", "dice", "bleu", "rouge", "psnr", "ssim"),
-}
+SHARES = {"accuracy", "acc", "top", "f1", "precision", "recall", "sensitivity", "specificity"}
+AREAS = {"auc", "auroc", "auprc"}
+LIKENESSES = {"r2", "iou", "jaccard", "dice", "bleu", "rouge", "psnr", "ssim"}
+
+RISING = SHARES | AREAS | LIKENESSES
 """Words of which one is in the name, ``top`` also with a number behind it."""
 
 FALLING = {"loss", "error", "distance", "gini"}

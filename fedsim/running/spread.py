@@ -15,7 +15,7 @@ class Spread:
 
     Args:
         trained: how many of the numbers are weights, where there are others behind them: running statistics and
-            counters of batches are averaged, and are no distance between models.
+            counters of batches are averaged, and are no distance between models. None counts all.
 
     >>> from fedsim.learn.deferred import Deferred
     >>> models = {"0": Deferred.known(torch.tensor([0.0, 0.0])), "1": Deferred.known(torch.tensor([6.0, 8.0]))}
@@ -24,11 +24,9 @@ class Spread:
     """
 
     batch = None
-    trained: int | None = None
 
     def __init__(self, trained: int | None = None) -> None:
-        if trained is not None:
-            self.trained = trained
+        self.trained = trained
 
     def run(self, calls: Sequence[Spread], inputs: Sequence[Inputs]) -> Sequence[dict[str, Any]]:
         """Average the models [P] in float64."""

@@ -38,9 +38,8 @@ class FedNova(FlowerFace, Rounds):
         rule = "FedNova's steps all have one learning rate"
         if self.local.lr_decay:
             raise BadValue("local.lr_decay", self.local.lr_decay, rule)
-        if isinstance(
-            self.local.lr, list
-        ):  # who steps further would count more, which is what it is there to undo
+        # Who steps further would count more, which is what it is there to undo.
+        if isinstance(self.local.lr, list):
             raise BadValue("local.lr", self.local.lr, rule)
 
     def norm(self, samples: int) -> float:
